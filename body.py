@@ -1,0 +1,130 @@
+"""The body: rotations, SMPL's skeleton, the posed mesh, and a small renderer.
+
+SMPL (Loper et al. 2015) poses a body by one rotation per joint, each relative to its parent:
+    global(j) = global(parent(j)) R(j),    position(j) = position(parent(j)) + global(parent(j)) offset(j)
+Everywhere in this project a pose is a tensor of rotation matrices (..., 24, 3, 3) in one frame: y up, an upright
+person with the identity at the root faces +z, the body's left is +x. Lengths are metres, angles radians.
+
+Read next: captions.py, which puts a pose into words.
+"""
+
+import torch
+from torch import Tensor
+
+JOINT_NAMES = (
+    "pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2", "left_ankle", "right_ankle",
+    "spine3", "left_foot", "right_foot", "neck", "left_collar", "right_collar", "head", "left_shoulder",
+    "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hand", "right_hand",
+)
+JOINT = {name: index for index, name in enumerate(JOINT_NAMES)}
+PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21)
+# The joint that stands on the other side of the body (itself on the midline).
+MIRRORED = tuple(JOINT[n.replace("left", "?").replace("right", "left").replace("?", "right")] for n in JOINT_NAMES)
+# Joints of equal depth in the tree are posed in one operation: 9 levels instead of 23 joints.
+_DEPTH = [0]
+for _parent in PARENTS[1:]:
+    _DEPTH.append(_DEPTH[_parent] + 1)
+LEVELS = tuple(tuple(j for j in range(24) if _DEPTH[j] == d) for d in range(1, max(_DEPTH) + 1))
+
+
+# ---------------------------------------------------------------- rotations
+
+def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
+    """Axis-angle (..., 3), radians, to rotation matrices (..., 3, 3) by Rodrigues' formula; smooth at zero."""
+    angle_sq = (axis_angle ** 2).sum(-1, keepdim=True)  # (..., 1)
+    small = angle_sq < 1e-8
+    angle = torch.where(small, torch.ones_like(angle_sq), angle_sq).sqrt()
+    # sin(a)/a and (1-cos(a))/a^2, with their Taylor series where a is small, so that gradients stay finite.
+    a = torch.where(small, 1 - angle_sq / 6, angle.sin() / angle)[..., None]  # (..., 1, 1)
+    b = torch.where(small, 0.5 - angle_sq / 24, (1 - angle.cos()) / angle ** 2)[..., None]
+    x, y, z = axis_angle.unbind(-1)
+    zero = torch.zeros_like(x)
+    k = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))  # (..., 3, 3)
+    return torch.eye(3, dtype=k.dtype, device=k.device) + a * k + b * (k @ k)
+
+
+def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
+    """Rotation matrices (..., 3, 3) to axis-angle (..., 3), radians, angle in [0, pi]; exact near 0 and near pi.
+
+    Goes through the quaternion by Shepperd's method: of four equal formulas the best conditioned is taken.
+    """
+    m = matrix
+    diag = torch.diagonal(m, dim1=-2, dim2=-1)
+    trace = diag.sum(-1, keepdim=True)
+    sq = torch.cat([1 + trace, 1 + 2 * diag - trace], -1)  # (..., 4) = 4 w^2, 4 x^2, 4 y^2, 4 z^2
+    wx, wy, wz = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
+    xy, xz, yz = m[..., 0, 1] + m[..., 1, 0], m[..., 0, 2] + m[..., 2, 0], m[..., 1, 2] + m[..., 2, 1]
+    w4, x4, y4, z4 = sq.unbind(-1)
+    # Row i of this table is the quaternion (w, x, y, z) times 4 of its component i.
+    table = torch.stack([w4, wx, wy, wz, wx, x4, xy, xz, wy, xy, y4, yz, wz, xz, yz, z4], -1).unflatten(-1, (4, 4))
+    best = sq.argmax(-1)[..., None, None].expand(*sq.shape[:-1], 1, 4)
+    quat = torch.nn.functional.normalize(table.gather(-2, best).squeeze(-2), dim=-1)  # (..., 4)
+    quat = torch.where(quat[..., :1] < 0, -quat, quat)
+    sin_half = quat[..., 1:].norm(dim=-1, keepdim=True)
+    angle = 2 * torch.atan2(sin_half, quat[..., :1])
+    scale = torch.where(sin_half < 1e-6, 2 * torch.ones_like(angle), angle / sin_half.clamp_min(1e-6))
+    return quat[..., 1:] * scale
+
+
+def rot6d_to_matrix(rot6d: Tensor) -> Tensor:
+    """6D (..., 6), the matrix's first two columns one after the other, to (..., 3, 3) by Gram-Schmidt (Zhou et al. 2019)."""
+    first = torch.nn.functional.normalize(rot6d[..., :3], dim=-1)
+    second = rot6d[..., 3:] - (first * rot6d[..., 3:]).sum(-1, keepdim=True) * first
+    second = torch.nn.functional.normalize(second, dim=-1)
+    return torch.stack([first, second, torch.linalg.cross(first, second)], -1)
+
+
+def matrix_to_rot6d(matrix: Tensor) -> Tensor:
+    """Rotation matrices (..., 3, 3) to their first two columns, (..., 6)."""
+    return torch.cat([matrix[..., 0], matrix[..., 1]], -1)
+
+
+# ---------------------------------------------------------------- the skeleton
+
+# Rest joints (24, 3), a T-pose with the pelvis at the origin. Heights, limb lengths and widths are the segment
+# proportions of Drillis & Contini (1966; in Winter, Biomechanics, 2009) for a stature of 1.70 m, to the centimetre.
+REST_JOINTS = torch.tensor([
+    (0, 0, 0), (.06, -.09, 0), (-.06, -.09, 0), (0, .11, -.02), (.10, -.49, 0), (-.10, -.49, 0), (0, .24, -.02),
+    (.09, -.91, -.02), (-.09, -.91, -.02), (0, .30, 0), (.11, -.97, .11), (-.11, -.97, .11), (0, .51, -.02),
+    (.08, .42, -.02), (-.08, .42, -.02), (0, .60, .02), (.18, .44, -.02), (-.18, .44, -.02), (.45, .44, -.03),
+    (-.45, .44, -.03), (.70, .44, -.03), (-.70, .44, -.03), (.79, .44, -.03), (-.79, .44, -.03),
+])
+
+
+def forward_kinematics(rotmats: Tensor, rest_joints: Tensor = REST_JOINTS) -> tuple[Tensor, Tensor]:
+    """Joint positions (..., 24, 3), pelvis at the origin, and global rotations (..., 24, 3, 3) of a pose.
+
+    rotmats: (..., 24, 3, 3) local rotations. rest_joints: (24, 3) or batched (..., 24, 3), metres.
+    """
+    if rotmats.shape[-3:] != (24, 3, 3):
+        raise ValueError(f"a pose must be rotation matrices (..., 24, 3, 3), got {tuple(rotmats.shape)}")
+    rest_joints = rest_joints.to(rotmats)
+    offsets = rest_joints - rest_joints[..., PARENTS, :]  # row 0 is not used
+    positions = [torch.zeros_like(rotmats[..., 0, :, 0])] * 24
+    rotations = list(rotmats.unbind(-3))
+    for joints in LEVELS:
+        parents = [PARENTS[j] for j in joints]
+        parent_rotation = torch.stack([rotations[p] for p in parents], -3)  # (..., n, 3, 3)
+        parent_position = torch.stack([positions[p] for p in parents], -2)  # (..., n, 3)
+        position = parent_position + (parent_rotation @ offsets[..., joints, :, None]).squeeze(-1)
+        rotation = parent_rotation @ rotmats[..., joints, :, :]
+        for i, j in enumerate(joints):
+            positions[j], rotations[j] = position[..., i, :], rotation[..., i, :, :]
+    return torch.stack(positions, -2), torch.stack(rotations, -3)
+
+
+def mirror(rotmats: Tensor) -> Tensor:
+    """The pose (..., 24, 3, 3) seen in a mirror: left and right joints swapped, every rotation reflected in x."""
+    flip = torch.tensor([-1.0, 1.0, 1.0], dtype=rotmats.dtype, device=rotmats.device)
+    return flip[:, None] * rotmats[..., MIRRORED, :, :] * flip
+
+
+def remove_heading(rotmats: Tensor) -> Tensor:
+    """The pose (..., 24, 3, 3) turned about the vertical until its hip line has no depth: what a sentence can tell.
+
+    Taking the angle of the hip line is sturdier than an Euler angle, which is ill-posed for a body lying down.
+    """
+    left = rotmats[..., 0, :, 0]  # the root's x axis: the hip line
+    heading = torch.atan2(-left[..., 2], left[..., 0])  # turn about +y that takes +x to the hip line
+    turn = axis_angle_to_matrix(torch.stack([torch.zeros_like(heading), -heading, torch.zeros_like(heading)], -1))
+    return torch.cat([(turn @ rotmats[..., 0, :, :]).unsqueeze(-3), rotmats[..., 1:, :, :]], -3)
