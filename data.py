@@ -1,0 +1,240 @@
+"""The data: where poses come from, how they become pictures, and how both become examples with fresh words.
+
+A pose comes from the sampler of poses.py or from motion capture in AMASS's layout (Mahmood et al. 2019). A `Split`
+holds poses, the statements that are true of them and rendered pictures; `make_example` turns one of its rows into an
+`Example` of one of four tasks, the one record of the project. After this file nothing knows where a pose came from.
+
+Read next: model.py, which answers the prompts of these examples.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import body
+import captions
+from poses import sample_poses, turn
+
+# ---------------------------------------------------------------- poses from motion capture
+
+def read_amass(path: str | Path) -> Tensor:
+    """Poses (T, 24, 3, 3) of an AMASS file, turned from AMASS's z-up world into ours; about 12 frames a second.
+
+    `poses` (T, 156 or 165) holds axis-angles: the root, 21 body joints, then fingers or face, which SMPL does not have:
+    its joints 22 and 23 stay at the identity. A file with `frame_idx` was thinned before and is kept whole. Every
+    fault of the file raises a ValueError that names it.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in ("poses", "mocap_framerate", "frame_idx") if key in file}
+    except Exception as error:  # zipfile, zlib, numpy and the system each raise their own
+        raise ValueError(f"{path} cannot be read as an npz file: {error}") from error
+    poses = arrays.get("poses")
+    if poses is None:
+        raise ValueError(f"{path} has no array `poses`; is it an AMASS motion file?")
+    if poses.ndim != 2 or poses.shape[1] not in (156, 165) or not len(poses) or poses.dtype.kind != "f":
+        raise ValueError(f"{path}: `poses` must be floats (T, 156) or (T, 165), found {poses.dtype} {poses.shape}")
+    if not np.isfinite(poses).all():
+        raise ValueError(f"{path}: `poses` holds NaN or infinity in {(~np.isfinite(poses)).any(1).sum()} frames")
+    step = 1 if "frame_idx" in arrays else max(1, round(float(arrays.get("mocap_framerate", 12)) / 12))
+    rotmats = torch.eye(3).repeat(len(poses[::step]), 24, 1, 1)
+    axis_angle = torch.from_numpy(poses[::step, :66].astype(np.float32)).unflatten(1, (22, 3))
+    rotmats[:, :22] = body.axis_angle_to_matrix(axis_angle)
+    rotmats[:, 0] = turn(0, torch.tensor(-90.0)) @ rotmats[:, 0]
+    return rotmats
+
+
+def amass_files(folder: str | Path, split: str) -> list[Path]:
+    """The npz files of `split` ("train", "val", "test"), sorted: those under folder/split where these three folders
+    exist (so that the data's own split of subjects is kept), else every tenth file is test and every tenth val."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder of motion capture files")
+    if all((folder / name).is_dir() for name in SPLITS):
+        files = sorted((folder / split).rglob("*.npz"))
+    else:
+        files = [path for i, path in enumerate(sorted(folder.rglob("*.npz")))
+                 if split == {0: "test", 1: "val"}.get(i % 10, "train")]
+    if not files:
+        raise ValueError(f"{folder}: no npz files for the {split} split")
+    return files
+
+
+def load_amass(folder: str | Path, split: str) -> Tensor:
+    """All poses (N, 24, 3, 3) of a split of an AMASS folder, with the heading removed; see `amass_files`."""
+    return body.remove_heading(torch.cat([read_amass(path) for path in amass_files(folder, split)]))
+
+
+# ---------------------------------------------------------------- pictures and splits
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class Split:
+    """Poses and what is known of them. The picture shows the pose under a heading and a camera of its own."""
+
+    rotmats: Tensor  # (N, 24, 3, 3), heading removed
+    holds: np.ndarray  # (N, S) bool, the statements true of rotmats
+    image_rotmats: Tensor  # (N, 24, 3, 3), as the camera sees the pose: only the root differs
+    image_holds: np.ndarray  # (N, S) bool, the statements true of image_rotmats
+    betas: Tensor  # (N, 10)
+    images: np.ndarray | None  # (N, size, size, 3) uint8
+
+
+def make_split(rotmats: Tensor, seed: int | list[int], size: int = 64, images: bool = True,
+               body_model: torch.nn.Module | None = None) -> Split:
+    """Give every pose (N, 24, 3, 3) a shape, a heading, a camera and, unless `images` is off, a picture."""
+    rng, n = np.random.default_rng(seed), len(rotmats)
+    rotmats = body.remove_heading(rotmats)
+    heading, tilt = (torch.from_numpy(rng.uniform(low, high, n)).float() for low, high in ((-180, 180), (-5, 15)))
+    betas = torch.from_numpy(rng.standard_normal((n, 10))).float()
+    seen = rotmats.clone()
+    # The camera looks down by `tilt` degrees; in its frame the whole body leans towards it by as much.
+    seen[:, 0] = turn(0, tilt) @ turn(1, heading) @ rotmats[:, 0]
+    pictures = None
+    if images:
+        model = body_model if body_model is not None else body.load_body()
+        pictures = np.concatenate([_photograph(model, seen[i:i + 128], betas[i:i + 128], size, rng)
+                                   for i in range(0, n, 128)])
+    return Split(rotmats, captions.pose_holds(rotmats).numpy(), seen, captions.pose_holds(seen).numpy(), betas, pictures)
+
+
+def _photograph(model: torch.nn.Module, rotmats: Tensor, betas: Tensor, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Pictures (B, size, size, 3) of posed bodies with clothes, light, background and a crop drawn at random."""
+    B = len(rotmats)
+
+    def draw(low: float, high: float, *shape: int) -> Tensor:
+        return torch.from_numpy(rng.uniform(low, high, (B, *shape))).float()
+
+    vertices, _ = body.body_vertices(model, rotmats, betas)
+    palette = (body.PALETTE + draw(-.1, .1, 7, 3)) * draw(.6, 1.2, 7, 1)
+    palette[:, body.PARTS.index("skin")] *= draw(.4, 1.1, 1)
+    light = torch.stack([draw(-1, 1), draw(0, 1.2), draw(.5, 1)], -1)  # from the camera's side, never from below
+
+    # Background: a smooth gradient, three rectangles and grain.
+    smooth = torch.nn.functional.interpolate(draw(0, 1, 3, 3, 3), size, mode="bicubic", align_corners=True)
+    pixels = torch.arange(size) / size
+    for _ in range(3):
+        low = draw(-.4, .9, 2, 1)
+        inside = (pixels > low) & (pixels < low + draw(.1, .6, 2, 1))  # (B, 2, size): in its columns, in its rows
+        rectangle = (inside[:, 0, None, :] & inside[:, 1, :, None])[:, None]
+        smooth = torch.where(rectangle, .5 * smooth + .5 * draw(0, 1, 3, 1, 1), smooth)
+    background = (smooth.permute(0, 2, 3, 1) + draw(-.04, .04, size, size, 3)).clamp(0, 1)
+
+    # The crop: a square around the body as the camera sees it, a little larger and off its centre.
+    distance = draw(3, 8)
+    low, high = vertices[..., :2].amin(1), vertices[..., :2].amax(1)
+    center = (low + high) / 2 + draw(-.05, .05, 2) * (high - low)
+    nearer = (distance[:, None] / (distance[:, None] - vertices[..., 2]))[..., None]  # perspective
+    reach = ((vertices[..., :2] - center[:, None]) * nearer).abs().amax((1, 2))
+    pictures = body.render(vertices, model.faces_tensor, body.part_colors(model, palette), size, center,
+                           2 * reach * draw(1.02, 1.3), distance, light=light, background=background)
+    return pictures.numpy()
+
+
+def load_splits(poses_dir: str | Path | None = None, counts: dict[str, int] | None = None, seed: int = 0,
+                images: bool = True) -> dict[str, Split]:
+    """The splits train, val and test, which share no pose: made-up poses, or motion capture from `poses_dir`.
+
+    counts: how many poses of each split, at most what `poses_dir` holds. The captured train poses are mirrored too.
+    """
+    counts = counts or {"train": 10_000, "val": 500, "test": 1_000}
+    splits = {}
+    for i, (name, count) in enumerate(counts.items()):
+        i = SPLITS.index(name)
+        rng = np.random.default_rng([seed, i])
+        if poses_dir is None:
+            rotmats = sample_poses(count, rng)
+        else:
+            rotmats = load_amass(poses_dir, name)
+            rotmats = torch.cat([rotmats, body.mirror(rotmats)]) if name == "train" else rotmats
+            rotmats = rotmats[rng.permutation(len(rotmats))[:count]]
+        splits[name] = make_split(rotmats, [seed, i], images=images)
+    return splits
+
+
+def retrieval_poses(poses_dir: str | Path | None, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Two sets of at most `count` poses (N, 24, 3, 3) that share none: for the retriever that rewards, for the judge.
+
+    Made-up poses are drawn afresh. Of motion capture each set takes half of the train files, mirrored too, since
+    neighbouring frames of one file are nearly the same pose.
+    """
+    if poses_dir is None:
+        return tuple(sample_poses(count, np.random.default_rng([seed, 3 + i])) for i in range(2))
+    rng = np.random.default_rng([seed, 3])
+    files = amass_files(poses_dir, "train")
+    if len(files) < 2:
+        raise ValueError(f"{poses_dir}: two retrievers need at least two train files, found one")
+    halves = []
+    for part in np.array_split(rng.permutation(len(files)), 2):
+        rotmats = body.remove_heading(torch.cat([read_amass(files[i]) for i in part]))
+        rotmats = torch.cat([rotmats, body.mirror(rotmats)])
+        halves.append(rotmats[rng.permutation(len(rotmats))[:count]])
+    return tuple(halves)
+
+
+# ---------------------------------------------------------------- examples
+
+TASKS = ("text2pose", "image2pose", "image2text", "vqa")
+INSTRUCTIONS = {
+    "text2pose": ("Give the SMPL pose of this person: {}", "{} What is the SMPL pose of this person?",
+                  "A person is described like this: {} Answer with the SMPL pose.", "Make the SMPL pose for: {}"),
+    "image2pose": ("What is the SMPL pose of this person?", "Give the SMPL pose of the person in the image.",
+                   "Look at the person and answer with the SMPL pose.", "How is this person posed? Give the SMPL pose."),
+    "image2text": ("Describe the pose of this person, then give the SMPL pose.",
+                   "What is this person doing? Describe it and give the SMPL pose.",
+                   "Put the pose of the person in the image into words, then give the SMPL pose."),
+}
+
+
+@dataclass
+class Example:
+    """One prompt with its true answer. `captions.POSE_TOKEN` in the answer stands for `rotmats`."""
+
+    task: str  # one of TASKS
+    prompt: str
+    answer: str
+    image: np.ndarray | None  # (H, W, 3) uint8
+    rotmats: Tensor | None  # (24, 3, 3), in the camera's frame where there is an image
+    betas: Tensor  # (10,)
+    statements: tuple[int, ...]  # what the words say of the pose, indices into captions.STATEMENTS
+
+
+def make_example(split: Split, task: str, index: int, rng: np.random.Generator) -> Example:
+    """The pose `index` of the split as an example of `task`, with words drawn afresh."""
+    if task not in TASKS:
+        raise ValueError(f"no task {task!r}; choose from {', '.join(TASKS)}")
+    if task != "text2pose" and split.images is None:
+        raise ValueError(f"the task {task} needs pictures, and this split was made without")
+    if task == "text2pose":
+        image, rotmats, holds = None, split.rotmats[index], split.holds[index]
+    else:
+        image, rotmats, holds = split.images[index], split.image_rotmats[index], split.image_holds[index]
+    statements = ()
+    if task == "vqa":
+        prompt, answer = captions.questions(holds, rng)
+    else:
+        prompt, answer = rng.choice(INSTRUCTIONS[task]), captions.POSE_ANSWER
+        if task != "image2pose":
+            sentence, statements = captions.describe(holds, rng)
+            prompt = prompt.format(sentence)
+            answer = f"{sentence} {answer}" if task == "image2text" else answer
+    return Example(task, str(prompt), answer, image, rotmats, split.betas[index], statements)
+
+
+def draw_batch(split: Split, tasks: dict[str, float], batch_size: int, rng: np.random.Generator) -> list[Example]:
+    """Examples of random poses, each of a task drawn with the given weights, e.g. {"text2pose": 2, "vqa": 1}."""
+    weights = np.array(list(tasks.values())) / sum(tasks.values())
+    drawn = rng.choice(list(tasks), batch_size, p=weights)
+    return [make_example(split, str(task), int(rng.integers(len(split.rotmats))), rng) for task in drawn]
+
+
+def corpus(split: Split, n: int, rng: np.random.Generator) -> list[str]:
+    """n prompts and their n answers, of all tasks that the split allows: the text to train a tokenizer on."""
+    tasks = TASKS if split.images is not None else TASKS[:1]
+    examples = draw_batch(split, dict.fromkeys(tasks, 1.0), n, rng)
+    return [text for example in examples for text in (example.prompt, example.answer)]
