@@ -9,6 +9,7 @@ Read next: captions.py, which puts a pose into words.
 """
 
 import functools
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -137,105 +138,88 @@ def remove_heading(rotmats: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------- a body made in code
 
-# SMPL's own arrays need a licence, so the built-in body is made here: round cones, smoothly blended into one signed
-# distance field and meshed. A row is (joint that moves it, from, to, radius there, radius here), in metres; a row off
-# the midline stands for its mirror image too.
+# SMPL's own arrays need a licence, so the built-in body is made here: cones with round ends, melted into one signed
+# distance field and meshed. A row: the joint that moves the cone, its two ends and the radius at each, in centimetres.
+# A row off the midline stands for its mirror image too.
 _CONES = (
-    ("pelvis", (.075, .01, -.025), (.085, -.07, -.02), .098, .094), ("pelvis", (.075, -.10, -.055), (.075, -.06, -.06), .074, .074),
-    ("spine1", (.060, .05, -.02), (.058, .13, -.015), .100, .090),
-    ("spine2", (.058, .14, -.015), (.070, .25, -.015), .090, .098),
-    ("spine3", (.075, .26, -.015), (.080, .36, -.03), .100, .085), ("spine3", (.07, .33, .03), (.06, .30, .03), .06, .06),
-    ("neck", (0, .40, -.035), (0, .58, -.01), .062, .054), ("left_collar", (.03, .44, -.03), (.16, .435, -.02), .05, .055),
-    ("head", (0, .63, -.03), (0, .64, .025), .082, .074), ("head", (0, .60, .03), (0, .54, .06), .060, .034),
-    ("head", (0, .610, .098), (0, .580, .112), .008, .013), ("head", (.074, .60, 0), (.076, .575, -.005), .014, .010),
-    ("left_shoulder", (.18, .43, -.02), (.45, .44, -.03), .062, .040),
-    ("left_elbow", (.45, .44, -.03), (.53, .44, -.03), .039, .041), ("left_elbow", (.53, .44, -.03), (.69, .44, -.03), .041, .025),
-    ("left_wrist", (.70, .44, -.03), (.78, .44, -.048), .024, .018), ("left_wrist", (.70, .44, -.03), (.78, .44, -.015), .024, .018),
-    ("left_wrist", (.71, .437, -.01), (.79, .43, .035), .016, .012),
-    ("left_hand", (.78, .44, -.048), (.86, .435, -.045), .018, .012), ("left_hand", (.78, .44, -.015), (.87, .435, -.02), .018, .012),
-    ("left_hip", (.09, -.10, -.005), (.10, -.49, .0), .088, .053),
-    ("left_knee", (.10, -.49, .0), (.098, -.62, -.02), .051, .055), ("left_knee", (.098, -.62, -.02), (.09, -.90, -.02), .055, .036),
-    ("left_ankle", (.09, -.90, -.02), (.105, -.955, .07), .038, .034), ("left_ankle", (.088, -.955, -.045), (.095, -.96, .1), .034, .032),
-    ("left_ankle", (.09, -.957, -.03), (.125, -.96, .1), .03, .03),
-    ("left_foot", (.092, -.96, .1), (.10, -.965, .16), .032, .024), ("left_foot", (.125, -.96, .1), (.12, -.967, .145), .03, .022),
+    ("pelvis", (0, 2, -2), (0, -5, -2), 10.3, 10), ("pelvis", (7, 2, -2.5), (8.5, -7, -2), 9.6, 9.4),
+    ("pelvis", (7, -10, -5.5), (7, -6, -6), 7.2, 7.4), ("spine1", (0, 5, -2), (0, 13, -1.5), 10.3, 9.7),
+    ("spine1", (6, 5, -2), (6, 13, -1.5), 9.8, 8.8), ("spine2", (0, 14, -1.5), (0, 25, -1.5), 9.7, 10.2),
+    ("spine2", (6, 14, -1.5), (7.3, 25, -1.5), 8.8, 9.8), ("spine3", (0, 26, -1.5), (0, 36, -2.5), 10.3, 8),
+    ("spine3", (7.5, 26, -1.5), (8.5, 36, -2.5), 9.8, 8.2), ("spine3", (8, 33, 2), (7, 30, 2), 6.5, 6.5),
+    ("neck", (0, 40, -3.5), (0, 58, -1), 6, 5.4), ("left_collar", (3, 43.5, -3), (16, 43, -2), 5, 5.8),
+    ("head", (0, 63, -3), (0, 64, 2.5), 8.2, 7.4), ("head", (0, 60, 3), (0, 54, 5.5), 6, 3.6),
+    ("head", (0, 61, 9.8), (0, 58, 11), .8, 1.3), ("head", (7.3, 60.5, 0), (7.5, 57.5, -.5), 1.5, 1.1),
+    ("left_shoulder", (18, 43, -2), (45, 44, -3), 6.2, 4.1), ("left_elbow", (45, 44, -3), (53, 44, -3), 4, 4.2),
+    ("left_elbow", (53, 44, -3), (69, 44, -3), 4.2, 2.6), ("left_wrist", (70, 44, -3), (78, 44, -4.8), 2.4, 1.8),
+    ("left_wrist", (70, 44, -3), (78, 44, -1.5), 2.4, 1.8), ("left_wrist", (72, 43.7, -1), (80, 43, 4), 1.6, 1.2),
+    ("left_hand", (78, 44, -4.8), (86, 43.5, -4.5), 1.8, 1.2), ("left_hand", (78, 44, -1.5), (87, 43.5, -2), 1.8, 1.2),
+    ("left_hip", (9, -10, -.5), (10, -49, 0), 8.8, 5.3), ("left_knee", (10, -49, 0), (9.8, -62, -2), 5.1, 5.6),
+    ("left_knee", (9.8, -62, -2), (9, -90, -2), 5.6, 3.6), ("left_ankle", (9, -90, -2), (10.5, -95, 7), 3.8, 3.4),
+    ("left_ankle", (8.8, -95.5, -4.5), (9.5, -96, 10), 3.6, 3.4), ("left_ankle", (9, -95.5, -3), (12.5, -96, 10), 3.2, 3),
+    ("left_foot", (9.5, -96, 10), (10, -96.5, 16), 3.4, 2.4), ("left_foot", (12.5, -96, 10), (12, -96.5, 14.5), 3, 2.2),
 )
 _BLEND = 0.012  # metres over which neighbouring cones melt into each other
-# Grid planes: (position, spacing from there on). Finer where the body has detail: head, hands and feet.
-_GRID_X = ((.01, .02), (.13, .025), (.20, .034), (.64, .02), (.70, .015), (.92, 0))
-_GRID_Y = ((-1.04, .018), (-.88, .034), (-.12, .026), (.34, .019), (.74, 0))
-_GRID_Z = ((-.20, .021), (.24, 0))
+_FLOOR = -0.985  # the soles are cut flat at this height
+# The mesher's grid, (from, spacing) per stretch in metres: finer where the body has detail, at head, hands and feet.
+_GRID = (((.011, .022), (.13, .03), (.20, .040), (.64, .02), (.70, .016), (.92, 0)),
+         ((-1.04, .02), (-.88, .044), (-.12, .03), (.34, .02), (.74, 0)), ((-.20, .0225), (.24, 0)))
 
 
 def _distances(points: Tensor) -> tuple[Tensor, list[int]]:
-    """Distance of points (..., 3) to each cone, (..., cones), negative inside, and the joint that moves each cone."""
+    """Distance in metres of points (..., 3) to each cone, (..., cones), negative inside; the joint of each cone."""
     distances, joints = [], []
     for name, start, end, r0, r1 in _CONES:
         for side in (1, -1) if end[0] else (1,):
-            flip = torch.tensor([side, 1.0, 1.0])
+            flip = torch.tensor([side, 1, 1]) / 100
             a, b = torch.tensor(start) * flip, torch.tensor(end) * flip
-            t = ((points - a) @ ((b - a) / (b - a).square().sum())).clamp(0, 1)
-            distances.append((points - a - t[..., None] * (b - a)).norm(dim=-1) - r0 - t * (r1 - r0))
+            t = ((points - a) @ ((b - a) / (b - a).square().sum())).clamp(0, 1)  # how far along the axis
+            distances.append((points - a - t[..., None] * (b - a)).norm(dim=-1) - (r0 + t * (r1 - r0)) / 100)
             joints.append(JOINT[name] if side == 1 else MIRRORED[JOINT[name]])
     return torch.stack(distances, -1), joints
 
 
 def _field(points: Tensor) -> Tensor:
-    """Signed distance (...), about metres, of points (..., 3) to the blended cones."""
-    return -_BLEND * torch.logsumexp(-_distances(points)[0] / _BLEND, -1)
-
-
-def _grid_planes(knots: tuple) -> Tensor:
-    planes = [torch.arange(a, b, step) for (a, step), (b, _) in zip(knots, knots[1:])]
-    return torch.cat(planes)
-
-
-def _body_mesh() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Vertices (V, 3), faces (F, 3), edges (2, E) both ways round, and each vertex's mirror image (V,): surface nets.
-
-    One vertex in every grid cell that the surface crosses, one quad around every grid edge that it crosses.
-    """
-    half = _grid_planes(_GRID_X)  # no plane at x = 0, so the middle cells hold vertices on the midline
-    axes = torch.cat([-half.flip(0), half]), _grid_planes(_GRID_Y), _grid_planes(_GRID_Z)
-    inside = _field(torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)) < 0  # (X, Y, Z)
-    corners = inside.float()[None]
-    occupancy = torch.nn.functional.avg_pool3d(corners, 2, stride=1)[0]
-    crossed = (occupancy > 0) & (occupancy < 1)
-    index = torch.full(crossed.shape, -1)
-    index[crossed] = torch.arange(int(crossed.sum()))
-    centers = torch.stack(torch.meshgrid(*[(a[1:] + a[:-1]) / 2 for a in axes], indexing="ij"), -1)
-    vertices, mirrored = centers[crossed], index.flip(0)[crossed]
-
-    quads = []
-    for order in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):  # grid edges along x, y, z
-        solid, cell = inside.permute(order), index.permute(order)
-        start, stop = solid[:-1, 1:-1, 1:-1], solid[1:, 1:-1, 1:-1]
-        quad = torch.stack([cell[:, :-1, :-1], cell[:, 1:, :-1], cell[:, 1:, 1:], cell[:, :-1, 1:]], -1)  # outward along +
-        quads += [quad[start & ~stop], quad[~start & stop].flip(-1)]
-    quads = torch.cat(quads)
-    edges = torch.cat([torch.stack([quads[:, i], quads[:, (i + 1) % 4]]) for i in range(4)], 1)
-
-    for step in range(8):  # relax along the surface, then step back onto it (Newton)
-        vertices = (vertices + _neighbour_mean(vertices, edges)) / 2 if step < 6 else vertices
-        points = vertices.requires_grad_()
-        distance = _field(points)
-        slope, = torch.autograd.grad(distance.sum(), points)
-        vertices = (points - distance[:, None] * slope / slope.square().sum(-1, keepdim=True)).detach()
-        vertices = (vertices + vertices[mirrored] * torch.tensor([-1.0, 1.0, 1.0])) / 2
-
-    a, b, c, d = vertices[quads].unbind(1)
-    short = ((a - c).norm(dim=-1) <= (b - d).norm(dim=-1))[:, None]
-    faces = torch.cat([torch.where(short, quads[:, [0, 1, 2]], quads[:, [0, 1, 3]]),
-                       torch.where(short, quads[:, [0, 2, 3]], quads[:, [1, 2, 3]])])
-    return vertices, faces, edges, mirrored
+    """Signed distance (...) of points (..., 3) to the body: a smooth minimum over the cones, cut at the floor."""
+    return torch.maximum(-_BLEND * torch.logsumexp(-_distances(points)[0] / _BLEND, -1), _FLOOR - points[..., 1])
 
 
 def _neighbour_mean(values: Tensor, edges: Tensor) -> Tensor:
-    total = torch.zeros_like(values).index_add_(0, edges[0], values[edges[1]])
-    return total / torch.bincount(edges[0])[:, None]
+    """Mean (V, n) of each vertex's neighbours' values (V, n). edges: (2, E), every edge both ways round."""
+    return torch.zeros_like(values).index_add_(0, edges[0], values[edges[1]]) / torch.bincount(edges[0])[:, None]
 
 
-class _TenShapes(smplx.SMPL):
-    SHAPE_SPACE_DIM = 10  # as many as there are; smplx prints a warning for fewer than 300
+def _body_mesh() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Vertices (V, 3), faces (F, 3), edges (2, E) both ways round, and each vertex's mirror image (V,), by surface nets
+    (Gibson 1998): a vertex in every grid cell that the surface crosses, a quad around every grid edge that it crosses."""
+    x, y, z = (torch.cat([torch.arange(a, b, step) for (a, step), (b, _) in zip(s, s[1:])]) for s in _GRID)
+    planes = torch.cat([-x.flip(0), x]), y, z  # none at x = 0, so that the midline gets vertices of its own
+    inside = _field(torch.stack(torch.meshgrid(*planes, indexing="ij"), -1)) < 0
+    filled = torch.nn.functional.avg_pool3d(inside[None].float(), 2, stride=1)[0]
+    crossed = (filled > 0) & (filled < 1)
+    index = torch.full(crossed.shape, -1)
+    index[crossed] = torch.arange(int(crossed.sum()))
+    mirrored = index.flip(0)[crossed]
+    quads = []
+    for order in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):  # grid edges along x, y and z
+        solid, cell = inside.permute(order), index.permute(order)
+        here, there = solid[:-1, 1:-1, 1:-1], solid[1:, 1:-1, 1:-1]
+        around = torch.stack([cell[:, :-1, :-1], cell[:, 1:, :-1], cell[:, 1:, 1:], cell[:, :-1, 1:]], -1)
+        quads += [around[here & ~there], around[~here & there].flip(-1)]  # counter-clockwise seen from outside
+    quads = torch.cat(quads)
+    edges = torch.cat([torch.stack([quads[:, i - 1], quads[:, i]]) for i in range(4)], 1)
+
+    vertices = torch.stack(torch.meshgrid(*[(p[1:] + p[:-1]) / 2 for p in planes], indexing="ij"), -1)[crossed]
+    for step in range(8):  # even the vertices out, then step back onto the surface (Newton)
+        vertices = (vertices + _neighbour_mean(vertices, edges)) / 2 if step < 6 else vertices
+        distance = _field(vertices.requires_grad_())
+        slope, = torch.autograd.grad(distance.sum(), vertices)
+        vertices = (vertices - distance[:, None] * slope / slope.square().sum(-1, keepdim=True)).detach()
+        vertices = (vertices + vertices[mirrored] * torch.tensor([-1, 1, 1])) / 2
+    a, b, c, d = vertices[quads].unbind(1)
+    short = ((a - c).norm(dim=-1) < (b - d).norm(dim=-1))[:, None]  # cut quads along the shorter diagonal
+    first, second = (torch.where(short, quads[:, i], quads[:, j]) for i, j in (([0, 1, 2], [0, 1, 3]), ([0, 2, 3], [1, 2, 3])))
+    return vertices, torch.cat([first, second]), edges, mirrored
 
 
 # One row per shape coefficient: the growth along x, y and z of the T-pose of the parts whose joint's name holds one
@@ -256,10 +240,11 @@ _SHAPES = (
 
 
 def _stand_in_arrays() -> dict[str, np.ndarray]:
-    """The arrays of SMPL (see load_body) for the body made of cones."""
+    """SMPL's arrays, as load_body lists them, for the body made of cones."""
     vertices, faces, edges, mirrored = _body_mesh()
+    from_joint = vertices[:, None] - REST_JOINTS  # (V, 24, 3)
     # Skinning: every vertex starts with the joint of its nearest cone, then weights spread along the surface, never
-    # through the air, so that an arm cannot pull the chest and a leg cannot pull the other.
+    # through the air, so that no arm can pull the chest and no leg the other.
     distances, joints = _distances(vertices)
     weights = torch.nn.functional.one_hot(torch.tensor(joints)[distances.argmin(-1)], 24).float()  # (V, 24)
     for _ in range(10):
@@ -267,192 +252,182 @@ def _stand_in_arrays() -> dict[str, np.ndarray]:
     weights = (weights + weights[mirrored][:, MIRRORED]) / 2
     weights = weights * (weights >= weights.topk(4).values[:, -1:])
     weights = weights / weights.sum(-1, keepdim=True)
-
-    # Joint regressor: a Gaussian window around the joint, corrected to return the joint exactly. What returns a point
-    # and sums to one also follows every affine change of the flesh around it, hence the shape coefficients.
-    offsets = (vertices - REST_JOINTS[:, None]).double()  # (24, V, 3)
-    window = torch.exp(-offsets.square().sum(-1) / (2 * .07 ** 2))  # (24, V)
-    basis = torch.cat([torch.ones_like(window)[..., None], offsets], -1)  # (24, V, 4)
-    gram = torch.einsum("jva,jv,jvb->jab", basis, window, basis)
-    regressor = window * (basis @ torch.linalg.inv(gram)[:, :, :1]).squeeze(-1)  # rows: sum to 1, first moment 0
+    # Joint regressor: a Gaussian window around the joint, tilted so that it returns the joint exactly. Such a row follows
+    # every affine change of the flesh around it, hence the shape coefficients too.
+    window = torch.exp(-from_joint.double().square().sum(-1) / (2 * .07 ** 2))  # (V, 24)
+    basis = torch.cat([torch.ones_like(window)[..., None], from_joint], -1)  # (V, 24, 4)
+    moments = torch.einsum("vja,vj,vjb->jab", basis, window, basis)
+    regressor = window * torch.einsum("vja,ja->vj", basis, torch.linalg.inv(moments)[..., 0])
 
     shapedirs = []
     for row in _SHAPES:
         growth, moved = torch.zeros(24, 3), torch.zeros(24, 3)
         for words, amount in row.items():
-            growth += torch.tensor([amount if any(w in n for w in words.split()) else (0, 0, 0) for n in JOINT_NAMES])
+            growth += torch.tensor([amount if any(w in name for w in words.split()) else (0, 0, 0) for name in JOINT_NAMES])
         for j in range(1, 24):
             moved[j] = moved[PARENTS[j]] + growth[PARENTS[j]] * (REST_JOINTS[j] - REST_JOINTS[PARENTS[j]])
-        per_joint = moved + growth * (vertices[:, None] - REST_JOINTS)  # (V, 24, 3)
-        shapedirs.append((weights[..., None] * per_joint).sum(1))
-
-    # Averaging a rotation R with the identity shrinks the flesh at the joint: with weight s beyond the joint,
-    # |(1-s)p + sRp|^2 = |p|^2 - s(1-s)|(R-I)p|^2. To first order, adding -s(1-s)(R-I+(R-I)^T)p/2 undoes it, and this is
-    # linear in R - I, which is just what SMPL's pose correctives are.
+        shapedirs.append((weights[..., None] * (moved + growth * from_joint)).sum(1))
+    # Pose correctives: to average a rotation R with the identity shrinks the flesh at a joint; with weight s beyond it,
+    # |(1-s) p + s R p|^2 = |p|^2 - s(1-s) |(R-I) p|^2. To first order -s(1-s) (R-I + (R-I)^T) p / 2 undoes that.
     beyond = weights.clone()
     for j in range(23, 0, -1):
         beyond[:, PARENTS[j]] += beyond[:, j]
-    pull = -(beyond * (1 - beyond))[..., None] * (vertices[:, None] - REST_JOINTS) / 2  # (V, 24, 3)
+    pull = -(beyond * (1 - beyond))[..., None] * from_joint / 2  # (V, 24, 3)
     eye = torch.eye(3)
     posedirs = torch.einsum("cr,vjs->vcjrs", eye, pull) + torch.einsum("cs,vjr->vcjrs", eye, pull)
-
-    tree = np.array([PARENTS, range(24)])
-    arrays = {"v_template": vertices, "shapedirs": torch.stack(shapedirs, -1), "J_regressor": regressor.float(),
-              "posedirs": posedirs[:, :, 1:].flatten(2), "weights": weights, "f": faces}
-    return {name: array.numpy() for name, array in arrays.items()} | {"kintree_table": tree}
+    arrays = {"v_template": vertices, "shapedirs": torch.stack(shapedirs, -1), "J_regressor": regressor.T.float(),
+              "posedirs": posedirs[:, :, 1:].flatten(2), "weights": weights, "f": faces,
+              "kintree_table": torch.tensor([PARENTS, range(24)])}
+    return {name: array.numpy() for name, array in arrays.items()}
 
 
 # ---------------------------------------------------------------- the posed mesh
 
+class _TenShapes(smplx.SMPL):
+    SHAPE_SPACE_DIM = 10  # all there are; smplx prints a warning for fewer than 300
+
+
 @functools.lru_cache
 def load_body(path: str | None = None) -> smplx.SMPL:
-    """SMPL's body model: the built-in stand-in, or the arrays of a real SMPL.
+    """SMPL's body model (Loper et al. 2015): the built-in body, or a real SMPL from an .npz of its arrays.
 
-    path: an .npz of v_template (V, 3), shapedirs (V, 3, 10 or more), posedirs (V, 3, 207), J_regressor (24, V),
-    kintree_table (2, 24), weights (V, 24) and f (F, 3). Raises FileNotFoundError, or ValueError for anything else.
+    The arrays: v_template (V, 3), shapedirs (V, 3, 10 or more), posedirs (V, 3, 207), J_regressor (24, V),
+    kintree_table (2, 24), weights (V, 24), f (F, 3). Raises FileNotFoundError, and ValueError for any other file.
     """
     if path is None:
         arrays = _stand_in_arrays()
+    elif not Path(path).exists():
+        raise FileNotFoundError(f"{path} does not exist; give an .npz of SMPL's arrays, or nothing for the built-in body")
+    elif not zipfile.is_zipfile(path):  # which an .npz is
+        raise ValueError(f"{path} is not an .npz; give SMPL as an .npz of its arrays v_template, shapedirs, posedirs, ...")
     else:
-        if Path(path).suffix != ".npz":
-            raise ValueError(f"{path}: give the body as an .npz of SMPL's arrays (v_template, shapedirs, ...), no other file")
-        if not Path(path).exists():
-            raise FileNotFoundError(f"{path}: no such file; give an .npz of SMPL's arrays, or no path for the built-in body")
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-        v, f = len(arrays.get("v_template", ())), len(arrays.get("f", ()))
-        wanted = {"v_template": (v, 3), "shapedirs": (v, 3, 10), "posedirs": (v, 3, 207), "J_regressor": (24, v),
-                  "kintree_table": (2, 24), "weights": (v, 24), "f": (f, 3)}
-        for name, shape in wanted.items():
-            if name == "shapedirs" and name in arrays:
-                arrays[name] = arrays[name][..., :10]
-            if name not in arrays or arrays[name].shape != shape:
-                found = arrays[name].shape if name in arrays else "nothing"
-                raise ValueError(f"{path}: {name} must be an array {shape}, found {found}; is this SMPL?")
-    # smplx always picks some face vertices as extra joints; body_vertices drops them, so any index will do.
-    picked = dict.fromkeys(("nose", "reye", "leye", "rear", "lear"), 0)
-    absent = dict.fromkeys(("create_betas", "create_global_orient", "create_body_pose", "create_transl"), False)
-    return _TenShapes(model_path="", data_struct=smplx.utils.Struct(**arrays), vertex_ids=picked, use_hands=False,
-                      use_feet_keypoints=False, **absent)
+        V, F = len(arrays.get("v_template", ())), len(arrays.get("f", ()))
+        for name, shape in {"v_template": (V, 3), "shapedirs": (V, 3, 10), "posedirs": (V, 3, 207), "J_regressor": (24, V),
+                            "kintree_table": (2, 24), "weights": (V, 24), "f": (F, 3)}.items():
+            found = arrays.get(name, np.empty(0))[..., :shape[-1]]
+            if found.shape != shape or not np.isfinite(found).all():
+                raise ValueError(f"{path}: {name} must be a finite array {shape}, found {found.shape}; is this SMPL?")
+    # smplx always reads some points of the face as extra joints; body_vertices drops them, so any vertex will do.
+    face = dict.fromkeys(("nose", "reye", "leye", "rear", "lear"), 0)
+    return _TenShapes(model_path="", data_struct=smplx.utils.Struct(**arrays), vertex_ids=face, use_hands=False,
+                      use_feet_keypoints=False, create_betas=False, create_global_orient=False, create_body_pose=False,
+                      create_transl=False)
 
 
 def body_vertices(body: smplx.SMPL, rotmats: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
-    """Vertices (B, V, 3) and joints (B, 24, 3) in metres, pelvis joint at the origin.
-
-    rotmats: (B, 24, 3, 3) local rotations. betas: (B, 10) shape coefficients.
-    """
+    """Vertices (B, V, 3) and joints (B, 24, 3), metres, pelvis joint at the origin, of poses (B, 24, 3, 3) and shape
+    coefficients betas (B, 10)."""
     if rotmats.shape[1:] != (24, 3, 3) or betas.shape != (len(rotmats), 10):
-        raise ValueError(f"need rotmats (B, 24, 3, 3) and betas (B, 10), got {tuple(rotmats.shape)}, {tuple(betas.shape)}")
+        raise ValueError(f"need rotmats (B, 24, 3, 3), betas (B, 10); got {tuple(rotmats.shape)}, {tuple(betas.shape)}")
     out = body(betas=betas, global_orient=rotmats[:, :1], body_pose=rotmats[:, 1:], pose2rot=False)
-    joints = out.joints[:, :24]
-    return out.vertices - joints[:, :1], joints - joints[:, :1]
+    pelvis = out.joints[:, :1]
+    return out.vertices - pelvis, out.joints[:, :24] - pelvis
 
 
 # ---------------------------------------------------------------- pictures
 
-AMBIENT = 0.45  # share of the light that comes from everywhere
-# In the built-in world everybody wears the left sleeve and the left trouser leg in a second colour, so that left and
-# right can be told apart in a small picture, from the front and from behind.
+# In the built-in world the left sleeve and the left trouser leg have a colour of their own, so that left and right can
+# be told apart in a small picture, from the front and from behind.
 PARTS = ("skin", "hair", "shirt", "left_sleeve", "trousers", "left_leg", "shoes")
-PALETTE = torch.tensor([(.87, .68, .55), (.24, .17, .13), (.20, .45, .70), (.94, .72, .20), (.33, .35, .40),
-                        (.64, .70, .76), (.16, .16, .18)])  # (7, 3) in the order of PARTS, told apart by the colour-blind
-_PART_OF = {"shoulder": "shirt", "elbow": "shirt", "wrist": "skin", "hand": "skin", "neck": "skin", "head": "skin",
-            "pelvis": "trousers", "hip": "trousers", "knee": "trousers", "ankle": "shoes", "foot": "shoes"}
+# (7, 3) in the order of PARTS: colours that differ in lightness, so that the colour-blind tell them apart too.
+PALETTE = torch.tensor([(.87, .68, .55), (.24, .17, .13), (.18, .42, .68), (.95, .73, .20), (.30, .33, .40),
+                        (.64, .70, .76), (.15, .15, .17)])
+_WORN = {"shoulder": "shirt", "elbow": "shirt", "wrist": "skin", "hand": "skin", "neck": "skin", "head": "skin",
+         "pelvis": "trousers", "hip": "trousers", "knee": "trousers", "ankle": "shoes", "foot": "shoes"}
+_WORN_LEFT = _WORN | {"shoulder": "left_sleeve", "elbow": "left_sleeve", "hip": "left_leg", "knee": "left_leg"}
+AMBIENT = 0.45  # the share of the light that comes from everywhere
 
 
 def part_colors(body: smplx.SMPL, palette: Tensor) -> Tensor:
-    """Colours (B, V, 3) of the body's vertices: each wears the part of the joint that moves it most.
+    """Colours (B, V, 3) of the body's vertices; a vertex wears what the joints that move it wear.
 
-    palette: (B, 7, 3) colours in [0, 1] in the order of PARTS, e.g. PALETTE[None].
+    palette: (B, 7, 3) colours in [0, 1] in the order of PARTS, for example PALETTE[None].
     """
-    part_of_joint = []
-    for name in JOINT_NAMES:
-        part = next((part for word, part in _PART_OF.items() if word in name), "shirt")
-        if name.startswith("left"):
-            part = {"shirt": "left_sleeve" if "collar" not in name else part, "trousers": "left_leg"}.get(part, part)
-        part_of_joint.append(PARTS.index(part))
-    joint = body.lbs_weights.argmax(-1)  # (V,)
-    part = torch.tensor(part_of_joint, device=joint.device)[joint]
-    head = joint == JOINT["head"]
+    worn = [(_WORN_LEFT if n.startswith("left") else _WORN).get(n.split("_")[-1], "shirt") for n in JOINT_NAMES]
+    of_joint = torch.nn.functional.one_hot(torch.tensor([PARTS.index(part) for part in worn]), len(PARTS))  # (24, 7)
+    share = body.lbs_weights @ of_joint.to(body.lbs_weights)  # (V, 7)
+    head = body.lbs_weights[:, JOINT["head"]] > .5
     low, high = body.v_template[head].amin(0), body.v_template[head].amax(0)
-    x, y, z = ((body.v_template - low) / (high - low)).unbind(-1)
-    part[head & (y + .5 * (1 - z) > .9)] = PARTS.index("hair")  # the top and the back of the head
-    return palette[:, part]
+    _, y, z = ((body.v_template - low) / (high - low)).unbind(-1)  # 0 to 1 from chin to crown, from nape to nose
+    hair = torch.sigmoid((y - .4 - .45 * z) / .03) * share[:, 0] * body.lbs_weights[:, JOINT["head"]]
+    share = torch.cat([share[:, :1] - hair[:, None], hair[:, None], share[:, 2:]], 1) ** 6  # seams narrow, but not jagged
+    return (share / share.sum(-1, keepdim=True)) @ palette
 
 
 @torch.no_grad()
 def render(vertices: Tensor, faces: Tensor, colors: Tensor, size: int, center: Tensor, view_height: Tensor,
            distance: Tensor | None = None, *, light: Tensor, background: Tensor, supersample: int = 1) -> Tensor:
-    """Pictures (B, size, size, 3), uint8, of triangle meshes, by a z-buffer over all images at once.
+    """Pictures (B, size, size, 3), uint8, of a triangle mesh in B states: a z-buffer over all images at once.
 
-    The camera stands at (center, distance) and looks along -z, y up; the plane z = 0 is seen view_height metres high
-    around center. Without a distance the projection is weak-perspective: depth does not change size.
-    vertices: (B, V, 3), metres. faces: (F, 3), counter-clockwise from outside; back faces are not drawn, nor triangles
+    The camera stands at (center, distance), y up, and looks along -z; at z = 0 it sees view_height metres around center.
+    Without distance the projection is weak-perspective: depth does not change size.
+    vertices: (B, V, 3), metres. faces: (F, 3), counter-clockwise from outside; not drawn are back faces and triangles
     that reach behind the camera. colors: (B, V, 3) in [0, 1]. center: (B, 2). view_height, distance: (B,), metres.
-    light: (B, 3), direction towards the light. background: (B, 3) or (B, size, size, 3) in [0, 1].
-    supersample: render that many times larger, then average. Raises ValueError for a vertex that is not finite.
-    Several bodies in one picture are one mesh: concatenate their vertices, faces and colours.
+    light: (B, 3), the way to the light. background: (B, 3) or (B, size, size, 3), in [0, 1]. supersample: render so
+    many times larger, then average. Several bodies are one mesh: concatenate. ValueError for vertices not finite.
     """
     if not torch.isfinite(vertices).all():
-        raise ValueError("cannot render a mesh with a vertex that is not finite; check the pose and the shape")
+        raise ValueError("a vertex to render is not finite; check the pose and the shape it came from")
     B, V, side = *vertices.shape[:2], size * supersample
-    depth = torch.ones_like(vertices[..., 2]) if distance is None else distance[:, None] - vertices[..., 2]  # (B, V)
-    in_front = depth > 1e-3
-    inverse = 1 / depth.clamp(min=1e-3)  # unlike depth itself, linear on the screen
-    scale = inverse if distance is None else inverse * distance[:, None]
-    right, up = ((vertices[..., :2] - center[:, None]) * (side / view_height)[:, None, None]).unbind(-1)
-    screen = torch.stack([side / 2 + right * scale, side / 2 - up * scale], -1)  # (B, V, 2) pixels, y down
+    z = vertices[..., 2]
+    depth = torch.ones_like(z) if distance is None else distance[:, None] - z  # (B, V)
+    inverse = 1 / depth.clamp(min=1e-3)  # unlike depth itself, this is linear on the screen
+    zoom = (side / view_height)[:, None] * (inverse if distance is None else inverse * distance[:, None])
+    right, up = (vertices[..., :2] - center[:, None]).unbind(-1)
+    screen = torch.stack([side / 2 + right * zoom, side / 2 - up * zoom], -1).flatten(0, 1)  # (B V, 2) pixels, y down
+    corner = (torch.arange(B, device=z.device)[:, None, None] * V + faces).flatten(0, 1)  # (B F, 3) index into B V
+    points, colors, inverse, near = vertices.flatten(0, 1), colors.flatten(0, 1), inverse.flatten(), z.flatten()
 
-    origin, second, third = vertices[:, faces].unbind(2)
-    cross = torch.linalg.cross(second - origin, third - origin)  # (B, F, 3)
-    normals = torch.zeros_like(vertices)
-    for i in range(3):  # a vertex's normal is the mean of its triangles', weighted by their areas
-        normals.index_add_(1, faces[:, i], cross)
-    normals = torch.nn.functional.normalize(normals, dim=-1)
+    # A vertex's normal is the mean of its triangles', weighted by area.
+    p, q, r = points[corner].unbind(1)
+    cross = torch.linalg.cross(q - p, r - p)
+    normals = torch.zeros_like(points)
+    for i in range(3):
+        normals.index_add_(0, corner[:, i], cross)
 
-    # Candidates: every pixel whose centre lies in a triangle's bounding box, N of them in one flat list.
-    corner = screen[:, faces]  # (B, F, 3, 2)
-    first, last = (corner.amin(2) - .5).ceil().clamp(min=0), (corner.amax(2) - .5).floor().clamp(max=side - 1)
-    a, b, c = corner.unbind(2)
-    shown = in_front[:, faces].all(2) & (_twice_area(a, b, c) < 0)  # y points down, so the front turns clockwise
-    extent = ((last - first + 1).clamp(min=0) * shown[..., None]).long().flatten(0, 1)  # (B F, 2)
+    # Candidates: every pixel whose centre lies in the bounding box of a triangle in front, N of them in one flat list.
+    in_front = (depth.flatten()[corner] > 1e-3).all(1)
+    corner = corner[in_front & (_twice_area(*screen[corner].unbind(1)) < 0)]  # (M, 3); y points down, so clockwise
+    box = screen[corner]
+    first, last = (box.amin(1) - .5).ceil().clamp(min=0), (box.amax(1) - .5).floor().clamp(max=side - 1)
+    extent = (last - first + 1).clamp(min=0).long()  # (M, 2) columns and lines
     count = extent.prod(-1)
-    triangle = torch.repeat_interleave(count)  # (N,) index into B F
-    nth = torch.arange(len(triangle), device=count.device) - (count.cumsum(0) - count)[triangle]
-    column, line = nth % extent[triangle, 0], nth // extent[triangle, 0]
-    pixel = first.flatten(0, 1)[triangle] + torch.stack([column, line], -1)  # (N, 2)
-    a, b, c = corner.flatten(0, 1)[triangle].unbind(1)
-    p = pixel + .5
-    bary = -torch.stack([_twice_area(p, b, c), _twice_area(a, p, c), _twice_area(a, b, p)], -1)  # (N, 3)
+    triangle = torch.repeat_interleave(count)  # (N,) index into M
+    nth = torch.arange(len(triangle), device=z.device) - (count.cumsum(0) - count)[triangle]
+    columns = extent[:, 0][triangle]
+    pixel = first[triangle] + torch.stack([nth % columns, nth // columns], -1)  # (N, 2)
+    a, b, c = box[triangle].unbind(1)
+    x = pixel + .5
+    bary = -torch.stack([_twice_area(x, b, c), _twice_area(a, x, c), _twice_area(a, b, x)], -1)  # (N, 3)
     inside = (bary >= 0).all(-1)
     triangle, pixel, bary = triangle[inside], pixel[inside].long(), bary[inside]
     bary = bary / bary.sum(-1, keepdim=True).clamp(min=1e-20)
 
-    # z-buffer: one integer a candidate, nearness in its high half and the triangle in its low half; the largest wins.
-    image, face = triangle // len(faces), triangle % len(faces)
-    vertex = image[:, None] * V + faces[face]  # (N, 3) index into B V
-    nearness = (bary * (vertices[..., 2] if distance is None else inverse).flatten()[vertex]).sum(-1)
-    bits = nearness.view(torch.int32)  # the bits of floats sort as the floats do, once those of negatives are flipped
-    key = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32 | face
-    slot = (image * side + pixel[:, 1]) * side + pixel[:, 0]
-    best = torch.full((B * side * side,), torch.iinfo(torch.int64).min, device=key.device)
-    best.scatter_reduce_(0, slot, key, "amax")
-    won = key == best[slot]
-    image, vertex, slot, bary = image[won], vertex[won], slot[won], bary[won]
+    # z-buffer: one integer a candidate, nearness in the high half and the triangle in the low half; the largest wins.
+    vertex = corner[triangle]
+    bits = (bary * (near if distance is None else inverse)[vertex]).sum(-1).view(torch.int32)
+    key = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32 | triangle  # bits of floats sort like floats, negatives flipped
+    slot = (vertex[:, 0] // V * side + pixel[:, 1]) * side + pixel[:, 0]
+    best = torch.full((B * side * side,), torch.iinfo(torch.int64).min, device=z.device)
+    won = best.scatter_reduce_(0, slot, key, "amax")[slot] == key
+    vertex, slot, bary = vertex[won], slot[won], bary[won]
 
-    bary = bary * inverse.flatten()[vertex]  # perspective-correct
+    bary = bary * inverse[vertex]  # perspective-correct
     bary = (bary / bary.sum(-1, keepdim=True))[..., None]
-    normal = torch.nn.functional.normalize((bary * normals.flatten(0, 1)[vertex]).sum(1), dim=-1)
-    lambert = (normal * torch.nn.functional.normalize(light, dim=-1)[image]).sum(-1, keepdim=True).clamp(min=0)
-    shaded = (bary * colors.flatten(0, 1)[vertex]).sum(1) * (AMBIENT + (1 - AMBIENT) * lambert)
-    canvas = torch.zeros(B * side * side, 4, device=vertices.device)  # colour and coverage
-    canvas[slot] = torch.cat([shaded, torch.ones_like(lambert)], -1)
+    normal = torch.nn.functional.normalize((bary * normals[vertex]).sum(1), dim=-1)
+    toward = torch.nn.functional.normalize(light, dim=-1)[vertex[:, 0] // V]
+    lambert = (normal * toward).sum(-1, keepdim=True).clamp(min=0)
+    canvas = torch.zeros(B * side * side, 4, device=z.device)  # colour and coverage
+    canvas[slot, :3] = (bary * colors[vertex]).sum(1) * (AMBIENT + (1 - AMBIENT) * lambert)
+    canvas[slot, 3] = 1
     canvas = canvas.view(B, size, supersample, size, supersample, 4).mean((2, 4))
-    background = background if background.dim() == 4 else background[:, None, None]
-    picture = canvas[..., :3] + (1 - canvas[..., 3:]) * background
+    behind = background if background.dim() == 4 else background[:, None, None]
+    picture = canvas[..., :3] + (1 - canvas[..., 3:]) * behind
     return (picture.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def _twice_area(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """Twice the signed area (...) of the triangles with corners a, b, c (..., 2)."""
+    """Twice the signed area (...) of triangles with corners (..., 2)."""
     return (b - a)[..., 0] * (c - a)[..., 1] - (b - a)[..., 1] * (c - a)[..., 0]
