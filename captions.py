@@ -1,0 +1,395 @@
+"""A pose in words: statements that can be measured, their sentences, their questions, and the checker.
+
+    statement s holds of a pose  <=>  low_s <= m_s(pose) < high_s
+Every statement is one row of a table: a measurement m_s of the posed skeleton, two thresholds, some phrasings. So a
+sentence is written from a pose (`describe`), read back into statements (`parse`) and checked against another pose
+(`check`) by one and the same table. Nothing depends on the heading; gravity counts where everyday words mean it.
+
+Read next: data.py, which makes training examples of these words.
+"""
+
+import re
+from collections.abc import Sequence
+from math import inf, nan
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from body import JOINT, forward_kinematics
+
+POSE_TOKEN = "<POSE>"
+POSE_ANSWER = f"The SMPL pose of this person is {POSE_TOKEN}."
+
+
+# ---------------------------------------------------------------- measurements
+
+def _two(points: Tensor, name: str) -> Tensor:
+    """The left and the right joint of a name, (..., 2, 3)."""
+    return points[..., [JOINT["left_" + name], JOINT["right_" + name]], :]
+
+
+def _degrees(y: Tensor, x: Tensor) -> Tensor:
+    return torch.rad2deg(torch.atan2(y, x))
+
+
+def _bend(first: Tensor, middle: Tensor, last: Tensor) -> Tensor:
+    """How far a hinge is bent: 0 degrees where the three joints (..., 3) lie on a line."""
+    u, v = middle - first, last - middle
+    return _degrees(torch.linalg.cross(u, v).norm(dim=-1), (u * v).sum(-1))
+
+
+def _named_measurements(joints: Tensor, rotmats: Tensor) -> dict[str, Tensor]:
+    """Name with its unit -> values (...,), or (..., 2) = (left, right) for a name with "left".
+
+    Three frames, each of axes (left, up, forward):
+    world - up against gravity, left along the hip line on the ground: that takes the heading away;
+    chest - fixed to the ribs: where the hands are around the trunk, where the head looks;
+    body  - world, but the pelvis' own frame while lying or upside down: "above the head" of someone who lies means
+            beyond the head, and a leg is forward or back of the trunk.
+    A value is NaN where its words mean nothing; a comparison with NaN is false, so the statement does not hold.
+    """
+    sign = joints.new_tensor([1.0, -1.0])  # "how far to the left" times this is (to the left, to the right)
+    up = joints.new_tensor([0.0, 1.0, 0.0])
+    pelvis, spine, head = (rotmats[..., JOINT[name], :, :] for name in ("pelvis", "spine3", "head"))
+    left = torch.nn.functional.normalize(pelvis[..., 0] * (1 - up), dim=-1)
+    axes = torch.stack([left, up.expand_as(left), torch.linalg.cross(left, up.expand_as(left))], -1)  # (..., 3, 3)
+    cm = 100 * (joints - joints[..., 1].amin(-1)[..., None, None] * up)  # y is the height above the lowest joint
+    world, chest = cm @ axes, (cm - cm[..., [JOINT["spine3"]], :]) @ spine  # (..., 24, 3)
+
+    # ---- the posture
+    hip, knee, ankle, toe = (_two(world, name) for name in ("hip", "knee", "ankle", "foot"))  # (..., 2, 3)
+    thigh, shank, trunk = knee - hip, ankle - knee, world[..., JOINT["neck"], :] - world[..., 0, :]
+    knee_bend = _bend(hip, knee, ankle)  # (..., 2)
+    foot_height = torch.minimum(ankle[..., 1] - 6, toe[..., 1])  # the ankle of a flat foot is 6 cm above its toes
+    pelvis_height, head_height = world[..., 0, 1], world[..., JOINT["head"], 1]
+    tilt = _degrees(trunk[..., [0, 2]].norm(dim=-1), trunk[..., 1])  # 0 upright, 90 level, 180 upside down
+    upside_down = (trunk[..., 1] < -25) & (ankle[..., 1].mean(-1) > pelvis_height + 10)
+    # A knee to kneel on is near the ground, bent, below the hip, with the shank level and pointing back.
+    knee_down = (knee[..., 1] < 15) & (knee_bend > 60) & (thigh[..., 1] < -8) & (shank[..., 1].abs() < 25)
+    knee_down = knee_down & (shank[..., 2] < -20) & (~upside_down & (tilt < 120))[..., None]
+    kneeling = knee_down.any(-1)
+    lying = (pelvis_height < 30) & (head_height < 45) & ~kneeling & ~upside_down
+    on_feet = ~kneeling & ~lying & ~upside_down  # or on the seat
+    # A squat is balanced over the feet; who sits on a chair with the thighs level would fall without it.
+    thighs_level = (_degrees(thigh[..., [0, 2]].norm(dim=-1), -thigh[..., 1]) > 50).all(-1)
+    on_chair = thighs_level & (ankle[..., 2].mean(-1) - world[..., 2].mean(-1) > 8)
+    sitting = on_feet & (tilt < 70) & (on_chair | (pelvis_height < 20))
+    squatting = on_feet & ~sitting & (knee_bend > 75).all(-1) & (pelvis_height < 60)
+    standing = on_feet & ~sitting & ~squatting & (pelvis_height > 60) & (foot_height.amin(-1) < 15)
+    left_up, belly_up = pelvis[..., 1, 0], pelvis[..., 1, 2]  # how much the left side, the belly, points up
+    on_side = lying & (left_up.abs() > belly_up.abs())
+
+    # ---- the limbs
+    recumbent = lying | upside_down
+    body = torch.where(recumbent[..., None, None], cm @ pelvis, world)
+    hand, shoulder, elbow, wrist = (_two(body, name) for name in ("hand", "shoulder", "elbow", "wrist"))
+    leg, foot, chest_hand = _two(body, "knee") - _two(body, "hip"), _two(body, "ankle"), _two(chest, "hand")
+    elbow_bend = _bend(shoulder, elbow, wrist)
+    palm = _two(cm, "hand")
+    # A hand on the hip holds the rim of the pelvis, with a bent elbow: a hanging hand only passes by.
+    rim = cm[..., [0], :] + cm.new_tensor([[14, 4, 3], [-14, 4, 3]]) @ pelvis.mT  # (..., 2, 3)
+    face = cm[..., [JOINT["head"]], :] + cm.new_tensor([[0, 7, 5]]) @ head.mT  # (..., 1, 3)
+    twist, look, crown = (pelvis.mT @ spine)[..., 2], (spine.mT @ head)[..., 2], (spine.mT @ head)[..., 1]  # (..., 3)
+    return {
+        "posture: standing": standing.to(cm),
+        "posture: squatting": squatting.to(cm),
+        "posture: sitting": sitting.to(cm),
+        "posture: upside down": upside_down.to(cm),
+        "posture: kneeling on both": knee_down.all(-1).to(cm),
+        "posture: kneeling on left": (knee_down & ~knee_down.all(-1, keepdim=True)).to(cm),
+        "posture: lying, belly up": belly_up.where(lying & ~on_side, nan),
+        "posture: lying, left down": (left_up[..., None] * -sign).where(on_side[..., None], nan),
+        "trunk forward [deg]": _degrees(trunk[..., 2], trunk[..., 1].clamp_min(0)).where(~recumbent, nan),
+        "trunk to the left [deg]": (
+            _degrees(trunk[..., 0], trunk[..., 1].abs())[..., None] * sign).where(~recumbent[..., None], nan),
+        "twist to the left [deg]": _degrees(twist[..., 0], twist[..., 2])[..., None] * sign,
+        "head turn to the left [deg]": _degrees(look[..., 0], look[..., 2])[..., None] * sign,
+        "head up [deg]": _degrees(look[..., 1], look[..., [0, 2]].norm(dim=-1)),
+        "head tilt to the left [deg]": _degrees(crown[..., 0], crown[..., 1])[..., None] * sign,
+        "left elbow [deg]": elbow_bend,
+        "left hand above shoulder [cm]": hand[..., 1] - shoulder[..., 1],
+        "left hand above other [cm]": (hand[..., 0, 1] - hand[..., 1, 1])[..., None] * sign,
+        "left hand before chest [cm]": chest_hand[..., 2],
+        "left hand outward [cm]": chest_hand[..., 0] * sign,
+        "left hand: to hip [cm]": (palm - rim).norm(dim=-1).where(elbow_bend > 50, nan),
+        "left hand: to face [cm]": (palm - face).norm(dim=-1),
+        "left hand: to knee [cm]": (palm - _two(cm, "knee")).norm(dim=-1),
+        "left hand: to ground [cm]": palm[..., 1].where(~lying[..., None], nan),
+        "hand to hand [cm]": (hand[..., 0, :] - hand[..., 1, :]).norm(dim=-1),
+        "left knee [deg]": knee_bend,
+        "left thigh forward [deg]": _degrees(leg[..., 2], -leg[..., 1]).where(~(sitting | squatting)[..., None], nan),
+        "left thigh outward [deg]": _degrees(leg[..., 0] * sign, leg[..., 1:].norm(dim=-1)),
+        "left foot to ground [cm]": foot_height.where(~recumbent[..., None], nan),
+        "left foot ahead of other [cm]": (foot[..., 0, 2] - foot[..., 1, 2])[..., None] * sign,
+        "foot to foot [cm]": (foot[..., 0, :] - foot[..., 1, :]).norm(dim=-1),
+        "ankles uncrossed by [cm]": foot[..., 0, 0] - foot[..., 1, 0],
+    }
+
+
+def measure(joints: Tensor, global_rotmats: Tensor) -> Tensor:
+    """Measurements (..., M) in the order and units of MEASURES. joints: (..., 24, 3), metres. rotmats: (..., 24, 3, 3)."""
+    named = _named_measurements(joints, global_rotmats)
+    return torch.cat([value if "left" in name else value[..., None] for name, value in named.items()], -1)
+
+
+def swap_sides(text: str) -> str:
+    """The text with left and right exchanged: what it says of the mirrored pose."""
+    return re.sub(r"\b(left|right)\b", lambda match: {"left": "right", "right": "left"}[match[0]], text)
+
+
+_REST = _named_measurements(*forward_kinematics(torch.eye(3).expand(24, 3, 3)))
+MEASURES = tuple(side for name in _REST for side in dict.fromkeys((name, swap_sides(name))))
+
+
+# ---------------------------------------------------------------- the table of statements
+
+# measure, low, high, weight (odds of being picked: how much it tells), phrasings, the canonical one first, each a clause
+# "subject is predicate". A row about the left makes one about the right too. One description speaks once of what stands before
+# the colon of a measure, its topic.
+TABLE = (
+    ("posture: standing", .5, inf, 1, "the person is standing|the person is standing up"),
+    ("posture: squatting", .5, inf, 9, "the person is squatting|the person is crouching"),
+    ("posture: sitting", .5, inf, 9, "the person is sitting|the person is sitting down|the person is seated"),
+    ("posture: upside down", .5, inf, 9, "the person is upside down"),
+    ("posture: kneeling on both", .5, inf, 9, "the person is kneeling|the person is kneeling on both knees"),
+    ("posture: kneeling on left", .5, inf, 9,
+     "the person is kneeling on the left knee|the person is down on the left knee"),
+    ("posture: lying, belly up", 0, inf, 9, "the person is lying on their back|the person is lying face up"),
+    ("posture: lying, belly up", -inf, 0, 9, "the person is lying on their belly|the person is lying face down"),
+    ("posture: lying, left down", 0, inf, 9, "the person is lying on their left side"),
+    ("trunk forward [deg]", -inf, -8, 4, "the person is leaning back|the person is leaning backward"),
+    ("trunk forward [deg]", -8, 10, .4, "the back is upright|the upper body is upright"),
+    ("trunk forward [deg]", 10, 25, 1, "the person is leaning slightly forward"),
+    ("trunk forward [deg]", 25, 60, 3, "the person is leaning forward|the upper body is leaning forward"),
+    ("trunk forward [deg]", 60, inf, 6, "the person is bent over|the person is bent far forward"),
+    ("trunk to the left [deg]", 10, inf, 3, "the person is leaning to the left"),
+    ("twist to the left [deg]", 12, inf, 2, "the upper body is twisted to the left|the person is twisting to the left"),
+    ("head turn to the left [deg]", 20, inf, 2, "the head is turned to the left|the person is looking to the left"),
+    ("head up [deg]", 15, inf, 2, "the person is looking up|the head is tilted back"),
+    ("head up [deg]", -inf, -20, 2, "the person is looking down|the head is bowed|the head is lowered"),
+    ("head tilt to the left [deg]", 12, inf, 2, "the head is tilted to the left"),
+    ("left elbow [deg]", -inf, 25, 1, "the left elbow is straight|the left arm is straight"),
+    ("left elbow [deg]", 25, 60, .6, "the left elbow is slightly bent|the left arm is slightly bent"),
+    ("left elbow [deg]", 60, 110, 1,
+     "the left elbow is bent|the left arm is bent|the left elbow is bent to about ninety degrees"),
+    ("left elbow [deg]", 110, inf, 3, "the left elbow is sharply bent|the left arm is folded"),
+    ("left hand above shoulder [cm]", 35, inf, 4,
+     "the left hand is above the head|the left hand is raised above the head|the left arm is raised high"),
+    ("left hand above shoulder [cm]", 10, 35, 3, "the left hand is at head height"),
+    ("left hand above shoulder [cm]", -15, 10, 2, "the left hand is at shoulder height"),
+    ("left hand above shoulder [cm]", -45, -15, .7, "the left hand is at belly height"),
+    ("left hand above shoulder [cm]", -inf, -45, .7,
+     "the left hand is low|the left arm is down|the left arm is hanging down"),
+    ("left hand above other [cm]", 20, inf, 1.5,
+     "the left hand is higher than the right hand|the left hand is above the right hand"),
+    ("left hand before chest [cm]", 35, inf, 2,
+     "the left hand is in front of the body|the left arm is reaching forward"),
+    ("left hand before chest [cm]", -inf, -12, 3, "the left hand is behind the body|the left arm is reaching back"),
+    ("left hand outward [cm]", 45, inf, 2, "the left arm is out to the side|the left hand is out to the side"),
+    ("left hand outward [cm]", -inf, -4, 3, "the left arm is across the body|the left hand is across the body"),
+    ("left hand: to hip [cm]", -inf, 18, 5, "the left hand is on the left hip|the left hand is on the hip"),
+    ("left hand: to face [cm]", -inf, 20, 5, "the left hand is near the head|the left hand is near the face"),
+    ("left hand: to knee [cm]", -inf, 20, 5,
+     "the left hand is near the left knee|the left hand is on the left knee"),
+    ("left hand: to ground [cm]", -inf, 10, 5, "the left hand is on the ground|the left hand is on the floor"),
+    ("hand to hand [cm]", -inf, 20, 4, "the hands are together|the hands are close together"),
+    ("hand to hand [cm]", 100, inf, 1.5, "the hands are far apart|the arms are spread"),
+    ("left knee [deg]", -inf, 25, .5, "the left knee is straight|the left leg is straight"),
+    ("left knee [deg]", 25, 60, .6, "the left knee is slightly bent|the left leg is slightly bent"),
+    ("left knee [deg]", 60, 110, 2,
+     "the left knee is bent|the left leg is bent|the left knee is bent to about ninety degrees"),
+    ("left knee [deg]", 110, inf, 4, "the left knee is sharply bent|the left leg is folded"),
+    ("left thigh forward [deg]", 40, 75, 2, "the left thigh is forward|the left leg is forward"),
+    ("left thigh forward [deg]", 75, 180, 4, "the left knee is at hip height|the left thigh is raised"),
+    ("left thigh forward [deg]", -180, -15, 3, "the left leg is stretched back|the left leg is behind the body"),
+    ("left thigh outward [deg]", 25, inf, 3, "the left leg is out to the side"),
+    ("left foot to ground [cm]", 15, inf, 3,
+     "the left foot is off the ground|the left foot is lifted|the left foot is in the air"),
+    ("left foot ahead of other [cm]", 20, inf, 1.5,
+     "the left foot is in front of the right foot|the left foot is ahead of the right foot"),
+    ("foot to foot [cm]", -inf, 16, 1.5, "the feet are together|the feet are close together"),
+    ("foot to foot [cm]", 50, inf, 1.5, "the feet are far apart|the feet are wide apart"),
+    ("ankles uncrossed by [cm]", -inf, -5, 4, "the legs are crossed|the feet are crossed"),
+)
+
+
+class Statement(NamedTuple):
+    """One thing that can be said of a pose; it holds where low <= measure < high."""
+    key: str  # its canonical phrase
+    measure: str
+    low: float
+    high: float
+    weight: float
+    topic: str
+    phrases: tuple[str, ...]
+    both: tuple[str, ...]  # phrases that say it of left and right at once; may be empty
+
+
+def _both(phrase: str) -> tuple[str, ...]:
+    """'the left foot is lifted' -> ('both feet are lifted',); () where the two sides cannot be said at once."""
+    def plural(noun: str) -> str:
+        return {"foot": "feet"}.get(noun, noun + "s")
+
+    match = re.fullmatch(r"the left (\w+) is (.*?)(the (?:left )?(hip|knee|side))?", phrase)
+    if match is None or "right" in match[2]:
+        return ()
+    return (f"both {plural(match[1])} are {match[2]}" + (f"the {plural(match[4])}" if match[3] else ""),)
+
+
+def _statements() -> tuple[Statement, ...]:
+    made = []
+    for name, low, high, weight, words in TABLE:
+        both = tuple(plural for phrase in words.split("|") for plural in _both(phrase))
+        for measured, said in dict.fromkeys(((name, words), (swap_sides(name), swap_sides(words)))):
+            phrases = tuple(said.split("|"))
+            made.append(Statement(phrases[0], measured, low, high, weight, measured.split(":")[0], phrases, both))
+    return tuple(made)
+
+
+STATEMENTS = _statements()
+_INDEX = {statement.key: i for i, statement in enumerate(STATEMENTS)}
+MIRRORED_STATEMENT = tuple(_INDEX[swap_sides(key)] for key in _INDEX)
+_COLUMN = [MEASURES.index(s.measure) for s in STATEMENTS]
+_LOW, _HIGH = torch.tensor([s.low for s in STATEMENTS]), torch.tensor([s.high for s in STATEMENTS])
+_WEIGHT = np.array([s.weight for s in STATEMENTS])
+
+
+def holds(joints: Tensor, global_rotmats: Tensor) -> Tensor:
+    """Which statements hold: bool (..., S). joints: (..., 24, 3), metres. global_rotmats: (..., 24, 3, 3)."""
+    values = measure(joints, global_rotmats)[..., _COLUMN]
+    return (_LOW.to(values) <= values) & (values < _HIGH.to(values))
+
+
+def pose_holds(rotmats: Tensor) -> Tensor:
+    """Which statements hold of a pose (..., 24, 3, 3) on the neutral skeleton: bool (..., S)."""
+    return holds(*forward_kinematics(rotmats))
+
+
+def check(statements: Sequence[int], rotmats: Tensor) -> float:
+    """The share of the statements that hold of one pose (24, 3, 3). Raises ValueError when there are none."""
+    if len(statements) == 0:
+        raise ValueError("there is no statement to check: the text says nothing that can be measured")
+    return pose_holds(rotmats)[list(statements)].double().mean().item()
+
+
+# ---------------------------------------------------------------- words
+
+def _listed(parts: list[str]) -> str:
+    return ", ".join(parts[:-1]) + " and " * (len(parts) > 1) + parts[-1]
+
+
+def describe(row: np.ndarray, rng: np.random.Generator) -> tuple[str, tuple[int, ...]]:
+    """One to three sentences about a pose, and the statements they make: 2 to 6 of those that hold.
+
+    row: bool (S,), one row of `holds`. Raises ValueError when fewer than two hold, as of a pose that is not finite.
+    """
+    held = np.flatnonzero(row)
+    if len(held) < 2:
+        raise ValueError("fewer than two statements hold of this pose: check that its joints are finite")
+    draws = iter(rng.random(40).tolist())
+
+    def pick(options: Sequence):
+        return options[int(next(draws) * len(options))]
+
+    def short(phrase: str) -> str:  # "the head is bowed" -> "their head bowed", after "with" or "has"
+        subject, _, predicate = phrase.replace(" are ", " is ", 1).partition(" is ")
+        return f"{pick(('the', 'their'))} {subject[4:]} {predicate}" if subject[:4] == "the " else f"{subject} {predicate}"
+
+    # Sorting exponential variables of rate `weight` draws without replacement, the heavy ones first.
+    order = held[np.argsort(rng.standard_exponential(len(held)) / _WEIGHT[held])].tolist()
+    wanted, made, topics, clauses = pick((2, 3, 3, 4, 4, 5, 6)), [], set(), ([], [])
+    for i in order:
+        statement, twin = STATEMENTS[i], MIRRORED_STATEMENT[i]
+        if statement.topic in topics or len(made) >= wanted:
+            continue
+        both = bool(statement.both) and row[twin] and len(made) < 5 and next(draws) < 0.8
+        made += (i, twin) if both else (i,)
+        # A statement that holds of both sides is said of both or of one: never of one and then of the other.
+        topics |= {statement.topic, STATEMENTS[twin].topic} if row[twin] else {statement.topic}
+        phrase = pick(statement.both if both else statement.phrases)
+        clauses[phrase.startswith("the person")].append(phrase)
+    limbs, person = clauses
+    sentences, subject = [], pick(("The person", "Someone", "This person"))
+    count = min(len(limbs), pick((0, 1, 2, 3)) if person else pick((0, 0, 1, 2, 3)))
+    aside, limbs = [short(phrase) for phrase in limbs[:count]], limbs[count:]
+    if person:
+        actions = _listed([phrase.removeprefix("the person is ") for phrase in person])
+        sentences.append(f"{subject} is {actions}" + (f" with {_listed(aside)}" if aside else ""))
+    elif aside:
+        sentences.append(f"{subject} has {_listed(aside)}")
+    while limbs:
+        count = len(limbs) if len(sentences) == 2 else pick((1, 2, 2, 3))
+        said = " while ".join(limbs[:2]) if count == 2 and next(draws) < 0.3 else _listed(limbs[:count])
+        sentences.append(said[0].upper() + said[1:])
+        limbs = limbs[count:]
+    return ". ".join(sentences) + ".", tuple(made)
+
+
+_DROPPED = {"the", "a", "an", "is", "are", "both", "their", "his", "her", "person", "they", "someone", "this"}
+
+
+def _plain(text: str) -> str:
+    """Lower case without the small words, so that 'right hand above head' is read like the whole clause."""
+    return " ".join(word for word in re.findall(r"[a-z]+|[.,;:!?]", text.lower()) if word not in _DROPPED)
+
+
+_READING = {_plain(phrase): (i,) for i, s in enumerate(STATEMENTS) for phrase in s.phrases}
+_READING |= {_plain(phrase): (i, MIRRORED_STATEMENT[i]) for i, s in enumerate(STATEMENTS) for phrase in s.both}
+_PATTERN = re.compile(rf"\b(?:{'|'.join(sorted(_READING, key=len, reverse=True))})\b")
+
+
+def parse(text: str) -> tuple[int, ...]:
+    """The statements that a text makes, in its order, each once; () where it makes none. The longest phrase wins."""
+    return tuple(dict.fromkeys(i for phrase in _PATTERN.findall(_plain(text)) for i in _READING[phrase]))
+
+
+# ---------------------------------------------------------------- questions
+
+# The question; the topic whose statements answer it, in their canonical phrase, or one such phrase for a yes; the answer
+# where none of them holds ("" where one always does). A row about the left makes one about the right too.
+QUESTIONS = (
+    ("Is the person standing, sitting, squatting, kneeling or lying?", "posture", "the person is doing none of these"),
+    ("Is the person upright or leaning?", "trunk forward [deg]", "the person is neither upright nor leaning"),
+    ("Does the person lean to a side?", "trunk to the left [deg]", "the person is not leaning to a side"),
+    ("Which way is the upper body twisted?", "twist to the left [deg]", "the upper body is not twisted"),
+    ("Which way is the head turned?", "head turn to the left [deg]", "the head is not turned"),
+    ("Is the person looking up or down?", "head up [deg]", "the person is looking straight ahead"),
+    ("How bent is the left elbow?", "left elbow [deg]", ""),
+    ("How high is the left hand?", "left hand above shoulder [cm]", ""),
+    ("Is the left hand in front of the body?", "the left hand is in front of the body", "the left hand is not in front"),
+    ("Is the left arm out to the side?", "the left arm is out to the side", "the left arm is not out to the side"),
+    ("Which hand is higher?", "left hand above other [cm]", "the hands are at the same height"),
+    ("Are the hands together?", "the hands are together", "the hands are apart"),
+    ("How bent is the left knee?", "left knee [deg]", ""),
+    ("Is the left leg forward or back?", "left thigh forward [deg]", "the left leg is under the body"),
+    ("Which foot is in front?", "left foot ahead of other [cm]", "the feet are side by side"),
+    ("How far apart are the feet?", "foot to foot [cm]", "the feet are a step apart"),
+)
+
+
+def _answers() -> list[tuple[str, dict[int, str], str]]:
+    """(question, {statement: answer where it holds}, answer where none does) for each question of the table."""
+    made = {}
+    for row in QUESTIONS:
+        for question, about, otherwise in dict.fromkeys((row, tuple(map(swap_sides, row)))):
+            answers, _ = made.setdefault(question, ({}, otherwise))  # one question may ask about both sides
+            answers |= {i: s.key for i, s in enumerate(STATEMENTS) if about in (s.topic, s.key)}
+            if about in _INDEX:
+                made[question] = ({_INDEX[about]: "yes, " + about}, "no, " + otherwise)
+
+    def full(answer: str) -> str:
+        return answer[:1].upper() + answer[1:] + "."
+
+    return [(question, {i: full(answer) for i, answer in answers.items()}, full(otherwise))
+            for question, (answers, otherwise) in made.items()]
+
+
+_ANSWERS = _answers()
+
+
+def questions(row: np.ndarray, rng: np.random.Generator) -> tuple[str, str]:
+    """A random question about a pose and its answer, which depends on nothing else. row: bool (S,), of `holds`."""
+    question, answers, otherwise = _ANSWERS[rng.integers(len(_ANSWERS))]
+    return question, next((answer for i, answer in answers.items() if row[i]), otherwise)
