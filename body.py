@@ -162,8 +162,8 @@ _CONES = (
 _BLEND = 0.012  # metres over which neighbouring cones melt into each other
 _FLOOR = -0.985  # the soles are cut flat at this height
 # The mesher's grid, (from, spacing) per stretch in metres: finer where the body has detail, at head, hands and feet.
-_GRID = (((.011, .022), (.13, .03), (.20, .040), (.64, .02), (.70, .016), (.92, 0)),
-         ((-1.04, .02), (-.88, .044), (-.12, .03), (.34, .02), (.74, 0)), ((-.20, .0225), (.24, 0)))
+_GRID = (((.0115, .023), (.13, .033), (.20, .050), (.64, .02), (.70, .018), (.92, 0)),
+         ((-1.04, .022), (-.88, .052), (-.12, .036), (.34, .022), (.74, 0)), ((-.20, .024), (.24, 0)))
 
 
 def _distances(points: Tensor) -> tuple[Tensor, list[int]]:
@@ -370,64 +370,59 @@ def render(vertices: Tensor, faces: Tensor, colors: Tensor, size: int, center: T
     """
     if not torch.isfinite(vertices).all():
         raise ValueError("a vertex to render is not finite; check the pose and the shape it came from")
-    B, V, side = *vertices.shape[:2], size * supersample
+    B, V, F, side, device = *vertices.shape[:2], len(faces), size * supersample, vertices.device
+    normals = torch.zeros_like(vertices)  # a vertex's is the mean of its triangles', weighted by area
+    p, q, r = vertices[:, faces].unbind(2)
+    for i in range(3):
+        normals.index_add_(1, faces[:, i], torch.linalg.cross(q - p, r - p))
+    normals, light = (torch.nn.functional.normalize(v, dim=-1) for v in (normals, light))
+    lambert = (normals @ light[:, :, None]).clamp(min=0)  # (B, V, 1)
+    colors = (colors * (AMBIENT + (1 - AMBIENT) * lambert)).flatten(0, 1)  # (B V, 3)
+
     z = vertices[..., 2]
     depth = torch.ones_like(z) if distance is None else distance[:, None] - z  # (B, V)
-    inverse = 1 / depth.clamp(min=1e-3)  # unlike depth itself, this is linear on the screen
-    zoom = (side / view_height)[:, None] * (inverse if distance is None else inverse * distance[:, None])
-    right, up = (vertices[..., :2] - center[:, None]).unbind(-1)
-    screen = torch.stack([side / 2 + right * zoom, side / 2 - up * zoom], -1).flatten(0, 1)  # (B V, 2) pixels, y down
-    corner = (torch.arange(B, device=z.device)[:, None, None] * V + faces).flatten(0, 1)  # (B F, 3) index into B V
-    points, colors, inverse, near = vertices.flatten(0, 1), colors.flatten(0, 1), inverse.flatten(), z.flatten()
+    inverse = 1 / depth.clamp(min=1e-3)  # unlike depth itself, linear on the screen
+    zoom = inverse * (side / view_height * (1 if distance is None else distance))[:, None]
+    x = (side / 2 + (vertices[..., 0] - center[:, :1]) * zoom).flatten()  # (B V,) in pixels, to the right
+    y = (side / 2 - (vertices[..., 1] - center[:, 1:]) * zoom).flatten()  # and down
+    nearness, inverse = (z if distance is None else inverse).flatten(), inverse.flatten()
 
-    # A vertex's normal is the mean of its triangles', weighted by area.
-    p, q, r = points[corner].unbind(1)
-    cross = torch.linalg.cross(q - p, r - p)
-    normals = torch.zeros_like(points)
-    for i in range(3):
-        normals.index_add_(0, corner[:, i], cross)
+    # Triangles to draw, M of them: turned to the camera (y points down, so clockwise) and in front of it.
+    corner = (torch.arange(B, device=device)[:, None, None] * V + faces).view(-1, 3).T  # (3, B F) index into B V
+    (ax, bx, cx), (ay, by, cy) = x[corner], y[corner]
+    shown = ((bx - ax) * (cy - ay) < (by - ay) * (cx - ax)) & (depth.flatten()[corner] > 1e-3).all(0)
+    corner = corner[:, shown]  # (3, M)
+    x, y = x[corner], y[corner]
+    left, top = (x.amin(0) - .5).ceil().clamp(min=0), (y.amin(0) - .5).ceil().clamp(min=0)  # first pixel centres in the box
+    columns = ((x.amax(0) - .5).floor().clamp(max=side - 1) - left + 1).clamp(min=0).long()
+    lines = ((y.amax(0) - .5).floor().clamp(max=side - 1) - top + 1).clamp(min=0).long()
+    # Barycentric coordinates are planes over the screen, slope_x * i + slope_y * j + offset at column i, line j of the box.
+    (x1, x2), (y1, y2) = ((v.roll(-1, 0), v.roll(-2, 0)) for v in (x - left - .5, y - top - .5))
+    slope_x, slope_y, offset = y1 - y2, x2 - x1, x1 * y2 - x2 * y1
+    planes = torch.stack([slope_x, slope_y, offset]) / offset.sum(0)  # (3, 3, M)
 
-    # Candidates: every pixel whose centre lies in the bounding box of a triangle in front, N of them in one flat list.
-    in_front = (depth.flatten()[corner] > 1e-3).all(1)
-    corner = corner[in_front & (_twice_area(*screen[corner].unbind(1)) < 0)]  # (M, 3); y points down, so clockwise
-    box = screen[corner]
-    first, last = (box.amin(1) - .5).ceil().clamp(min=0), (box.amax(1) - .5).floor().clamp(max=side - 1)
-    extent = (last - first + 1).clamp(min=0).long()  # (M, 2) columns and lines
-    count = extent.prod(-1)
+    # Candidates, N of them: every pixel of every triangle's box, in one flat list; kept if inside the triangle.
+    count = columns * lines
     triangle = torch.repeat_interleave(count)  # (N,) index into M
-    nth = torch.arange(len(triangle), device=z.device) - (count.cumsum(0) - count)[triangle]
-    columns = extent[:, 0][triangle]
-    pixel = first[triangle] + torch.stack([nth % columns, nth // columns], -1)  # (N, 2)
-    a, b, c = box[triangle].unbind(1)
-    x = pixel + .5
-    bary = -torch.stack([_twice_area(x, b, c), _twice_area(a, x, c), _twice_area(a, b, x)], -1)  # (N, 3)
-    inside = (bary >= 0).all(-1)
-    triangle, pixel, bary = triangle[inside], pixel[inside].long(), bary[inside]
-    bary = bary / bary.sum(-1, keepdim=True).clamp(min=1e-20)
-
+    nth = torch.arange(len(triangle), device=device) - (count.cumsum(0) - count)[triangle]
+    i, j = nth % columns[triangle], nth // columns[triangle]
+    slope_x, slope_y, offset = planes[:, :, triangle]
+    bary = slope_x * i + slope_y * j + offset  # (3, N)
+    inside = (bary.amin(0) > -1e-5).nonzero().squeeze(1)  # a hair wider, lest rounding open a crack between two triangles
+    triangle, i, j, bary = triangle[inside], i[inside], j[inside], bary[:, inside]
+    vertex = corner[:, triangle]
+    slot = (vertex[0] // V * side + top.long()[triangle] + j) * side + left.long()[triangle] + i  # index into B side side
     # z-buffer: one integer a candidate, nearness in the high half and the triangle in the low half; the largest wins.
-    vertex = corner[triangle]
-    bits = (bary * (near if distance is None else inverse)[vertex]).sum(-1).view(torch.int32)
-    key = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32 | triangle  # bits of floats sort like floats, negatives flipped
-    slot = (vertex[:, 0] // V * side + pixel[:, 1]) * side + pixel[:, 0]
-    best = torch.full((B * side * side,), torch.iinfo(torch.int64).min, device=z.device)
-    won = best.scatter_reduce_(0, slot, key, "amax")[slot] == key
-    vertex, slot, bary = vertex[won], slot[won], bary[won]
+    bits = (bary * nearness[vertex]).sum(0).view(torch.int32)
+    key = (bits ^ (bits >> 31 & 0x7FFFFFFF)).long() << 32 | triangle  # floats sort as their bits do, negatives flipped
+    best = torch.full((B * side * side,), torch.iinfo(torch.int64).min, device=device)
+    won = (best.scatter_reduce_(0, slot, key, "amax")[slot] == key).nonzero().squeeze(1)
+    slot, vertex = slot[won], vertex[:, won]
 
-    bary = bary * inverse[vertex]  # perspective-correct
-    bary = (bary / bary.sum(-1, keepdim=True))[..., None]
-    normal = torch.nn.functional.normalize((bary * normals[vertex]).sum(1), dim=-1)
-    toward = torch.nn.functional.normalize(light, dim=-1)[vertex[:, 0] // V]
-    lambert = (normal * toward).sum(-1, keepdim=True).clamp(min=0)
-    canvas = torch.zeros(B * side * side, 4, device=z.device)  # colour and coverage
-    canvas[slot, :3] = (bary * colors[vertex]).sum(1) * (AMBIENT + (1 - AMBIENT) * lambert)
-    canvas[slot, 3] = 1
+    bary = bary[:, won] * inverse[vertex]  # perspective-correct
+    bary = (bary / bary.sum(0))[..., None]
+    canvas = torch.zeros(B * side * side, 4, device=device)  # colour and coverage
+    canvas[slot, :3], canvas[slot, 3] = (bary * colors[vertex]).sum(0), 1.0
     canvas = canvas.view(B, size, supersample, size, supersample, 4).mean((2, 4))
-    behind = background if background.dim() == 4 else background[:, None, None]
-    picture = canvas[..., :3] + (1 - canvas[..., 3:]) * behind
-    return (picture.clamp(0, 1) * 255).round().to(torch.uint8)
-
-
-def _twice_area(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """Twice the signed area (...) of triangles with corners (..., 2)."""
-    return (b - a)[..., 0] * (c - a)[..., 1] - (b - a)[..., 1] * (c - a)[..., 0]
+    background = background if background.dim() == 4 else background[:, None, None]
+    return ((canvas[..., :3] + (1 - canvas[..., 3:]) * background).clamp(0, 1) * 255).round().to(torch.uint8)
