@@ -371,10 +371,9 @@ def render(vertices: Tensor, faces: Tensor, colors: Tensor, size: int, center: T
     if not torch.isfinite(vertices).all():
         raise ValueError("a vertex to render is not finite; check the pose and the shape it came from")
     B, V, F, side, device = *vertices.shape[:2], len(faces), size * supersample, vertices.device
-    normals = torch.zeros_like(vertices)  # a vertex's is the mean of its triangles', weighted by area
-    p, q, r = vertices[:, faces].unbind(2)
-    for i in range(3):
-        normals.index_add_(1, faces[:, i], torch.linalg.cross(q - p, r - p))
+    p, q, r = (vertices[:, faces[:, i]] for i in range(3))
+    normals = torch.zeros_like(vertices)  # of a vertex: the mean of its triangles', weighted by area
+    normals.index_add_(1, faces.T.flatten(), torch.linalg.cross(q - p, r - p).repeat(1, 3, 1))
     normals, light = (torch.nn.functional.normalize(v, dim=-1) for v in (normals, light))
     lambert = (normals @ light[:, :, None]).clamp(min=0)  # (B, V, 1)
     colors = (colors * (AMBIENT + (1 - AMBIENT) * lambert)).flatten(0, 1)  # (B V, 3)
@@ -421,8 +420,9 @@ def render(vertices: Tensor, faces: Tensor, colors: Tensor, size: int, center: T
 
     bary = bary[:, won] * inverse[vertex]  # perspective-correct
     bary = (bary / bary.sum(0))[..., None]
-    canvas = torch.zeros(B * side * side, 4, device=device)  # colour and coverage
-    canvas[slot, :3], canvas[slot, 3] = (bary * colors[vertex]).sum(0), 1.0
-    canvas = canvas.view(B, size, supersample, size, supersample, 4).mean((2, 4))
+    coarse = slot // side // supersample * size + slot % side // supersample  # index into B size size
+    shaded = torch.cat([(bary * colors[vertex]).sum(0), torch.ones_like(bary[0])], -1)  # (pixels, 4) colour and coverage
+    canvas = torch.zeros(B * size * size, 4, device=device).index_add_(0, coarse, shaded / supersample ** 2)
+    canvas = canvas.view(B, size, size, 4)
     background = background if background.dim() == 4 else background[:, None, None]
     return ((canvas[..., :3] + (1 - canvas[..., 3:]) * background).clamp(0, 1) * 255).round().to(torch.uint8)
