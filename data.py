@@ -98,8 +98,8 @@ def make_split(rotmats: Tensor, seed: int | list[int], size: int = 64, images: b
     pictures = None
     if images:
         model = body_model if body_model is not None else body.load_body()
-        pictures = np.concatenate([_photograph(model, seen[i:i + 128], betas[i:i + 128], size, rng)
-                                   for i in range(0, n, 128)])
+        pictures = np.concatenate([_photograph(model, seen[i:i + 32], betas[i:i + 32], size, rng)
+                                   for i in range(0, n, 32)])
     return Split(rotmats, captions.pose_holds(rotmats).numpy(), seen, captions.pose_holds(seen).numpy(), betas, pictures)
 
 
@@ -115,14 +115,15 @@ def _photograph(model: torch.nn.Module, rotmats: Tensor, betas: Tensor, size: in
     palette[:, body.PARTS.index("skin")] *= draw(.4, 1.1, 1)
     light = torch.stack([draw(-1, 1), draw(0, 1.2), draw(.5, 1)], -1)  # from the camera's side, never from below
 
-    # Background: a smooth gradient, three rectangles and grain.
-    smooth = torch.nn.functional.interpolate(draw(0, 1, 3, 3, 3), size, mode="bicubic", align_corners=True)
+    # Background: a smooth gradient of muted colours, three rectangles and grain.
+    muted = draw(.2, .9, 1, 1, 1) + draw(-.25, .25, 3, 3, 3)
+    smooth = torch.nn.functional.interpolate(muted, size, mode="bicubic", align_corners=True)
     pixels = torch.arange(size) / size
     for _ in range(3):
         low = draw(-.4, .9, 2, 1)
         inside = (pixels > low) & (pixels < low + draw(.1, .6, 2, 1))  # (B, 2, size): in its columns, in its rows
         rectangle = (inside[:, 0, None, :] & inside[:, 1, :, None])[:, None]
-        smooth = torch.where(rectangle, .5 * smooth + .5 * draw(0, 1, 3, 1, 1), smooth)
+        smooth = torch.where(rectangle, smooth + draw(-.2, .2, 3, 1, 1), smooth)
     background = (smooth.permute(0, 2, 3, 1) + draw(-.04, .04, size, size, 3)).clamp(0, 1)
 
     # The crop: a square around the body as the camera sees it, a little larger and off its centre.
