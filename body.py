@@ -91,8 +91,8 @@ def matrix_to_rot6d(matrix: Tensor) -> Tensor:
 # proportions of Drillis & Contini (1966; in Winter, Biomechanics, 2009) for a stature of 1.70 m, to the centimetre.
 REST_JOINTS = torch.tensor([
     (0, 0, 0), (.06, -.09, 0), (-.06, -.09, 0), (0, .11, -.02), (.10, -.49, 0), (-.10, -.49, 0), (0, .24, -.02),
-    (.09, -.91, -.02), (-.09, -.91, -.02), (0, .30, 0), (.11, -.97, .11), (-.11, -.97, .11), (0, .51, -.02),
-    (.08, .42, -.02), (-.08, .42, -.02), (0, .60, .02), (.18, .44, -.02), (-.18, .44, -.02), (.45, .44, -.03),
+    (.09, -.91, -.02), (-.09, -.91, -.02), (0, .30, 0), (.11, -.97, .11), (-.11, -.97, .11), (0, .49, -.02),
+    (.08, .42, -.02), (-.08, .42, -.02), (0, .57, .01), (.18, .44, -.02), (-.18, .44, -.02), (.45, .44, -.03),
     (-.45, .44, -.03), (.70, .44, -.03), (-.70, .44, -.03), (.79, .44, -.03), (-.79, .44, -.03),
 ])
 
@@ -138,9 +138,8 @@ def remove_heading(rotmats: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------- a body made in code
 
-# SMPL's own arrays need a licence, so the built-in body is made here: cones with round ends, melted into one signed
-# distance field and meshed. A row: the joint that moves the cone, its two ends and the radius at each, in centimetres.
-# A row off the midline stands for its mirror image too.
+# SMPL's own arrays need a licence, so the built-in body is made here: round cones, melted into one signed distance field
+# and meshed. A row: the joint that moves the cone, its two ends, the radius at each; centimetres, the right side mirrored.
 _CONES = (
     ("pelvis", (0, 2, -2), (0, -5, -2), 10.3, 10), ("pelvis", (7, 2, -2.5), (8.5, -7, -2), 9.6, 9.4),
     ("pelvis", (7, -10, -5.5), (7, -6, -6), 7.2, 7.4), ("spine1", (0, 5, -2), (0, 13, -1.5), 10.3, 9.7),
@@ -148,8 +147,8 @@ _CONES = (
     ("spine2", (6, 14, -1.5), (7.3, 25, -1.5), 8.8, 9.8), ("spine3", (0, 26, -1.5), (0, 36, -2.5), 10.3, 8),
     ("spine3", (7.5, 26, -1.5), (8.5, 36, -2.5), 9.8, 8.2), ("spine3", (8, 33, 2), (7, 30, 2), 6.5, 6.5),
     ("neck", (0, 40, -3.5), (0, 58, -1), 6, 5.4), ("left_collar", (3, 43.5, -3), (16, 43, -2), 5, 5.8),
-    ("head", (0, 63, -3), (0, 64, 2.5), 8.2, 7.4), ("head", (0, 60, 3), (0, 54, 5.5), 6, 3.6),
-    ("head", (0, 61, 9.8), (0, 58, 11), .8, 1.3), ("head", (7.3, 60.5, 0), (7.5, 57.5, -.5), 1.5, 1.1),
+    ("head", (0, 63, -3), (0, 64, 2.5), 8.2, 7.4), ("head", (0, 60, 3), (0, 53.5, 5.5), 6, 3.6),
+    ("head", (0, 62, 9.4), (0, 58.2, 11.6), .9, 1.4), ("head", (7.3, 60.5, 0), (7.5, 57.5, -.5), 1.5, 1.1),
     ("left_shoulder", (18, 43, -2), (45, 44, -3), 6.2, 4.1), ("left_elbow", (45, 44, -3), (53, 44, -3), 4, 4.2),
     ("left_elbow", (53, 44, -3), (69, 44, -3), 4.2, 2.6), ("left_wrist", (70, 44, -3), (78, 44, -4.8), 2.4, 1.8),
     ("left_wrist", (70, 44, -3), (78, 44, -1.5), 2.4, 1.8), ("left_wrist", (72, 43.7, -1), (80, 43, 4), 1.6, 1.2),
@@ -159,42 +158,33 @@ _CONES = (
     ("left_ankle", (8.8, -95.5, -4.5), (9.5, -96, 10), 3.6, 3.4), ("left_ankle", (9, -95.5, -3), (12.5, -96, 10), 3.2, 3),
     ("left_foot", (9.5, -96, 10), (10, -96.5, 16), 3.4, 2.4), ("left_foot", (12.5, -96, 10), (12, -96.5, 14.5), 3, 2.2),
 )
-_BLEND = 0.012  # metres over which neighbouring cones melt into each other
-_FLOOR = -0.985  # the soles are cut flat at this height
-# The mesher's grid, (from, spacing) per stretch in metres: finer where the body has detail, at head, hands and feet.
-_GRID = (((.0115, .023), (.13, .033), (.20, .050), (.64, .02), (.70, .018), (.92, 0)),
-         ((-1.04, .022), (-.88, .052), (-.12, .036), (.34, .022), (.74, 0)), ((-.20, .024), (.24, 0)))
+# The mesher's grid: (from, spacing) per stretch of x, y and z, metres; finer at the head, the hands and the feet.
+_GRID = (((.011, .022), (.13, .034), (.20, .050), (.64, .02), (.70, .018), (.92, 0)),
+         ((-1.04, .022), (-.88, .052), (-.12, .036), (.34, .022), (.53, .018), (.74, 0)),
+         ((-.20, .024), (.06, .02), (.24, 0)))
 
 
-def _distances(points: Tensor) -> tuple[Tensor, list[int]]:
-    """Distance in metres of points (..., 3) to each cone, (..., cones), negative inside; the joint of each cone."""
+def _field(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Signed distance (...), metres, of points (..., 3) to the body, and the joint (...) that moves the nearest cone."""
     distances, joints = [], []
     for name, start, end, r0, r1 in _CONES:
         for side in (1, -1) if end[0] else (1,):
-            flip = torch.tensor([side, 1, 1]) / 100
-            a, b = torch.tensor(start) * flip, torch.tensor(end) * flip
-            t = ((points - a) @ ((b - a) / (b - a).square().sum())).clamp(0, 1)  # how far along the axis
-            distances.append((points - a - t[..., None] * (b - a)).norm(dim=-1) - (r0 + t * (r1 - r0)) / 100)
+            a, b = (torch.tensor(e) * torch.tensor([side, 1, 1]) / 100 for e in (start, end))
+            along = ((points - a) @ (b - a) / (b - a).square().sum()).clamp(0, 1)
+            distances.append((points - a - along[..., None] * (b - a)).norm(dim=-1) - (r0 + along * (r1 - r0)) / 100)
             joints.append(JOINT[name] if side == 1 else MIRRORED[JOINT[name]])
-    return torch.stack(distances, -1), joints
-
-
-def _field(points: Tensor) -> Tensor:
-    """Signed distance (...) of points (..., 3) to the body: a smooth minimum over the cones, cut at the floor."""
-    return torch.maximum(-_BLEND * torch.logsumexp(-_distances(points)[0] / _BLEND, -1), _FLOOR - points[..., 1])
-
-
-def _neighbour_mean(values: Tensor, edges: Tensor) -> Tensor:
-    """Mean (V, n) of each vertex's neighbours' values (V, n). edges: (2, E), every edge both ways round."""
-    return torch.zeros_like(values).index_add_(0, edges[0], values[edges[1]]) / torch.bincount(edges[0])[:, None]
+    distances = torch.stack(distances, -1)
+    melted = -.012 * torch.logsumexp(-distances / .012, -1)  # a smooth minimum: cones blend over about a centimetre
+    return torch.maximum(melted, -.985 - points[..., 1]), torch.tensor(joints)[distances.argmin(-1)]  # flat soles
 
 
 def _body_mesh() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Vertices (V, 3), faces (F, 3), edges (2, E) both ways round, and each vertex's mirror image (V,), by surface nets
-    (Gibson 1998): a vertex in every grid cell that the surface crosses, a quad around every grid edge that it crosses."""
+    """Vertices (V, 3), faces (F, 3), each vertex's mirror image (V,), and the (V, V) matrix that replaces a value by
+    the mean of itself and its neighbours'. Surface nets (Gibson 1998): a vertex in every grid cell that the surface crosses,
+    a quad around every grid edge that it crosses."""
     x, y, z = (torch.cat([torch.arange(a, b, step) for (a, step), (b, _) in zip(s, s[1:])]) for s in _GRID)
     planes = torch.cat([-x.flip(0), x]), y, z  # none at x = 0, so that the midline gets vertices of its own
-    inside = _field(torch.stack(torch.meshgrid(*planes, indexing="ij"), -1)) < 0
+    inside = _field(torch.stack(torch.meshgrid(*planes, indexing="ij"), -1))[0] < 0
     filled = torch.nn.functional.avg_pool3d(inside[None].float(), 2, stride=1)[0]
     crossed = (filled > 0) & (filled < 1)
     index = torch.full(crossed.shape, -1)
@@ -207,77 +197,66 @@ def _body_mesh() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         around = torch.stack([cell[:, :-1, :-1], cell[:, 1:, :-1], cell[:, 1:, 1:], cell[:, :-1, 1:]], -1)
         quads += [around[here & ~there], around[~here & there].flip(-1)]  # counter-clockwise seen from outside
     quads = torch.cat(quads)
-    edges = torch.cat([torch.stack([quads[:, i - 1], quads[:, i]]) for i in range(4)], 1)
+    edges = torch.cat([torch.stack([quads[:, i - 1], quads[:, i]]) for i in range(4)], 1)  # (2, E), both ways round
+    weight = .5 / torch.bincount(edges[0])[edges[0]]
+    average = torch.eye(len(mirrored)).mul_(.5).index_put_(tuple(edges), weight)
 
     vertices = torch.stack(torch.meshgrid(*[(p[1:] + p[:-1]) / 2 for p in planes], indexing="ij"), -1)[crossed]
     for step in range(8):  # even the vertices out, then step back onto the surface (Newton)
-        vertices = (vertices + _neighbour_mean(vertices, edges)) / 2 if step < 6 else vertices
-        distance = _field(vertices.requires_grad_())
+        vertices = (average @ vertices if step < 6 else vertices).requires_grad_()
+        distance = _field(vertices)[0]
         slope, = torch.autograd.grad(distance.sum(), vertices)
         vertices = (vertices - distance[:, None] * slope / slope.square().sum(-1, keepdim=True)).detach()
         vertices = (vertices + vertices[mirrored] * torch.tensor([-1, 1, 1])) / 2
     a, b, c, d = vertices[quads].unbind(1)
-    short = ((a - c).norm(dim=-1) < (b - d).norm(dim=-1))[:, None]  # cut quads along the shorter diagonal
-    first, second = (torch.where(short, quads[:, i], quads[:, j]) for i, j in (([0, 1, 2], [0, 1, 3]), ([0, 2, 3], [1, 2, 3])))
-    return vertices, torch.cat([first, second]), edges, mirrored
+    short = (a - c).norm(dim=-1) < (b - d).norm(dim=-1)  # cut every quad along its shorter diagonal
+    faces = torch.where(short[:, None], quads[:, [0, 1, 2, 0, 2, 3]], quads[:, [0, 1, 3, 1, 2, 3]]).view(-1, 3)
+    return vertices, faces, mirrored, average
 
 
-# One row per shape coefficient: the growth along x, y and z of the T-pose of the parts whose joint's name holds one
-# of the words. Children move along, so that a longer thigh lowers the foot.
+# One row per shape coefficient: the growth along x, y and z of the T-pose of the parts whose joint's name holds one of
+# the words. What hangs on a part moves along, so that a longer thigh lowers the foot.
 _LEGS, _ARMS, _TORSO = " hip knee ankle foot", " shoulder elbow wrist hand", " pelvis spine"
 _SHAPES = (
     {_LEGS + _ARMS + _TORSO + " collar neck head": (.035, .035, .035)},  # stature
     {_TORSO: (.07, 0, .10), _LEGS: (.07, 0, .07), _ARMS: (0, .07, .07), "neck": (.04, 0, .04)},  # weight
     {_ARMS: (.05, 0, 0), _LEGS: (0, .05, 0)},  # limb length
-    {"spine3": (.05, 0, 0), "collar": (.06, 0, 0)},  # shoulder width
-    {"pelvis": (.07, 0, .04)},  # hip width
-    {_TORSO: (0, .04, 0)},  # torso length
-    {_LEGS: (.08, 0, .08)},  # leg thickness
+    {"spine3": (.05, 0, 0), "collar": (.06, 0, 0)}, {"pelvis": (.07, 0, .04)},  # shoulder width, hip width
+    {_TORSO: (0, .04, 0)}, {_LEGS: (.08, 0, .08)},  # torso length, leg thickness
     {"spine1": (.05, 0, .12), "spine2": (.05, 0, .08)},  # belly
-    {"spine3": (.02, 0, .09), _ARMS: (0, .05, .05)},  # chest and arms
-    {"head": (.06, .06, .06)},  # head size
+    {"spine3": (.02, 0, .09), _ARMS: (0, .05, .05)}, {"head": (.06, .06, .06)},  # chest and arms, head size
 )
 
 
 def _stand_in_arrays() -> dict[str, np.ndarray]:
     """SMPL's arrays, as load_body lists them, for the body made of cones."""
-    vertices, faces, edges, mirrored = _body_mesh()
+    vertices, faces, mirrored, average = _body_mesh()
     from_joint = vertices[:, None] - REST_JOINTS  # (V, 24, 3)
     # Skinning: every vertex starts with the joint of its nearest cone, then weights spread along the surface, never
     # through the air, so that no arm can pull the chest and no leg the other.
-    distances, joints = _distances(vertices)
-    weights = torch.nn.functional.one_hot(torch.tensor(joints)[distances.argmin(-1)], 24).float()  # (V, 24)
-    for _ in range(10):
-        weights = (weights + _neighbour_mean(weights, edges)) / 2
-    weights = (weights + weights[mirrored][:, MIRRORED]) / 2
-    weights = weights * (weights >= weights.topk(4).values[:, -1:])
+    weights = torch.nn.functional.one_hot(_field(vertices)[1], 24).float()  # (V, 24)
+    for _ in range(12):
+        weights = average @ weights
+    weights = weights + weights[mirrored][:, MIRRORED]
+    weights = weights * (weights >= weights.topk(4).values[:, -1:])  # four joints a vertex
     weights = weights / weights.sum(-1, keepdim=True)
-    # Joint regressor: a Gaussian window around the joint, tilted so that it returns the joint exactly. Such a row follows
-    # every affine change of the flesh around it, hence the shape coefficients too.
+    # Joint regressor: a Gaussian window around the joint, tilted so that it returns the joint exactly; such a row also
+    # follows every affine change of the flesh around the joint, hence the shape coefficients.
     window = torch.exp(-from_joint.double().square().sum(-1) / (2 * .07 ** 2))  # (V, 24)
     basis = torch.cat([torch.ones_like(window)[..., None], from_joint], -1)  # (V, 24, 4)
     moments = torch.einsum("vja,vj,vjb->jab", basis, window, basis)
     regressor = window * torch.einsum("vja,ja->vj", basis, torch.linalg.inv(moments)[..., 0])
-
-    shapedirs = []
-    for row in _SHAPES:
+    shapedirs = torch.zeros(*vertices.shape, 10)
+    for k, row in enumerate(_SHAPES):
         growth, moved = torch.zeros(24, 3), torch.zeros(24, 3)
         for words, amount in row.items():
-            growth += torch.tensor([amount if any(w in name for w in words.split()) else (0, 0, 0) for name in JOINT_NAMES])
+            growth[[any(word in name for word in words.split()) for name in JOINT_NAMES]] += torch.tensor(amount)
         for j in range(1, 24):
             moved[j] = moved[PARENTS[j]] + growth[PARENTS[j]] * (REST_JOINTS[j] - REST_JOINTS[PARENTS[j]])
-        shapedirs.append((weights[..., None] * (moved + growth * from_joint)).sum(1))
-    # Pose correctives: to average a rotation R with the identity shrinks the flesh at a joint; with weight s beyond it,
-    # |(1-s) p + s R p|^2 = |p|^2 - s(1-s) |(R-I) p|^2. To first order -s(1-s) (R-I + (R-I)^T) p / 2 undoes that.
-    beyond = weights.clone()
-    for j in range(23, 0, -1):
-        beyond[:, PARENTS[j]] += beyond[:, j]
-    pull = -(beyond * (1 - beyond))[..., None] * from_joint / 2  # (V, 24, 3)
-    eye = torch.eye(3)
-    posedirs = torch.einsum("cr,vjs->vcjrs", eye, pull) + torch.einsum("cs,vjr->vcjrs", eye, pull)
-    arrays = {"v_template": vertices, "shapedirs": torch.stack(shapedirs, -1), "J_regressor": regressor.T.float(),
-              "posedirs": posedirs[:, :, 1:].flatten(2), "weights": weights, "f": faces,
-              "kintree_table": torch.tensor([PARENTS, range(24)])}
+        shapedirs[..., k] = (weights[..., None] * (moved + growth * from_joint)).sum(1)
+    # No pose correctives: weights that change over so few centimetres hardly shrink a bent joint.
+    arrays = {"v_template": vertices, "shapedirs": shapedirs, "posedirs": torch.zeros(*vertices.shape, 207), "f": faces,
+              "J_regressor": regressor.T, "weights": weights, "kintree_table": torch.tensor([PARENTS, range(24)])}
     return {name: array.numpy() for name, array in arrays.items()}
 
 
