@@ -85,11 +85,13 @@ class Split:
     images: np.ndarray | None  # (N, size, size, 3) uint8
 
 
-def make_split(rotmats: Tensor, seed: int | list[int], size: int = 64, images: bool = True,
+def make_split(rotmats: Tensor, rng: np.random.Generator, size: int = 64, images: bool = True,
                body_model: torch.nn.Module | None = None) -> Split:
-    """Give every pose (N, 24, 3, 3) a shape, a heading, a camera and, unless `images` is off, a picture."""
-    rng, n = np.random.default_rng(seed), len(rotmats)
-    rotmats = body.remove_heading(rotmats)
+    """Give every pose (N, 24, 3, 3) a shape, a heading, a camera and, unless `images` is off, a picture.
+
+    body_model: from `body.load_body`, the built-in one when None.
+    """
+    n, rotmats = len(rotmats), body.remove_heading(rotmats)
     heading, tilt = (torch.from_numpy(rng.uniform(low, high, n)).float() for low, high in ((-180, 180), (-5, 15)))
     betas = torch.from_numpy(rng.standard_normal((n, 10))).float()
     seen = rotmats.clone()
@@ -100,10 +102,12 @@ def make_split(rotmats: Tensor, seed: int | list[int], size: int = 64, images: b
         model = body_model if body_model is not None else body.load_body()
         pictures = np.concatenate([_photograph(model, seen[i:i + 32], betas[i:i + 32], size, rng)
                                    for i in range(0, n, 32)])
-    return Split(rotmats, captions.pose_holds(rotmats).numpy(), seen, captions.pose_holds(seen).numpy(), betas, pictures)
+    holds, image_holds = captions.pose_holds(rotmats).numpy(), captions.pose_holds(seen).numpy()
+    return Split(rotmats, holds, seen, image_holds, betas, pictures)
 
 
-def _photograph(model: torch.nn.Module, rotmats: Tensor, betas: Tensor, size: int, rng: np.random.Generator) -> np.ndarray:
+def _photograph(model: torch.nn.Module, rotmats: Tensor, betas: Tensor, size: int,
+                rng: np.random.Generator) -> np.ndarray:
     """Pictures (B, size, size, 3) of posed bodies with clothes, light, background and a crop drawn at random."""
     B = len(rotmats)
 
@@ -138,23 +142,22 @@ def _photograph(model: torch.nn.Module, rotmats: Tensor, betas: Tensor, size: in
 
 
 def load_splits(poses_dir: str | Path | None = None, counts: dict[str, int] | None = None, seed: int = 0,
-                images: bool = True) -> dict[str, Split]:
+                images: bool = True, body_model: torch.nn.Module | None = None) -> dict[str, Split]:
     """The splits train, val and test, which share no pose: made-up poses, or motion capture from `poses_dir`.
 
     counts: how many poses of each split, at most what `poses_dir` holds. The captured train poses are mirrored too.
     """
     counts = counts or {"train": 10_000, "val": 500, "test": 1_000}
     splits = {}
-    for i, (name, count) in enumerate(counts.items()):
-        i = SPLITS.index(name)
-        rng = np.random.default_rng([seed, i])
+    for name, count in counts.items():
+        rng = np.random.default_rng([seed, SPLITS.index(name)])  # no split depends on the size of another
         if poses_dir is None:
             rotmats = sample_poses(count, rng)
         else:
             rotmats = load_amass(poses_dir, name)
             rotmats = torch.cat([rotmats, body.mirror(rotmats)]) if name == "train" else rotmats
             rotmats = rotmats[rng.permutation(len(rotmats))[:count]]
-        splits[name] = make_split(rotmats, [seed, i], images=images)
+        splits[name] = make_split(rotmats, rng, images=images, body_model=body_model)
     return splits
 
 
