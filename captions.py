@@ -9,7 +9,7 @@ Read next: data.py, which makes training examples of these words.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import inf, nan
 from typing import NamedTuple
 
@@ -26,8 +26,7 @@ POSE_ANSWER = f"The SMPL pose of this person is {POSE_TOKEN}."
 # ---------------------------------------------------------------- measurements
 
 def _two(points: Tensor, name: str) -> Tensor:
-    """The left and the right joint of a name, (..., 2, 3)."""
-    return points[..., [JOINT["left_" + name], JOINT["right_" + name]], :]
+    return points[..., [JOINT["left_" + name], JOINT["right_" + name]], :]  # (..., 2, 3)
 
 
 def _degrees(y: Tensor, x: Tensor) -> Tensor:
@@ -46,8 +45,7 @@ def _named_measurements(joints: Tensor, rotmats: Tensor) -> dict[str, Tensor]:
     Three frames, each of axes (left, up, forward):
     world - up against gravity, left along the hip line on the ground: that takes the heading away;
     chest - fixed to the ribs: where the hands are around the trunk, where the head looks;
-    body  - world, but the pelvis' own frame while lying or upside down: "above the head" of someone who lies means
-            beyond the head, and a leg is forward or back of the trunk.
+    body  - world, or the pelvis' own frame while lying or upside down, when "above the head" means beyond the head.
     A value is NaN where its words mean nothing; a comparison with NaN is false, so the statement does not hold.
     """
     sign = joints.new_tensor([1.0, -1.0])  # "how far to the left" times this is (to the left, to the right)
@@ -69,7 +67,7 @@ def _named_measurements(joints: Tensor, rotmats: Tensor) -> dict[str, Tensor]:
     # A knee to kneel on is near the ground, bent, below the hip, with the shank level and pointing back.
     knee_down = (knee[..., 1] < 15) & (knee_bend > 60) & (thigh[..., 1] < -8) & (shank[..., 1].abs() < 25)
     knee_down = knee_down & (shank[..., 2] < -20) & (~upside_down & (tilt < 120))[..., None]
-    kneeling = knee_down.any(-1)
+    kneeling, both = knee_down.any(-1), knee_down.all(-1, keepdim=True)
     lying = (pelvis_height < 30) & (head_height < 45) & ~kneeling & ~upside_down
     on_feet = ~kneeling & ~lying & ~upside_down  # or on the seat
     # A squat is balanced over the feet; who sits on a chair with the thighs level would fall without it.
@@ -86,50 +84,42 @@ def _named_measurements(joints: Tensor, rotmats: Tensor) -> dict[str, Tensor]:
     body = torch.where(recumbent[..., None, None], cm @ pelvis, world)
     hand, shoulder, elbow, wrist = (_two(body, name) for name in ("hand", "shoulder", "elbow", "wrist"))
     leg, foot, chest_hand = _two(body, "knee") - _two(body, "hip"), _two(body, "ankle"), _two(chest, "hand")
-    elbow_bend = _bend(shoulder, elbow, wrist)
-    palm = _two(cm, "hand")
+    elbow_bend, palm = _bend(shoulder, elbow, wrist), _two(cm, "hand")
     # A hand on the hip holds the rim of the pelvis, with a bent elbow: a hanging hand only passes by.
     rim = cm[..., [0], :] + cm.new_tensor([[14, 4, 3], [-14, 4, 3]]) @ pelvis.mT  # (..., 2, 3)
     face = cm[..., [JOINT["head"]], :] + cm.new_tensor([[0, 7, 5]]) @ head.mT  # (..., 1, 3)
-    twist, look, crown = (pelvis.mT @ spine)[..., 2], (spine.mT @ head)[..., 2], (spine.mT @ head)[..., 1]  # (..., 3)
+    hands, feet = hand[..., 0, :] - hand[..., 1, :], foot[..., 0, :] - foot[..., 1, :]  # (..., 3), from right to left
+    lean, twist, look = _degrees(trunk[..., 0], trunk[..., 1:].norm(dim=-1)), pelvis.mT @ spine, spine.mT @ head
     return {
-        "posture: standing": standing.to(cm),
-        "posture: squatting": squatting.to(cm),
-        "posture: sitting": sitting.to(cm),
-        "posture: upside down": upside_down.to(cm),
-        "posture: kneeling on both": knee_down.all(-1).to(cm),
-        "posture: kneeling on left": (knee_down & ~knee_down.all(-1, keepdim=True)).to(cm),
+        "posture: standing": standing.to(cm), "posture: squatting": squatting.to(cm),
+        "posture: sitting": sitting.to(cm), "posture: upside down": upside_down.to(cm),
+        "posture: kneeling on both": both[..., 0].to(cm), "posture: kneeling on left": (knee_down & ~both).to(cm),
         "posture: lying, belly up": belly_up.where(lying & ~on_side, nan),
         "posture: lying, left down": (left_up[..., None] * -sign).where(on_side[..., None], nan),
         "trunk forward [deg]": _degrees(trunk[..., 2], trunk[..., 1].clamp_min(0)).where(~recumbent, nan),
-        "trunk to the left [deg]": (
-            _degrees(trunk[..., 0], trunk[..., 1].abs())[..., None] * sign).where(~recumbent[..., None], nan),
-        "twist to the left [deg]": _degrees(twist[..., 0], twist[..., 2])[..., None] * sign,
-        "head turn to the left [deg]": _degrees(look[..., 0], look[..., 2])[..., None] * sign,
-        "head up [deg]": _degrees(look[..., 1], look[..., [0, 2]].norm(dim=-1)),
-        "head tilt to the left [deg]": _degrees(crown[..., 0], crown[..., 1])[..., None] * sign,
-        "left elbow [deg]": elbow_bend,
-        "left hand above shoulder [cm]": hand[..., 1] - shoulder[..., 1],
-        "left hand above other [cm]": (hand[..., 0, 1] - hand[..., 1, 1])[..., None] * sign,
-        "left hand before chest [cm]": chest_hand[..., 2],
-        "left hand outward [cm]": chest_hand[..., 0] * sign,
+        "trunk to the left [deg]": (lean[..., None] * sign).where(~recumbent[..., None], nan),
+        "twist to the left [deg]": _degrees(twist[..., 0, 2], twist[..., 2, 2])[..., None] * sign,
+        "head turn to the left [deg]": _degrees(look[..., 0, 2], look[..., 2, 2])[..., None] * sign,
+        "head up [deg]": _degrees(look[..., 1, 2], look[..., [0, 2], 2].norm(dim=-1)),
+        "head tilt to the left [deg]": _degrees(look[..., 0, 1], look[..., 1, 1])[..., None] * sign,
+        "left elbow [deg]": elbow_bend, "left knee [deg]": knee_bend,
+        "left hand height [cm]": hand[..., 1] - shoulder[..., 1],  # above the shoulder
+        "left hand forward [cm]": chest_hand[..., 2], "left hand outward [cm]": chest_hand[..., 0] * sign,
+        "left hand over right [cm]": hands[..., 1, None] * sign, "hand to hand [cm]": hands.norm(dim=-1),
         "left hand: to hip [cm]": (palm - rim).norm(dim=-1).where(elbow_bend > 50, nan),
         "left hand: to face [cm]": (palm - face).norm(dim=-1),
         "left hand: to knee [cm]": (palm - _two(cm, "knee")).norm(dim=-1),
         "left hand: to ground [cm]": palm[..., 1].where(~lying[..., None], nan),
-        "hand to hand [cm]": (hand[..., 0, :] - hand[..., 1, :]).norm(dim=-1),
-        "left knee [deg]": knee_bend,
         "left thigh forward [deg]": _degrees(leg[..., 2], -leg[..., 1]).where(~(sitting | squatting)[..., None], nan),
         "left thigh outward [deg]": _degrees(leg[..., 0] * sign, leg[..., 1:].norm(dim=-1)),
         "left foot to ground [cm]": foot_height.where(~recumbent[..., None], nan),
-        "left foot ahead of other [cm]": (foot[..., 0, 2] - foot[..., 1, 2])[..., None] * sign,
-        "foot to foot [cm]": (foot[..., 0, :] - foot[..., 1, :]).norm(dim=-1),
-        "ankles uncrossed by [cm]": foot[..., 0, 0] - foot[..., 1, 0],
+        "left foot ahead [cm]": feet[..., 2, None] * sign, "foot to foot [cm]": feet.norm(dim=-1),
+        "ankles uncrossed by [cm]": feet[..., 0],
     }
 
 
 def measure(joints: Tensor, global_rotmats: Tensor) -> Tensor:
-    """Measurements (..., M) in the order and units of MEASURES. joints: (..., 24, 3), metres. rotmats: (..., 24, 3, 3)."""
+    """Measurements (..., M), in the order and units of MEASURES; arguments as for `holds`."""
     named = _named_measurements(joints, global_rotmats)
     return torch.cat([value if "left" in name else value[..., None] for name, value in named.items()], -1)
 
@@ -143,19 +133,15 @@ _REST = _named_measurements(*forward_kinematics(torch.eye(3).expand(24, 3, 3)))
 MEASURES = tuple(side for name in _REST for side in dict.fromkeys((name, swap_sides(name))))
 
 
-# ---------------------------------------------------------------- the table of statements
-
-# measure, low, high, weight (odds of being picked: how much it tells), phrasings, the canonical one first, each a clause
-# "subject is predicate". A row about the left makes one about the right too. One description speaks once of what stands before
-# the colon of a measure, its topic.
+# Measure, low, high, weight (odds of being picked: how much it tells), phrasings (the canonical one first). A row about
+# the left makes one about the right. A measure's name up to its colon is its topic: one description has one of each.
 TABLE = (
     ("posture: standing", .5, inf, 1, "the person is standing|the person is standing up"),
     ("posture: squatting", .5, inf, 9, "the person is squatting|the person is crouching"),
     ("posture: sitting", .5, inf, 9, "the person is sitting|the person is sitting down|the person is seated"),
     ("posture: upside down", .5, inf, 9, "the person is upside down"),
     ("posture: kneeling on both", .5, inf, 9, "the person is kneeling|the person is kneeling on both knees"),
-    ("posture: kneeling on left", .5, inf, 9,
-     "the person is kneeling on the left knee|the person is down on the left knee"),
+    ("posture: kneeling on left", .5, inf, 9, "the person is kneeling on the left knee"),
     ("posture: lying, belly up", 0, inf, 9, "the person is lying on their back|the person is lying face up"),
     ("posture: lying, belly up", -inf, 0, 9, "the person is lying on their belly|the person is lying face down"),
     ("posture: lying, left down", 0, inf, 9, "the person is lying on their left side"),
@@ -172,43 +158,35 @@ TABLE = (
     ("head tilt to the left [deg]", 12, inf, 2, "the head is tilted to the left"),
     ("left elbow [deg]", -inf, 25, 1, "the left elbow is straight|the left arm is straight"),
     ("left elbow [deg]", 25, 60, .6, "the left elbow is slightly bent|the left arm is slightly bent"),
-    ("left elbow [deg]", 60, 110, 1,
-     "the left elbow is bent|the left arm is bent|the left elbow is bent to about ninety degrees"),
+    ("left elbow [deg]", 60, 110, 1, "the left elbow is bent|the left arm is bent"),
     ("left elbow [deg]", 110, inf, 3, "the left elbow is sharply bent|the left arm is folded"),
-    ("left hand above shoulder [cm]", 35, inf, 4,
-     "the left hand is above the head|the left hand is raised above the head|the left arm is raised high"),
-    ("left hand above shoulder [cm]", 10, 35, 3, "the left hand is at head height"),
-    ("left hand above shoulder [cm]", -15, 10, 2, "the left hand is at shoulder height"),
-    ("left hand above shoulder [cm]", -45, -15, .7, "the left hand is at belly height"),
-    ("left hand above shoulder [cm]", -inf, -45, .7,
-     "the left hand is low|the left arm is down|the left arm is hanging down"),
-    ("left hand above other [cm]", 20, inf, 1.5,
-     "the left hand is higher than the right hand|the left hand is above the right hand"),
-    ("left hand before chest [cm]", 35, inf, 2,
-     "the left hand is in front of the body|the left arm is reaching forward"),
-    ("left hand before chest [cm]", -inf, -12, 3, "the left hand is behind the body|the left arm is reaching back"),
+    ("left hand height [cm]", 35, inf, 4,
+     "the left hand is above the head|the left hand is raised above the head|the left arm is raised above the head"),
+    ("left hand height [cm]", 10, 35, 3, "the left hand is at head height"),
+    ("left hand height [cm]", -15, 10, 2, "the left hand is at shoulder height"),
+    ("left hand height [cm]", -45, -15, .7, "the left hand is at belly height"),
+    ("left hand height [cm]", -inf, -45, .7, "the left hand is low|the left arm is hanging down"),
+    ("left hand over right [cm]", 20, inf, 1.5, "the left hand is higher than the right hand"),
+    ("left hand forward [cm]", 35, inf, 2, "the left hand is in front of the body|the left arm is reaching forward"),
+    ("left hand forward [cm]", -inf, -12, 3, "the left hand is behind the body|the left arm is reaching back"),
     ("left hand outward [cm]", 45, inf, 2, "the left arm is out to the side|the left hand is out to the side"),
     ("left hand outward [cm]", -inf, -4, 3, "the left arm is across the body|the left hand is across the body"),
     ("left hand: to hip [cm]", -inf, 18, 5, "the left hand is on the left hip|the left hand is on the hip"),
     ("left hand: to face [cm]", -inf, 20, 5, "the left hand is near the head|the left hand is near the face"),
-    ("left hand: to knee [cm]", -inf, 20, 5,
-     "the left hand is near the left knee|the left hand is on the left knee"),
+    ("left hand: to knee [cm]", -inf, 20, 5, "the left hand is near the left knee|the left hand is near the knee"),
     ("left hand: to ground [cm]", -inf, 10, 5, "the left hand is on the ground|the left hand is on the floor"),
     ("hand to hand [cm]", -inf, 20, 4, "the hands are together|the hands are close together"),
     ("hand to hand [cm]", 100, inf, 1.5, "the hands are far apart|the arms are spread"),
     ("left knee [deg]", -inf, 25, .5, "the left knee is straight|the left leg is straight"),
     ("left knee [deg]", 25, 60, .6, "the left knee is slightly bent|the left leg is slightly bent"),
-    ("left knee [deg]", 60, 110, 2,
-     "the left knee is bent|the left leg is bent|the left knee is bent to about ninety degrees"),
+    ("left knee [deg]", 60, 110, 2, "the left knee is bent|the left leg is bent"),
     ("left knee [deg]", 110, inf, 4, "the left knee is sharply bent|the left leg is folded"),
     ("left thigh forward [deg]", 40, 75, 2, "the left thigh is forward|the left leg is forward"),
-    ("left thigh forward [deg]", 75, 180, 4, "the left knee is at hip height|the left thigh is raised"),
+    ("left thigh forward [deg]", 75, 180, 4, "the left thigh is raised|the left knee is raised"),
     ("left thigh forward [deg]", -180, -15, 3, "the left leg is stretched back|the left leg is behind the body"),
     ("left thigh outward [deg]", 25, inf, 3, "the left leg is out to the side"),
-    ("left foot to ground [cm]", 15, inf, 3,
-     "the left foot is off the ground|the left foot is lifted|the left foot is in the air"),
-    ("left foot ahead of other [cm]", 20, inf, 1.5,
-     "the left foot is in front of the right foot|the left foot is ahead of the right foot"),
+    ("left foot to ground [cm]", 15, inf, 3, "the left foot is off the ground|the left foot is lifted"),
+    ("left foot ahead [cm]", 20, inf, 1.5, "the left foot is in front of the right foot"),
     ("foot to foot [cm]", -inf, 16, 1.5, "the feet are together|the feet are close together"),
     ("foot to foot [cm]", 50, inf, 1.5, "the feet are far apart|the feet are wide apart"),
     ("ankles uncrossed by [cm]", -inf, -5, 4, "the legs are crossed|the feet are crossed"),
@@ -229,35 +207,29 @@ class Statement(NamedTuple):
 
 def _both(phrase: str) -> tuple[str, ...]:
     """'the left foot is lifted' -> ('both feet are lifted',); () where the two sides cannot be said at once."""
-    def plural(noun: str) -> str:
-        return {"foot": "feet"}.get(noun, noun + "s")
-
-    match = re.fullmatch(r"the left (\w+) is (.*?)(the (?:left )?(hip|knee|side))?", phrase)
-    if match is None or "right" in match[2]:
+    if not phrase.startswith("the left ") or "right" in phrase:
         return ()
-    return (f"both {plural(match[1])} are {match[2]}" + (f"the {plural(match[4])}" if match[3] else ""),)
+    plural = re.sub(r"the left (\w+)|the (hip|knee|side)$", r"the \1\2s", phrase).replace("foots", "feet")
+    return (plural.replace("the ", "both ", 1).replace(" is ", " are ", 1),)
 
 
-def _statements() -> tuple[Statement, ...]:
-    made = []
-    for name, low, high, weight, words in TABLE:
-        both = tuple(plural for phrase in words.split("|") for plural in _both(phrase))
+def _statements() -> Iterator[Statement]:
+    for name, *bounds, words in TABLE:
+        both = sum(map(_both, words.split("|")), ())
         for measured, said in dict.fromkeys(((name, words), (swap_sides(name), swap_sides(words)))):
             phrases = tuple(said.split("|"))
-            made.append(Statement(phrases[0], measured, low, high, weight, measured.split(":")[0], phrases, both))
-    return tuple(made)
+            yield Statement(phrases[0], measured, *bounds, measured.split(":")[0], phrases, both)
 
 
-STATEMENTS = _statements()
-_INDEX = {statement.key: i for i, statement in enumerate(STATEMENTS)}
-MIRRORED_STATEMENT = tuple(_INDEX[swap_sides(key)] for key in _INDEX)
+STATEMENTS = tuple(_statements())
+MIRRORED_STATEMENT = tuple([s.key for s in STATEMENTS].index(swap_sides(s.key)) for s in STATEMENTS)
 _COLUMN = [MEASURES.index(s.measure) for s in STATEMENTS]
 _LOW, _HIGH = torch.tensor([s.low for s in STATEMENTS]), torch.tensor([s.high for s in STATEMENTS])
 _WEIGHT = np.array([s.weight for s in STATEMENTS])
 
 
 def holds(joints: Tensor, global_rotmats: Tensor) -> Tensor:
-    """Which statements hold: bool (..., S). joints: (..., 24, 3), metres. global_rotmats: (..., 24, 3, 3)."""
+    """Which statements hold: bool (..., S). joints: (..., 24, 3), metres; global_rotmats: (..., 24, 3, 3)."""
     values = measure(joints, global_rotmats)[..., _COLUMN]
     return (_LOW.to(values) <= values) & (values < _HIGH.to(values))
 
@@ -276,15 +248,9 @@ def check(statements: Sequence[int], rotmats: Tensor) -> float:
 
 # ---------------------------------------------------------------- words
 
-def _listed(parts: list[str]) -> str:
-    return ", ".join(parts[:-1]) + " and " * (len(parts) > 1) + parts[-1]
-
-
 def describe(row: np.ndarray, rng: np.random.Generator) -> tuple[str, tuple[int, ...]]:
-    """One to three sentences about a pose, and the statements they make: 2 to 6 of those that hold.
-
-    row: bool (S,), one row of `holds`. Raises ValueError when fewer than two hold, as of a pose that is not finite.
-    """
+    """One to three sentences about a pose and the statements they make, 2 to 6 of those that hold. row: bool (S,), of
+    `holds`. Raises ValueError when fewer than two hold, as of a pose that is not finite."""
     held = np.flatnonzero(row)
     if len(held) < 2:
         raise ValueError("fewer than two statements hold of this pose: check that its joints are finite")
@@ -292,51 +258,48 @@ def describe(row: np.ndarray, rng: np.random.Generator) -> tuple[str, tuple[int,
 
     def pick(options: Sequence):
         return options[int(next(draws) * len(options))]
+    def listed(parts: list[str]) -> str:
+        return " and ".join(filter(None, (", ".join(parts[:-1]), "".join(parts[-1:]))))
 
     def short(phrase: str) -> str:  # "the head is bowed" -> "their head bowed", after "with" or "has"
-        subject, _, predicate = phrase.replace(" are ", " is ", 1).partition(" is ")
-        return f"{pick(('the', 'their'))} {subject[4:]} {predicate}" if subject[:4] == "the " else f"{subject} {predicate}"
+        phrase = phrase.replace(" are ", " is ", 1).replace(" is ", " ", 1)
+        return phrase.replace("the ", pick(("the ", "their ")), 1) if phrase.startswith("the ") else phrase
 
     # Sorting exponential variables of rate `weight` draws without replacement, the heavy ones first.
     order = held[np.argsort(rng.standard_exponential(len(held)) / _WEIGHT[held])].tolist()
-    wanted, made, topics, clauses = pick((2, 3, 3, 4, 4, 5, 6)), [], set(), ([], [])
+    wanted, made, topics, person, limbs = pick((2, 3, 4, 4, 5, 6)), [], set(), [], []
     for i in order:
         statement, twin = STATEMENTS[i], MIRRORED_STATEMENT[i]
         if statement.topic in topics or len(made) >= wanted:
             continue
-        both = bool(statement.both) and row[twin] and len(made) < 5 and next(draws) < 0.8
+        # What holds of both sides is said of both or of one: never of one and then of the other.
+        both = statement.both and row[twin] and len(made) < 5 and next(draws) < 0.8
         made += (i, twin) if both else (i,)
-        # A statement that holds of both sides is said of both or of one: never of one and then of the other.
         topics |= {statement.topic, STATEMENTS[twin].topic} if row[twin] else {statement.topic}
         phrase = pick(statement.both if both else statement.phrases)
-        clauses[phrase.startswith("the person")].append(phrase)
-    limbs, person = clauses
-    sentences, subject = [], pick(("The person", "Someone", "This person"))
-    count = min(len(limbs), pick((0, 1, 2, 3)) if person else pick((0, 0, 1, 2, 3)))
-    aside, limbs = [short(phrase) for phrase in limbs[:count]], limbs[count:]
-    if person:
-        actions = _listed([phrase.removeprefix("the person is ") for phrase in person])
-        sentences.append(f"{subject} is {actions}" + (f" with {_listed(aside)}" if aside else ""))
-    elif aside:
-        sentences.append(f"{subject} has {_listed(aside)}")
-    while limbs:
-        count = len(limbs) if len(sentences) == 2 else pick((1, 2, 2, 3))
-        said = " while ".join(limbs[:2]) if count == 2 and next(draws) < 0.3 else _listed(limbs[:count])
-        sentences.append(said[0].upper() + said[1:])
-        limbs = limbs[count:]
-    return ". ".join(sentences) + ".", tuple(made)
-
-
-_DROPPED = {"the", "a", "an", "is", "are", "both", "their", "his", "her", "person", "they", "someone", "this"}
+        (person if phrase.startswith("the person") else limbs).append(phrase)
+    # "Someone is kneeling with the head bowed", or "Someone has the head bowed", then the rest in clauses of their own.
+    count = pick((0, 1, 2, 3)) if person else pick((0, 0, 1, 2, 3))
+    aside, rest, sentences = listed([short(phrase) for phrase in limbs[:count]]), limbs[count:], []
+    if person or aside:
+        actions = listed([phrase.removeprefix("the person is ") for phrase in person])
+        words = ["is", actions, "with", aside] if person and aside else ["is", actions] if person else ["has", aside]
+        sentences = [" ".join([pick(("the person", "someone", "this person")), *words])]
+    while rest:
+        count = len(rest) if len(sentences) == 2 else pick((1, 2, 2, 3))
+        sentences.append(" while ".join(rest[:2]) if count == 2 and next(draws) < 0.3 else listed(rest[:count]))
+        rest = rest[count:]
+    return " ".join(sentence[0].upper() + sentence[1:] + "." for sentence in sentences), tuple(made)
 
 
 def _plain(text: str) -> str:
     """Lower case without the small words, so that 'right hand above head' is read like the whole clause."""
-    return " ".join(word for word in re.findall(r"[a-z]+|[.,;:!?]", text.lower()) if word not in _DROPPED)
+    small = "the|a|an|is|are|both|their|his|her|person|they|someone|this|to"
+    return " ".join(re.findall(rf"\b(?!(?:{small})\b)[a-z]+|[.,;:!?]", text.lower()))
 
 
 _READING = {_plain(phrase): (i,) for i, s in enumerate(STATEMENTS) for phrase in s.phrases}
-_READING |= {_plain(phrase): (i, MIRRORED_STATEMENT[i]) for i, s in enumerate(STATEMENTS) for phrase in s.both}
+_READING |= {_plain(phrase): (MIRRORED_STATEMENT[i], i) for i, s in enumerate(STATEMENTS) for phrase in s.both}
 _PATTERN = re.compile(rf"\b(?:{'|'.join(sorted(_READING, key=len, reverse=True))})\b")
 
 
@@ -347,25 +310,23 @@ def parse(text: str) -> tuple[int, ...]:
 
 # ---------------------------------------------------------------- questions
 
-# The question; the topic whose statements answer it, in their canonical phrase, or one such phrase for a yes; the answer
-# where none of them holds ("" where one always does). A row about the left makes one about the right too.
+# The question; the topic whose statements answer it, in their canonical phrase, or one phrase for a "yes"; the answer
+# where none of them holds, "" where one always does. A row about the left makes one about the right too.
 QUESTIONS = (
-    ("Is the person standing, sitting, squatting, kneeling or lying?", "posture", "the person is doing none of these"),
-    ("Is the person upright or leaning?", "trunk forward [deg]", "the person is neither upright nor leaning"),
-    ("Does the person lean to a side?", "trunk to the left [deg]", "the person is not leaning to a side"),
-    ("Which way is the upper body twisted?", "twist to the left [deg]", "the upper body is not twisted"),
-    ("Which way is the head turned?", "head turn to the left [deg]", "the head is not turned"),
-    ("Is the person looking up or down?", "head up [deg]", "the person is looking straight ahead"),
+    ("Is the person standing, sitting, squatting, kneeling or lying?", "posture", "The person is doing none of these."),
+    ("Is the person upright or leaning?", "trunk forward [deg]", "The person is neither upright nor leaning."),
+    ("Which way is the upper body twisted?", "twist to the left [deg]", "The upper body is not twisted."),
+    ("Which way is the head turned?", "head turn to the left [deg]", "The head is not turned."),
+    ("Is the person looking up or down?", "head up [deg]", "The person is looking straight ahead."),
     ("How bent is the left elbow?", "left elbow [deg]", ""),
-    ("How high is the left hand?", "left hand above shoulder [cm]", ""),
-    ("Is the left hand in front of the body?", "the left hand is in front of the body", "the left hand is not in front"),
-    ("Is the left arm out to the side?", "the left arm is out to the side", "the left arm is not out to the side"),
-    ("Which hand is higher?", "left hand above other [cm]", "the hands are at the same height"),
-    ("Are the hands together?", "the hands are together", "the hands are apart"),
+    ("How high is the left hand?", "left hand height [cm]", ""),
+    ("Is the left hand in front of the body?", "the left hand is in front of the body", "No, it is not in front."),
+    ("Which hand is higher?", "left hand over right [cm]", "The hands are at about the same height."),
+    ("Are the hands together?", "the hands are together", "No, the hands are apart."),
     ("How bent is the left knee?", "left knee [deg]", ""),
-    ("Is the left leg forward or back?", "left thigh forward [deg]", "the left leg is under the body"),
-    ("Which foot is in front?", "left foot ahead of other [cm]", "the feet are side by side"),
-    ("How far apart are the feet?", "foot to foot [cm]", "the feet are a step apart"),
+    ("Is the left leg forward or back?", "left thigh forward [deg]", "The left leg is under the body."),
+    ("Which foot is in front?", "left foot ahead [cm]", "Neither foot is in front."),
+    ("How far apart are the feet?", "foot to foot [cm]", "The feet are a step apart."),
 )
 
 
@@ -375,15 +336,9 @@ def _answers() -> list[tuple[str, dict[int, str], str]]:
     for row in QUESTIONS:
         for question, about, otherwise in dict.fromkeys((row, tuple(map(swap_sides, row)))):
             answers, _ = made.setdefault(question, ({}, otherwise))  # one question may ask about both sides
-            answers |= {i: s.key for i, s in enumerate(STATEMENTS) if about in (s.topic, s.key)}
-            if about in _INDEX:
-                made[question] = ({_INDEX[about]: "yes, " + about}, "no, " + otherwise)
-
-    def full(answer: str) -> str:
-        return answer[:1].upper() + answer[1:] + "."
-
-    return [(question, {i: full(answer) for i, answer in answers.items()}, full(otherwise))
-            for question, (answers, otherwise) in made.items()]
+            answers |= {i: s.key.capitalize() + "." for i, s in enumerate(STATEMENTS) if s.topic == about}
+            answers |= {i: f"Yes, {s.key}." for i, s in enumerate(STATEMENTS) if s.key == about}
+    return [(question, *answers) for question, answers in made.items()]
 
 
 _ANSWERS = _answers()
