@@ -8,6 +8,7 @@ person with the identity at the root faces +z, the body's left is +x. Lengths ar
 Read next: captions.py, which puts a pose into words.
 """
 
+import collections
 import functools
 import zipfile
 from pathlib import Path
@@ -138,8 +139,8 @@ def remove_heading(rotmats: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------- a body made in code
 
-# SMPL's own arrays need a licence, so the built-in body is made here: round cones, melted into one signed distance field
-# and meshed. A row: the joint that moves the cone, its two ends, the radius at each; centimetres, the right side mirrored.
+# SMPL's own arrays need a licence, so the built-in body is made here: round cones, melted into one signed distance
+# field and meshed. Rows: the joint that moves a cone, its ends, its radius at each, in cm; the right is the left mirrored.
 _CONES = (
     ("pelvis", (0, 2, -2), (0, -5, -2), 10.3, 10), ("pelvis", (7, 2, -2.5), (8.5, -7, -2), 9.6, 9.4),
     ("pelvis", (7, -10, -5.5), (7, -6, -6), 7.2, 7.4), ("spine1", (0, 5, -2), (0, 13, -1.5), 10.3, 9.7),
@@ -155,17 +156,28 @@ _CONES = (
     ("left_hand", (78, 44, -4.8), (86, 43.5, -4.5), 1.8, 1.2), ("left_hand", (78, 44, -1.5), (87, 43.5, -2), 1.8, 1.2),
     ("left_hip", (9, -10, -.5), (10, -49, 0), 8.8, 5.3), ("left_knee", (10, -49, 0), (9.8, -62, -2), 5.1, 5.6),
     ("left_knee", (9.8, -62, -2), (9, -90, -2), 5.6, 3.6), ("left_ankle", (9, -90, -2), (10.5, -95, 7), 3.8, 3.4),
-    ("left_ankle", (8.8, -95.5, -4.5), (9.5, -96, 10), 3.6, 3.4), ("left_ankle", (9, -95.5, -3), (12.5, -96, 10), 3.2, 3),
+    ("left_ankle", (9, -95.5, -4.5), (9.5, -96, 10), 3.6, 3.4), ("left_ankle", (9, -95.5, -3), (12.5, -96, 10), 3, 3),
     ("left_foot", (9.5, -96, 10), (10, -96.5, 16), 3.4, 2.4), ("left_foot", (12.5, -96, 10), (12, -96.5, 14.5), 3, 2.2),
 )
 # The mesher's grid: (from, spacing) per stretch of x, y and z, metres; finer at the head, the hands and the feet.
 _GRID = (((.011, .022), (.13, .034), (.20, .050), (.64, .02), (.70, .018), (.92, 0)),
          ((-1.04, .022), (-.88, .052), (-.12, .036), (.34, .022), (.53, .018), (.74, 0)),
          ((-.20, .024), (.06, .02), (.24, 0)))
+# A row per shape coefficient: the growth along x, y and z of the T-pose of the parts whose joint's name holds one of the
+# words. What hangs on a part moves along, so that a longer thigh lowers the foot.
+_LEGS, _ARMS, _TORSO = " hip knee ankle foot", " shoulder elbow wrist hand", " pelvis spine"
+_SHAPES = (
+    {_LEGS + _ARMS + _TORSO + " collar neck head": (.035, .035, .035)},  # stature
+    {_TORSO: (.07, 0, .10), _LEGS: (.07, 0, .07), _ARMS: (0, .07, .07), "neck": (.04, 0, .04)},  # weight
+    {_ARMS: (.05, 0, 0), _LEGS: (0, .05, 0)}, {_TORSO: (0, .04, 0)},  # limb length, torso length
+    {"spine3": (.05, 0, 0), "collar": (.06, 0, 0)}, {"pelvis": (.07, 0, .04)},  # shoulder width, hip width
+    {_LEGS: (.08, 0, .08)}, {"spine1": (.05, 0, .12), "spine2": (.05, 0, .08)},  # leg thickness, belly
+    {"spine3": (.02, 0, .09), _ARMS: (0, .05, .05)}, {"head": (.06, .06, .06)},  # chest and arms, head size
+)
 
 
 def _field(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Signed distance (...), metres, of points (..., 3) to the body, and the joint (...) that moves the nearest cone."""
+    """Signed distance (...) in metres of points (..., 3) to the body, and the joint (...) that moves the nearest cone."""
     distances, joints = [], []
     for name, start, end, r0, r1 in _CONES:
         for side in (1, -1) if end[0] else (1,):
@@ -179,9 +191,10 @@ def _field(points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _body_mesh() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Vertices (V, 3), faces (F, 3), each vertex's mirror image (V,), and the (V, V) matrix that replaces a value by
-    the mean of itself and its neighbours'. Surface nets (Gibson 1998): a vertex in every grid cell that the surface crosses,
-    a quad around every grid edge that it crosses."""
+    """Vertices (V, 3), faces (F, 3), each vertex's mirror image (V,), and the matrix (V, V) that averages with neighbours.
+
+    Surface nets (Gibson 1998): a vertex in every grid cell, a quad around every grid edge that the surface crosses.
+    """
     x, y, z = (torch.cat([torch.arange(a, b, step) for (a, step), (b, _) in zip(s, s[1:])]) for s in _GRID)
     planes = torch.cat([-x.flip(0), x]), y, z  # none at x = 0, so that the midline gets vertices of its own
     inside = _field(torch.stack(torch.meshgrid(*planes, indexing="ij"), -1))[0] < 0
@@ -197,9 +210,9 @@ def _body_mesh() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         around = torch.stack([cell[:, :-1, :-1], cell[:, 1:, :-1], cell[:, 1:, 1:], cell[:, :-1, 1:]], -1)
         quads += [around[here & ~there], around[~here & there].flip(-1)]  # counter-clockwise seen from outside
     quads = torch.cat(quads)
-    edges = torch.cat([torch.stack([quads[:, i - 1], quads[:, i]]) for i in range(4)], 1)  # (2, E), both ways round
-    weight = .5 / torch.bincount(edges[0])[edges[0]]
-    average = torch.eye(len(mirrored)).mul_(.5).index_put_(tuple(edges), weight)
+    average = torch.zeros(len(mirrored), len(mirrored))
+    average[quads, quads.roll(1, 1)] = 1  # every edge lies in two quads, once each way round
+    average = (average / average.sum(1, keepdim=True) + torch.eye(len(mirrored))) / 2
 
     vertices = torch.stack(torch.meshgrid(*[(p[1:] + p[:-1]) / 2 for p in planes], indexing="ij"), -1)[crossed]
     for step in range(8):  # even the vertices out, then step back onto the surface (Newton)
@@ -212,20 +225,6 @@ def _body_mesh() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     short = (a - c).norm(dim=-1) < (b - d).norm(dim=-1)  # cut every quad along its shorter diagonal
     faces = torch.where(short[:, None], quads[:, [0, 1, 2, 0, 2, 3]], quads[:, [0, 1, 3, 1, 2, 3]]).view(-1, 3)
     return vertices, faces, mirrored, average
-
-
-# One row per shape coefficient: the growth along x, y and z of the T-pose of the parts whose joint's name holds one of
-# the words. What hangs on a part moves along, so that a longer thigh lowers the foot.
-_LEGS, _ARMS, _TORSO = " hip knee ankle foot", " shoulder elbow wrist hand", " pelvis spine"
-_SHAPES = (
-    {_LEGS + _ARMS + _TORSO + " collar neck head": (.035, .035, .035)},  # stature
-    {_TORSO: (.07, 0, .10), _LEGS: (.07, 0, .07), _ARMS: (0, .07, .07), "neck": (.04, 0, .04)},  # weight
-    {_ARMS: (.05, 0, 0), _LEGS: (0, .05, 0)},  # limb length
-    {"spine3": (.05, 0, 0), "collar": (.06, 0, 0)}, {"pelvis": (.07, 0, .04)},  # shoulder width, hip width
-    {_TORSO: (0, .04, 0)}, {_LEGS: (.08, 0, .08)},  # torso length, leg thickness
-    {"spine1": (.05, 0, .12), "spine2": (.05, 0, .08)},  # belly
-    {"spine3": (.02, 0, .09), _ARMS: (0, .05, .05)}, {"head": (.06, .06, .06)},  # chest and arms, head size
-)
 
 
 def _stand_in_arrays() -> dict[str, np.ndarray]:
@@ -260,49 +259,44 @@ def _stand_in_arrays() -> dict[str, np.ndarray]:
     return {name: array.numpy() for name, array in arrays.items()}
 
 
-# ---------------------------------------------------------------- the posed mesh
-
 class _TenShapes(smplx.SMPL):
     SHAPE_SPACE_DIM = 10  # all there are; smplx prints a warning for fewer than 300
 
 
 @functools.lru_cache
 def load_body(path: str | None = None) -> smplx.SMPL:
-    """SMPL's body model (Loper et al. 2015): the built-in body, or a real SMPL from an .npz of its arrays.
+    """SMPL's body model (Loper et al. 2015): a real SMPL from an .npz of its arrays, or without a path the built-in body.
 
     The arrays: v_template (V, 3), shapedirs (V, 3, 10 or more), posedirs (V, 3, 207), J_regressor (24, V),
-    kintree_table (2, 24), weights (V, 24), f (F, 3). Raises FileNotFoundError, and ValueError for any other file.
+    kintree_table (2, 24), weights (V, 24), f (F, 3). Raises FileNotFoundError, or ValueError for any other file.
     """
     if path is None:
         arrays = _stand_in_arrays()
-    elif not Path(path).exists():
-        raise FileNotFoundError(f"{path} does not exist; give an .npz of SMPL's arrays, or nothing for the built-in body")
     elif not zipfile.is_zipfile(path):  # which an .npz is
-        raise ValueError(f"{path} is not an .npz; give SMPL as an .npz of its arrays v_template, shapedirs, posedirs, ...")
+        error = ValueError if Path(path).exists() else FileNotFoundError
+        raise error(f"{path} is not an .npz; give SMPL as an .npz of its arrays, or no path for the built-in body")
     else:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+        arrays = dict(np.load(path, allow_pickle=False))
         V, F = len(arrays.get("v_template", ())), len(arrays.get("f", ()))
-        for name, shape in {"v_template": (V, 3), "shapedirs": (V, 3, 10), "posedirs": (V, 3, 207), "J_regressor": (24, V),
-                            "kintree_table": (2, 24), "weights": (V, 24), "f": (F, 3)}.items():
+        for name, shape in {"v_template": (V, 3), "shapedirs": (V, 3, 10), "posedirs": (V, 3, 207), "f": (F, 3),
+                            "J_regressor": (24, V), "weights": (V, 24), "kintree_table": (2, 24)}.items():
             found = arrays.get(name, np.empty(0))[..., :shape[-1]]
             if found.shape != shape or not np.isfinite(found).all():
                 raise ValueError(f"{path}: {name} must be a finite array {shape}, found {found.shape}; is this SMPL?")
-    # smplx always reads some points of the face as extra joints; body_vertices drops them, so any vertex will do.
-    face = dict.fromkeys(("nose", "reye", "leye", "rear", "lear"), 0)
-    return _TenShapes(model_path="", data_struct=smplx.utils.Struct(**arrays), vertex_ids=face, use_hands=False,
-                      use_feet_keypoints=False, create_betas=False, create_global_orient=False, create_body_pose=False,
-                      create_transl=False)
+    # smplx reads some more points off the skin (nose, toes, finger tips); they are not used, so any vertex will do.
+    return _TenShapes(model_path="", data_struct=smplx.utils.Struct(**arrays), create_transl=False,
+                      vertex_ids=collections.defaultdict(int)).requires_grad_(False)
 
 
 def body_vertices(body: smplx.SMPL, rotmats: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
-    """Vertices (B, V, 3) and joints (B, 24, 3), metres, pelvis joint at the origin, of poses (B, 24, 3, 3) and shape
-    coefficients betas (B, 10)."""
+    """Vertices (B, V, 3) and joints (B, 24, 3), metres, pelvis joint at the origin.
+
+    rotmats: (B, 24, 3, 3), a pose. betas: (B, 10), shape coefficients, about normally distributed among people.
+    """
     if rotmats.shape[1:] != (24, 3, 3) or betas.shape != (len(rotmats), 10):
         raise ValueError(f"need rotmats (B, 24, 3, 3), betas (B, 10); got {tuple(rotmats.shape)}, {tuple(betas.shape)}")
     out = body(betas=betas, global_orient=rotmats[:, :1], body_pose=rotmats[:, 1:], pose2rot=False)
-    pelvis = out.joints[:, :1]
-    return out.vertices - pelvis, out.joints[:, :24] - pelvis
+    return out.vertices - out.joints[:, :1], out.joints[:, :24] - out.joints[:, :1]
 
 
 # ---------------------------------------------------------------- pictures
@@ -310,86 +304,84 @@ def body_vertices(body: smplx.SMPL, rotmats: Tensor, betas: Tensor) -> tuple[Ten
 # In the built-in world the left sleeve and the left trouser leg have a colour of their own, so that left and right can
 # be told apart in a small picture, from the front and from behind.
 PARTS = ("skin", "hair", "shirt", "left_sleeve", "trousers", "left_leg", "shoes")
-# (7, 3) in the order of PARTS: colours that differ in lightness, so that the colour-blind tell them apart too.
+# (7, 3) in the order of PARTS. Neighbours differ in lightness, so that the colour-blind tell them apart too.
 PALETTE = torch.tensor([(.87, .68, .55), (.24, .17, .13), (.18, .42, .68), (.95, .73, .20), (.30, .33, .40),
                         (.64, .70, .76), (.15, .15, .17)])
 _WORN = {"shoulder": "shirt", "elbow": "shirt", "wrist": "skin", "hand": "skin", "neck": "skin", "head": "skin",
          "pelvis": "trousers", "hip": "trousers", "knee": "trousers", "ankle": "shoes", "foot": "shoes"}
 _WORN_LEFT = _WORN | {"shoulder": "left_sleeve", "elbow": "left_sleeve", "hip": "left_leg", "knee": "left_leg"}
-AMBIENT = 0.45  # the share of the light that comes from everywhere
 
 
 def part_colors(body: smplx.SMPL, palette: Tensor) -> Tensor:
-    """Colours (B, V, 3) of the body's vertices; a vertex wears what the joints that move it wear.
+    """Colours (B, V, 3) of the body's vertices: a vertex wears what the joints that move it wear.
 
     palette: (B, 7, 3) colours in [0, 1] in the order of PARTS, for example PALETTE[None].
     """
     worn = [(_WORN_LEFT if n.startswith("left") else _WORN).get(n.split("_")[-1], "shirt") for n in JOINT_NAMES]
-    of_joint = torch.nn.functional.one_hot(torch.tensor([PARTS.index(part) for part in worn]), len(PARTS))  # (24, 7)
-    share = body.lbs_weights @ of_joint.to(body.lbs_weights)  # (V, 7)
-    head = body.lbs_weights[:, JOINT["head"]] > .5
-    low, high = body.v_template[head].amin(0), body.v_template[head].amax(0)
+    share = torch.stack([body.lbs_weights[:, [w == part for w in worn]].sum(1) for part in PARTS], -1)  # (V, 7)
+    head = body.lbs_weights[:, JOINT["head"]]
+    low, high = body.v_template[head > .5].amin(0), body.v_template[head > .5].amax(0)
     _, y, z = ((body.v_template - low) / (high - low)).unbind(-1)  # 0 to 1 from chin to crown, from nape to nose
-    hair = torch.sigmoid((y - .4 - .45 * z) / .03) * share[:, 0] * body.lbs_weights[:, JOINT["head"]]
-    share = torch.cat([share[:, :1] - hair[:, None], hair[:, None], share[:, 2:]], 1) ** 6  # seams narrow, but not jagged
+    share[:, 1] = head * torch.sigmoid((y - .4 - .45 * z) / .03)  # hair: the top and the back of the head
+    share[:, 0] -= share[:, 1]
+    share = share ** 6  # a seam as narrow as the mesh shows without teeth
     return (share / share.sum(-1, keepdim=True)) @ palette
 
 
 @torch.no_grad()
 def render(vertices: Tensor, faces: Tensor, colors: Tensor, size: int, center: Tensor, view_height: Tensor,
            distance: Tensor | None = None, *, light: Tensor, background: Tensor, supersample: int = 1) -> Tensor:
-    """Pictures (B, size, size, 3), uint8, of a triangle mesh in B states: a z-buffer over all images at once.
+    """Pictures (B, size, size, 3), uint8, of a triangle mesh in B states, by a z-buffer over all of them at once.
 
     The camera stands at (center, distance), y up, and looks along -z; at z = 0 it sees view_height metres around center.
-    Without distance the projection is weak-perspective: depth does not change size.
-    vertices: (B, V, 3), metres. faces: (F, 3), counter-clockwise from outside; not drawn are back faces and triangles
-    that reach behind the camera. colors: (B, V, 3) in [0, 1]. center: (B, 2). view_height, distance: (B,), metres.
-    light: (B, 3), the way to the light. background: (B, 3) or (B, size, size, 3), in [0, 1]. supersample: render so
-    many times larger, then average. Several bodies are one mesh: concatenate. ValueError for vertices not finite.
+    Without distance the projection is weak-perspective: depth does not change size. Back faces are not drawn, nor are
+    triangles that reach behind the camera. Several bodies in a picture are one mesh: concatenate. All lengths in metres.
+    vertices: (B, V, 3). faces: (F, 3), counter-clockwise from outside. colors: (B, V, 3) in [0, 1]. center: (B, 2).
+    view_height, distance: (B,). light: (B, 3), the way to the light. background: (B, 3) or (B, size, size, 3) in [0, 1].
+    supersample: pixels are averages of that many squared. Raises ValueError for a vertex that is not finite.
     """
     if not torch.isfinite(vertices).all():
         raise ValueError("a vertex to render is not finite; check the pose and the shape it came from")
-    B, V, F, side, device = *vertices.shape[:2], len(faces), size * supersample, vertices.device
+    B, V, side, device = *vertices.shape[:2], size * supersample, vertices.device
     p, q, r = (vertices[:, faces[:, i]] for i in range(3))
     normals = torch.zeros_like(vertices)  # of a vertex: the mean of its triangles', weighted by area
     normals.index_add_(1, faces.T.flatten(), torch.linalg.cross(q - p, r - p).repeat(1, 3, 1))
     normals, light = (torch.nn.functional.normalize(v, dim=-1) for v in (normals, light))
-    lambert = (normals @ light[:, :, None]).clamp(min=0)  # (B, V, 1)
-    colors = (colors * (AMBIENT + (1 - AMBIENT) * lambert)).flatten(0, 1)  # (B V, 3)
+    shade = .45 + .55 * (normals @ light[:, :, None]).clamp(min=0)  # (B, V, 1) ambient and Lambert
+    colors = (colors * shade).flatten(0, 1)  # (B V, 3)
 
     z = vertices[..., 2]
     depth = torch.ones_like(z) if distance is None else distance[:, None] - z  # (B, V)
     inverse = 1 / depth.clamp(min=1e-3)  # unlike depth itself, linear on the screen
     zoom = inverse * (side / view_height * (1 if distance is None else distance))[:, None]
-    x = (side / 2 + (vertices[..., 0] - center[:, :1]) * zoom).flatten()  # (B V,) in pixels, to the right
-    y = (side / 2 - (vertices[..., 1] - center[:, 1:]) * zoom).flatten()  # and down
+    right, up = (vertices[..., :2] - center[:, None]).unbind(-1)
+    screen = side / 2 + torch.stack([right * zoom, -up * zoom]).flatten(1)  # (2, B V) pixels, x right and y down
     nearness, inverse = (z if distance is None else inverse).flatten(), inverse.flatten()
 
-    # Triangles to draw, M of them: turned to the camera (y points down, so clockwise) and in front of it.
+    # Triangles to draw, M of them: turned to the camera (clockwise, since y points down) and wholly in front of it.
     corner = (torch.arange(B, device=device)[:, None, None] * V + faces).view(-1, 3).T  # (3, B F) index into B V
-    (ax, bx, cx), (ay, by, cy) = x[corner], y[corner]
+    (ax, bx, cx), (ay, by, cy) = screen[:, corner]
     shown = ((bx - ax) * (cy - ay) < (by - ay) * (cx - ax)) & (depth.flatten()[corner] > 1e-3).all(0)
     corner = corner[:, shown]  # (3, M)
-    x, y = x[corner], y[corner]
-    left, top = (x.amin(0) - .5).ceil().clamp(min=0), (y.amin(0) - .5).ceil().clamp(min=0)  # first pixel centres in the box
-    columns = ((x.amax(0) - .5).floor().clamp(max=side - 1) - left + 1).clamp(min=0).long()
-    lines = ((y.amax(0) - .5).floor().clamp(max=side - 1) - top + 1).clamp(min=0).long()
-    # Barycentric coordinates are planes over the screen, slope_x * i + slope_y * j + offset at column i, line j of the box.
-    (x1, x2), (y1, y2) = ((v.roll(-1, 0), v.roll(-2, 0)) for v in (x - left - .5, y - top - .5))
-    slope_x, slope_y, offset = y1 - y2, x2 - x1, x1 * y2 - x2 * y1
-    planes = torch.stack([slope_x, slope_y, offset]) / offset.sum(0)  # (3, 3, M)
+    points = screen[:, corner] - .5  # (2, 3, M), pixel centres at whole numbers
+    first = points.amin(1).ceil().clamp(min=0)  # (2, M) of the box around a triangle
+    columns, lines = (points.amax(1).floor().clamp(max=side - 1) - first + 1).clamp(min=0).long()
+    # A barycentric coordinate is a plane: slope_x * i + slope_y * j + offset at column i, line j of the box.
+    (x1, y1), (x2, y2) = ((points - first[:, None]).roll(-k, 1) for k in (1, 2))
+    planes = torch.stack([y1 - y2, x2 - x1, x1 * y2 - x2 * y1])  # (3, 3, M)
+    planes = planes / planes[2].sum(0)
 
-    # Candidates, N of them: every pixel of every triangle's box, in one flat list; kept if inside the triangle.
+    # Candidates, N of them: every pixel of every box in one flat list, kept if inside its triangle.
     count = columns * lines
     triangle = torch.repeat_interleave(count)  # (N,) index into M
     nth = torch.arange(len(triangle), device=device) - (count.cumsum(0) - count)[triangle]
     i, j = nth % columns[triangle], nth // columns[triangle]
     slope_x, slope_y, offset = planes[:, :, triangle]
     bary = slope_x * i + slope_y * j + offset  # (3, N)
-    inside = (bary.amin(0) > -1e-5).nonzero().squeeze(1)  # a hair wider, lest rounding open a crack between two triangles
+    inside = (bary.amin(0) > -1e-5).nonzero().squeeze(1)  # a hair wider, lest rounding open a crack
     triangle, i, j, bary = triangle[inside], i[inside], j[inside], bary[:, inside]
-    vertex = corner[:, triangle]
-    slot = (vertex[0] // V * side + top.long()[triangle] + j) * side + left.long()[triangle] + i  # index into B side side
+    vertex, (left, top) = corner[:, triangle], first.long()[:, triangle]
+    slot = (vertex[0] // V * side + top + j) * side + left + i  # index into B side side
     # z-buffer: one integer a candidate, nearness in the high half and the triangle in the low half; the largest wins.
     bits = (bary * nearness[vertex]).sum(0).view(torch.int32)
     key = (bits ^ (bits >> 31 & 0x7FFFFFFF)).long() << 32 | triangle  # floats sort as their bits do, negatives flipped
@@ -399,9 +391,9 @@ def render(vertices: Tensor, faces: Tensor, colors: Tensor, size: int, center: T
 
     bary = bary[:, won] * inverse[vertex]  # perspective-correct
     bary = (bary / bary.sum(0))[..., None]
-    coarse = slot // side // supersample * size + slot % side // supersample  # index into B size size
-    shaded = torch.cat([(bary * colors[vertex]).sum(0), torch.ones_like(bary[0])], -1)  # (pixels, 4) colour and coverage
-    canvas = torch.zeros(B * size * size, 4, device=device).index_add_(0, coarse, shaded / supersample ** 2)
-    canvas = canvas.view(B, size, size, 4)
+    seen = torch.cat([(bary * colors[vertex]).sum(0), torch.ones_like(bary[0])], -1)  # (pixels, 4) colour and coverage
+    pixel = slot // side // supersample * size + slot % side // supersample  # index into B size size
+    canvas = torch.zeros(B * size * size, 4, device=device).index_add_(0, pixel, seen / supersample ** 2)
+    color, coverage = canvas.view(B, size, size, 4).split([3, 1], -1)
     background = background if background.dim() == 4 else background[:, None, None]
-    return ((canvas[..., :3] + (1 - canvas[..., 3:]) * background).clamp(0, 1) * 255).round().to(torch.uint8)
+    return ((color + (1 - coverage) * background).clamp(0, 1) * 255).round().to(torch.uint8)
