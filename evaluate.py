@@ -1,0 +1,326 @@
+"""How good a policy is, by measures that are not its rewards: metrics, a table, and a picture.
+
+    python evaluate.py --model runs/rft [--poses DIR] [--json FILE]
+Text to pose: the share of a caption's statements that hold in a sampled pose; recall under a retrieval model that never
+gave a reward, beside the recall of true poses (ceiling) and of shuffled ones (floor). Image to pose: joint and vertex
+errors after aligning the pelvis, of the mean pose and of sampled poses. All on poses and pictures never trained on.
+Read next: README.md, the table of results.
+"""
+
+import json
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import HfArgumentParser
+
+import captions
+from body import (PALETTE, axis_angle_to_matrix, body_vertices, forward_kinematics, load_body, part_colors, remove_heading,
+                  render, rot6d_to_matrix)
+from data import Example, Split, load_splits, make_example
+from model import PosePolicy, pick_device, quiet
+from rewards import Retriever, format_reward, words_of
+
+CHUNK = 100  # prompts run at a time
+SAMPLES = 8  # poses drawn for each prompt
+RECALL_AT = (1, 5, 10, 20)
+
+
+# ---------------------------------------------------------------- measures
+
+def mpjpe(joints: Tensor, true_joints: Tensor) -> Tensor:
+    """Mean joint error (...,) in mm of (..., 24, 3) in metres: SMPL's 24 joints, pelvis aligned."""
+    aligned = (joints - joints[..., :1, :]) - (true_joints - true_joints[..., :1, :])
+    return 1000 * aligned.norm(dim=-1).mean(-1)
+
+
+def pa_mpjpe(joints: Tensor, true_joints: Tensor) -> Tensor:
+    """The same after the similarity transform (rotation, scale, shift) that fits best: Procrustes, (..., 24, 3) to (...,)."""
+    x = joints - joints.mean(-2, keepdim=True)
+    y = true_joints - true_joints.mean(-2, keepdim=True)
+    U, S, Vh = torch.linalg.svd(x.mT @ y)  # (..., 3, 3)
+    sign = torch.ones_like(S)
+    sign[..., -1] = torch.det(U @ Vh).sign()  # a reflection is not a rotation
+    rotation = (U * sign[..., None, :]) @ Vh
+    scale = (S * sign).sum(-1) / x.square().sum((-1, -2)).clamp_min(1e-12)
+    return 1000 * (scale[..., None, None] * (x @ rotation) - y).norm(dim=-1).mean(-1)
+
+
+def recall(texts: Tensor, poses: Tensor) -> dict[str, float]:
+    """Recall at 1, 5, 10, 20 of unit vectors (N, dim), row i of one belonging to row i of the other; pool: all N.
+
+    `t2p`: is the pose among the K nearest to its text; `p2t`: the other way.
+    """
+    similarity = texts @ poses.T  # (N, N)
+    own = similarity.diagonal()
+    result = {}
+    for name, rank in (("t2p", (similarity > own[:, None]).sum(1)), ("p2t", (similarity > own[None, :]).sum(0))):
+        result |= {f"{name}_r{k}": (rank < k).float().mean().item() for k in RECALL_AT}
+    return result
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Frechet distance of two clouds (N, dim) and (M, dim), covariances regularised by 1e-6 (Heusel et al. 2017)."""
+    a, b = a.double(), b.double()
+    eye = 1e-6 * torch.eye(a.shape[1], dtype=torch.float64, device=a.device)
+    cov_a, cov_b = a.T.cov() + eye, b.T.cov() + eye
+    values, vectors = torch.linalg.eigh(cov_a)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
+    return ((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item()
+
+
+# ---------------------------------------------------------------- the evaluation
+
+def eval_examples(split: Split, task: str, count: int, seed: int = 0) -> list[Example]:
+    """The first `count` poses of a split as examples of a task, always with the same words."""
+    rng = np.random.default_rng([seed, 77])
+    return [make_example(split, task, i, rng) for i in range(min(count, len(split.rotmats)))]
+
+
+@torch.no_grad()
+def respond(policy: PosePolicy, examples: Sequence[Example], samples: int, seed: int = 0) -> dict:
+    """The policy's answers to examples: words sampled once each (`answers`), `has_pose` (N,), `mean` pose and `samples`
+    drawn at <POSE>, rotation matrices (N, 24, 3, 3) and (N, samples, 24, 3, 3)."""
+    generator = torch.Generator(policy.device).manual_seed(seed)
+    rows = {"answers": [], "has_pose": [], "mean": [], "samples": []}
+    for start in range(0, len(examples), CHUNK):
+        prompt = policy.encode(examples[start:start + CHUNK])
+        rollout = policy.sample(prompt, 1, samples, generator=generator)
+        pose = policy.log_prob(prompt, rollout.tokens, rollout.token_mask).pose
+        rows["answers"] += [answers[0] for answers in rollout.answers]
+        rows["has_pose"].append(rollout.has_pose[:, 0])
+        rows["mean"].append(rot6d_to_matrix(pose.mean[:, 0].unflatten(-1, (24, 6))))
+        rows["samples"].append(rot6d_to_matrix(rollout.pose[:, 0].unflatten(-1, (24, 6))))
+    return {name: value if name == "answers" else torch.cat(value) for name, value in rows.items()}
+
+
+def statements_held(examples: Sequence[Example], rotmats: Tensor) -> float:
+    """Mean over examples of the share of their statements that hold in (N, K, 24, 3, 3)."""
+    held = captions.pose_holds(rotmats)  # (N, K, S)
+    return float(np.mean([held[i][:, list(e.statements)].float().mean().item() for i, e in enumerate(examples)]))
+
+
+def evaluate(policy: PosePolicy, split: Split, judge: Retriever, body, count: int = 500, seed: int = 0) -> dict:
+    """All metrics of a policy on a split. An answer without a pose counts with the pose head's guess at its place
+    (and against `format_rate`). Lengths in mm, shares in [0, 1]."""
+    policy.eval()
+    result, forms = {}, []
+
+    examples = eval_examples(split, "text2pose", count, seed)
+    out = respond(policy, examples, SAMPLES, seed)
+    forms += [format_reward("text2pose", a) for a in out["answers"]]
+    texts = judge.encode_text([e.caption for e in examples])
+    true = torch.stack([e.rotmats for e in examples]).to(policy.device)
+    sampled = remove_heading(out["samples"])
+    judged = judge.encode_pose(sampled[:, 0])
+    joints = forward_kinematics(sampled)[0]  # (N, K, 24, 3)
+    apart = (joints[:, :, None] - joints[:, None]).norm(dim=-1).mean(-1)  # (N, K, K)
+    scores = recall(texts, judged)
+    truth = judge.encode_pose(true)
+    result["text2pose"] = {
+        "statements_sampled": statements_held(examples, sampled),
+        "statements_mean": statements_held(examples, out["mean"][:, None]),
+        "judge_r5": scores["t2p_r5"],
+        "diversity_mm": 1000 * apart.sum((-1, -2)).div(SAMPLES * (SAMPLES - 1)).mean().item(),
+        "fid": frechet_distance(judged, truth),
+        "judge": scores, "judge_ceiling": recall(texts, truth), "judge_floor": recall(texts, judged.roll(1, 0)),
+        "statements_shuffled": statements_held(examples, true.roll(1, 0)[:, None])}
+
+    examples = eval_examples(split, "image2pose", count, seed)
+    out = respond(policy, examples, 2 * SAMPLES, seed)
+    forms += [format_reward("image2pose", a) for a in out["answers"]]
+    true = torch.stack([e.rotmats for e in examples]).to(policy.device)
+    betas = torch.stack([e.betas for e in examples]).to(policy.device)
+    true_vertices, true_joints = body_vertices(body, true, betas)
+    mean_vertices, mean_joints = body_vertices(body, out["mean"], betas)
+    rest = body.J_regressor @ (body.v_template + torch.einsum("bl,vcl->bvc", betas, body.shapedirs))  # (N, 24, 3)
+    joints = forward_kinematics(out["samples"], rest[:, None])[0]  # (N, K, 24, 3)
+    errors = mpjpe(joints, true_joints[:, None])  # (N, K)
+    result["image2pose"] = {
+        "mpjpe_mean": mpjpe(mean_joints, true_joints).mean().item(), "mpjpe_sampled": errors.mean().item(),
+        "pa_mpjpe_mean": pa_mpjpe(mean_joints, true_joints).mean().item(),
+        "pa_mpjpe_sampled": pa_mpjpe(joints, true_joints[:, None]).mean().item(),
+        "pve_mean": 1000 * (mean_vertices - true_vertices).norm(dim=-1).mean().item(),
+        "best_of": {str(n): errors[:, :n].amin(1).mean().item() for n in (1, 5, 10, 16)}}
+
+    examples = eval_examples(split, "image2text", count, seed)
+    answers = respond(policy, examples, 1, seed)["answers"]
+    forms += [format_reward("image2text", a) for a in answers]
+    made = [(captions.parse(a), e) for a, e in zip(answers, examples)]
+    result["description"] = {
+        "statements_held": float(np.mean([captions.check(m, e.rotmats) if m else 0.0 for m, e in made])),
+        "statements_made": float(np.mean([len(m) for m, _ in made]))}
+
+    examples = eval_examples(split, "vqa", 2 * count, seed)
+    answers = respond(policy, examples, 1, seed)["answers"]
+    forms += [format_reward("vqa", a) for a in answers]
+    result["vqa_accuracy"] = float(np.mean([a == e.answer for a, e in zip(answers, examples)]))
+    result["vqa_commonest"] = commonest_answer_accuracy(examples)
+    result["format_rate"] = float(np.mean(forms))
+    result["n"] = len(split.rotmats[:count])
+    return result
+
+
+def commonest_answer_accuracy(examples: Sequence[Example]) -> float:
+    """How often the commonest answer to each question is right: what one can know without looking."""
+    counts: dict[str, dict[str, int]] = {}
+    for e in examples:
+        counts.setdefault(e.prompt, {}).setdefault(e.answer, 0)
+        counts[e.prompt][e.answer] += 1
+    return sum(max(answers.values()) for answers in counts.values()) / len(examples)
+
+
+# ---------------------------------------------------------------- pictures and the table
+
+def picture(body, rotmats: Tensor, betas: Tensor, size: int = 256) -> np.ndarray:
+    """Posed bodies (B, 24, 3, 3) on white, each filling its picture: uint8 (B, size, size, 3)."""
+    B = len(rotmats)
+    vertices, _ = body_vertices(body, rotmats, betas)
+    low, high = vertices[..., :2].amin(1), vertices[..., :2].amax(1)
+    reach = 1.1 * (high - low).amax(-1).clamp_min(1.2)
+    return render(vertices, body.faces_tensor, part_colors(body, PALETTE.expand(B, -1, -1)), size, (low + high) / 2, reach,
+                  None, torch.tensor([0.4, 0.6, 1.0]).expand(B, 3), torch.ones(B, 3), supersample=3).numpy()
+
+
+def before_after(path: Path, split: Split, policies: dict[str, PosePolicy], body, count: int = 4, seed: int = 0) -> None:
+    """A grid of `count` sentences and `count` images: what was asked, the truth, and a pose sampled by each policy, with
+    the sentence's statements that hold (+) and that do not (-)."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    examples = eval_examples(split, "text2pose", count, seed) + eval_examples(split, "image2pose", count, seed)
+    true = torch.stack([e.rotmats for e in examples])
+    betas = torch.stack([e.betas if e.image is not None else torch.zeros(10) for e in examples])
+    columns = {"true pose": true}
+    for name, policy in policies.items():
+        columns[f"{name}, sampled"] = respond(policy, examples, 1, seed)["samples"][:, 0].cpu()
+    turn = axis_angle_to_matrix(torch.tensor([0.0, 0.5, 0.0]))  # a sentence has no camera: half from the side
+    told = torch.tensor([e.image is None for e in examples])
+    figure, axes = plt.subplots(2 * count, 1 + len(columns), figsize=(3.4 * (1 + len(columns)), 3.6 * 2 * count),
+                                width_ratios=[1.25] + [1] * len(columns), layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, name in zip(axes[0], ["asked", *columns]):
+        axis.set_title(name, fontsize=15, fontweight="bold")
+    for row, example in zip(axes, examples):
+        if example.image is None:
+            row[0].text(0.02, 0.5, textwrap.fill(example.caption, 34), fontsize=12, va="center", transform=row[0].transAxes)
+        else:
+            row[0].imshow(example.image)
+    for column, (name, rotmats) in enumerate(columns.items(), start=1):
+        seen = rotmats.clone()
+        seen[told] = remove_heading(seen[told])
+        held = captions.pose_holds(seen)
+        errors = mpjpe(forward_kinematics(rotmats)[0], forward_kinematics(true)[0])
+        seen[told, 0] = turn @ seen[told, 0]
+        for i, (axis, image) in enumerate(zip(axes[:, column], picture(body, seen, betas))):
+            axis.imshow(image)
+            if column == 1 and not told[i]:
+                continue
+            if not told[i]:
+                axis.text(0.5, -0.02, f"{errors[i]:.0f} mm a joint", fontsize=12, ha="center", va="top", transform=axis.transAxes)
+                continue
+            for line, statement in enumerate(examples[i].statements):
+                good = bool(held[i, statement])
+                axis.text(0.0, -0.02 - 0.075 * line, ("+ " if good else "- ") + captions.STATEMENTS[statement].key, va="top",
+                          fontsize=10, color="#00684a" if good else "#b3400a", transform=axis.transAxes)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def curves(path: Path, rows: list[dict]) -> None:
+    """Rewards, distances, spread and evaluations over the steps of a run, from the rows of its log."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    panels = {
+        "rewards, text to pose": ("statements", "semantic"), "reward, image to pose (1/m)": ("joint",),
+        "rewards of the words": ("format", "text", "description"), "KL to the SFT policy (nats)": ("pose_kl",),
+        "text KL (nats a token)": ("text_kl",), "sigma (of 6D numbers)": ("sigma",),
+        "validation: share held, judge's R@5": ("val_statements_sampled", "val_judge_r5"),
+        "validation: MPJPE (mm)": ("val_mpjpe_mean", "val_mpjpe_sampled"), "validation: diversity (mm)": ("val_diversity_mm",)}
+    figure, axes = plt.subplots(3, 3, figsize=(14, 10), layout="constrained")
+    for axis, (title, names) in zip(axes.flat, panels.items()):
+        for name, color in zip(names, ("#0072b2", "#d55e00", "#009e73")):
+            points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+            if not points:
+                continue
+            x, y = np.array(points, dtype=float).T
+            validated = name.startswith("val_")
+            axis.plot(x, y, color=color, alpha=1 if validated else 0.25, marker="o" if validated else None,
+                      label=name.removeprefix("val_") if validated else None)
+            if not validated:
+                width = min(15, len(y))
+                axis.plot(x[width - 1:], np.convolve(y, np.ones(width) / width, "valid"), color=color, label=name)
+        axis.set_title(title, fontsize=13)
+        axis.set_xlabel("HyGRPO step", fontsize=11)
+        axis.tick_params(labelsize=11)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=11, frameon=False)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+ROWS = (  # what it says, where it stands in the result
+    ("text to pose: statements held, sampled pose", ("text2pose", "statements_sampled")),
+    ("text to pose: statements held, mean pose", ("text2pose", "statements_mean")),
+    ("text to pose: R@5 under the judge", ("text2pose", "judge_r5")),
+    ("text to pose: FID under the judge", ("text2pose", "fid")),
+    ("text to pose: diversity, mm", ("text2pose", "diversity_mm")),
+    ("image to pose: MPJPE of the mean pose, mm", ("image2pose", "mpjpe_mean")),
+    ("image to pose: MPJPE of sampled poses, mm", ("image2pose", "mpjpe_sampled")),
+    ("image to pose: PA-MPJPE of the mean pose, mm", ("image2pose", "pa_mpjpe_mean")),
+    ("image to pose: PVE of the mean pose, mm", ("image2pose", "pve_mean")),
+    ("image to text: statements of the answer that hold", ("description", "statements_held")),
+    ("questions: accuracy", ("vqa_accuracy",)),
+    ("answers of the right form", ("format_rate",)))
+
+
+def table(results: dict[str, dict]) -> str:
+    """The metrics of one or several policies side by side, with the protocol of each, as text."""
+    lines = [f"{'':52s}" + "".join(f"{name:>10s}" for name in results)]
+    for title, keys in ROWS:
+        values = [result[keys[0]][keys[1]] if len(keys) == 2 else result[keys[0]] for result in results.values()]
+        lines.append(f"{title:52s}" + "".join(f"{value:10.{1 if max(values) > 2 else 3}f}" for value in values))
+    first = next(iter(results.values()))
+    text = first["text2pose"]
+    return "\n".join(lines + [
+        f"n = {first['n']} poses never trained on. Errors: SMPL's 24 joints, pelvis aligned. R@5: pool of all {first['n']}; "
+        f"true poses {text['judge_ceiling']['t2p_r5']:.3f}, shuffled {text['judge_floor']['t2p_r5']:.3f}.",
+        f"Statements of shuffled true poses: {text['statements_shuffled']:.3f}. Questions: the commonest answer is right in "
+        f"{first['vqa_commonest']:.3f}."])
+
+
+@dataclass
+class EvaluateConfig:
+    model: str = field(default="runs/rft", metadata={"help": "folder of a policy"})
+    judge: str | None = field(default=None, metadata={"help": "folder of the judging retrieval model; default: beside the policy"})
+    poses: str | None = field(default=None, metadata={"help": "folder of AMASS npz files; default: the built-in poses"})
+    eval_poses: int = field(default=500, metadata={"help": "how many poses of the test split"})
+    seed: int = field(default=0, metadata={"help": "seed of the data and of the samples"})
+    json: str | None = field(default=None, metadata={"help": "file to write the metrics to"})
+    device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
+
+
+def main() -> None:
+    config, = HfArgumentParser(EvaluateConfig, description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
+    quiet()
+    device = pick_device(config.device)
+    policy = PosePolicy.from_pretrained(config.model).to(device)
+    judge = Retriever.from_pretrained(config.judge or Path(config.model).parent / "judge").to(device)
+    split = load_splits(config.poses, {"test": config.eval_poses}, config.seed)["test"]
+    result = evaluate(policy, split, judge, load_body().to(device), config.eval_poses, config.seed)
+    print(table({Path(config.model).name: result}))
+    if config.json:
+        Path(config.json).write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

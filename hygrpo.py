@@ -1,0 +1,201 @@
+"""HyGRPO: group-relative policy optimisation of a hybrid action, an answer in words and a pose.
+
+For every prompt the policy gives G answers a_i, and for every answer that holds <POSE>, K poses p_ik. Its density is
+    pi(a, p | q) = pi(a | q) pi(p | q, a)                                                        (Pose-RFT eq. 1)
+so the ratio to the policy that sampled splits into a discrete and a continuous one, r = r_d r_c (eq. 3-4), each with
+an advantage of its own: F for the words, Delta for the poses (eq. 5). The objective (eq. 6) is
+    J = E[ 1/G sum_i min(r_d F_i, clip(r_d) F_i) + 1/V sum_i min(r_c Delta_i, clip(r_c) Delta_i) - beta KL(pi || pi_ref) ]
+Pure functions of tensors: nothing here knows of a model, a tokenizer or a body.
+
+Departures from the paper:
+- K poses for an answer instead of one. They come from one hidden state, so they cost next to nothing. K = 1 is the paper.
+- F also holds the mean reward of an answer's poses: a description that leads to better poses is a better description.
+- r_d is taken for each token, as in GRPO (Shao et al. 2024), and r_c for each joint: the density ratio of a
+  144-dimensional Gaussian leaves any clip range after one small step. `pose_ratio="joint"` is the paper's literal form.
+- The pose terms are divided by the D numbers of a pose, as the text terms are by the number of tokens.
+- Each reward is compared within its group first and the comparisons are then weighed and added (GDPO, Liu et al. 2026),
+  so that a reward with a large spread does not drown the others; the group's mean leaves out the sample itself.
+- The KL terms are exact (all logits and both Gaussians are at hand), text and pose with a coefficient each.
+
+Shapes: B prompts, G answers, K poses, T answer tokens, W words in the vocabulary, D = 144 numbers of a pose.
+Read next: train_rft.py, where these functions stand in the loop.
+"""
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, kl_divergence
+
+LOG_RATIO_LIMIT = 20.0  # exp of more than this says nothing but "far away", and would overflow
+
+
+# ---------------------------------------------------------------- advantages (eq. 5)
+
+def group_advantage(reward: Tensor, valid: Tensor, normalize: str = "batch", baseline: str = "leave_one_out") -> Tensor:
+    """How much better each member of a group did than the others: (B, n), zero where not valid or nothing to compare.
+
+    reward: (B, n), one group a row. valid: (B, n) bool. baseline: `leave_one_out` compares with the mean of the *other*
+    valid members (unbiased; Kool et al. 2019), `mean` with the mean of all (GRPO; scales the gradient by (n-1)/n).
+    normalize: `std` divides by the group's standard deviation (GRPO), which over-weights groups that hardly differ;
+    `batch` by the root mean square of all advantages of the batch, so that rewards of different units can be added;
+    `none` leaves the reward's unit (Dr. GRPO, Liu et al. 2025).
+    """
+    if baseline not in ("leave_one_out", "mean"):
+        raise ValueError(f"baseline must be leave_one_out or mean, not {baseline!r}")
+    if normalize not in ("std", "batch", "none"):
+        raise ValueError(f"normalize must be std, batch or none, not {normalize!r}")
+    count = valid.sum(-1, keepdim=True)  # (B, 1)
+    reward = reward.float().masked_fill(~valid, 0.0)
+    mean = reward.sum(-1, keepdim=True) / count.clamp_min(1)
+    centred = (reward - mean).masked_fill(~valid | (count < 2), 0.0)  # (B, n)
+    std = (centred.square().sum(-1, keepdim=True) / (count - 1).clamp_min(1)).sqrt()
+    # Below the rounding error of its rewards a group has no spread: it says nothing, and must not be blown up.
+    centred = centred.masked_fill(std <= 1e-6 * (1 + mean.abs()), 0.0)
+    advantage = centred * count / (count - 1).clamp_min(1) if baseline == "leave_one_out" else centred
+    if normalize == "std":
+        return advantage / (std + 1e-8)
+    if normalize == "batch":
+        told = advantage != 0
+        return advantage / (advantage.square().sum() / told.sum().clamp_min(1)).sqrt().clamp_min(1e-8)
+    return advantage
+
+
+def advantages(text_rewards: dict[str, Tensor], pose_rewards: dict[str, Tensor], has_pose: Tensor,
+               weights: dict[str, float], **how) -> tuple[Tensor, Tensor]:
+    """F (B, G) for the answers and Delta (B, G, K) for the poses (Pose-RFT eq. 5), rewards normalised one by one.
+
+    text_rewards: name -> (B, G). pose_rewards: name -> (B, G, K), read only where `has_pose` (B, G). A NaN marks a reward
+    that its task does not have. weights: name -> weight. how: `normalize` and `baseline` of `group_advantage`.
+    Delta's baseline is all V x K valid poses of the prompt: with K = 1 this is the paper's normalisation over V.
+    F's baseline is all G answers, or those with a pose for the mean reward of an answer's poses.
+    """
+    F = torch.zeros(has_pose.shape, device=has_pose.device)
+    for name, reward in text_rewards.items():
+        F = F + weights[name] * group_advantage(reward, ~reward.isnan(), **how)
+    Delta = 0.0
+    for name, reward in pose_rewards.items():
+        valid = has_pose[..., None] & ~reward.isnan()  # (B, G, K)
+        delta = group_advantage(reward.flatten(1), valid.flatten(1), **how).view_as(reward)
+        Delta = Delta + weights[name] * delta
+        F = F + weights[name] * group_advantage(reward.mean(-1), valid.all(-1), **how)
+    return F, Delta
+
+
+# ---------------------------------------------------------------- densities
+
+def gaussian_log_prob_terms(pose: Distribution, sample: Tensor) -> Tensor:
+    """The log-density of a Gaussian, number by number: (..., D), summing to `pose.log_prob(sample)`.
+
+    pose: Independent Normal, LowRank- or MultivariateNormal with event shape (D,). sample: (..., D), the raw sample and
+    never its projection onto rotations. With correlations, term i is the density of number i given those before it:
+    log p(x) = sum_i log p(x_i | x_<i), read off the Cholesky factor.
+    """
+    if isinstance(pose, Independent):
+        return pose.base_dist.log_prob(sample)
+    L = pose.scale_tril  # (..., D, D)
+    L = L.expand(*sample.shape[:-1], *L.shape[-2:])
+    z = torch.linalg.solve_triangular(L, (sample - pose.mean)[..., None], upper=False).squeeze(-1)
+    return -0.5 * z.square() - L.diagonal(dim1=-2, dim2=-1).log() - 0.5 * torch.log(torch.tensor(2 * torch.pi))
+
+
+def pose_log_ratio(new_terms: Tensor, old_terms: Tensor, pose_ratio: str = "per_joint") -> Tensor:
+    """log r_c, clamped: (..., 1) for `joint` (eq. 4) and `mean`, (..., 24) for `per_joint`. Terms are (..., D)."""
+    difference = new_terms - old_terms
+    if pose_ratio == "joint":
+        log_ratio = difference.sum(-1, keepdim=True)
+    elif pose_ratio == "per_joint":
+        log_ratio = difference.unflatten(-1, (-1, 6)).sum(-1)
+    elif pose_ratio == "mean":
+        log_ratio = difference.mean(-1, keepdim=True)
+    else:
+        raise ValueError(f"pose_ratio must be joint, per_joint or mean, not {pose_ratio!r}")
+    return log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+
+
+def categorical_kl(log_softmax: Tensor, ref_log_softmax: Tensor) -> Tensor:
+    """KL(pi || pi_ref) of two categorical distributions, exact: (..., W) log-probabilities to (...)."""
+    return (log_softmax.exp() * (log_softmax - ref_log_softmax)).sum(-1)
+
+
+def k3_kl(log_prob: Tensor, ref_log_prob: Tensor) -> Tensor:
+    """The estimate r - 1 - log r, r = pi_ref / pi, of GRPO (Schulman 2020): its value is unbiased, its gradient is not."""
+    log_ratio = ref_log_prob - log_prob
+    return log_ratio.exp() - 1 - log_ratio
+
+
+# ---------------------------------------------------------------- the loss (eq. 6)
+
+def clipped(log_ratio: Tensor, advantage: Tensor, clip_low: float, clip_high: float) -> tuple[Tensor, Tensor]:
+    """min(r A, clip(r) A) of PPO, and where the clip is active: bool, of the same (broadcast) shape."""
+    ratio = log_ratio.exp()
+    free, held = ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage
+    return torch.minimum(free, held), held < free
+
+
+def aggregate(per_token: Tensor, mask: Tensor, aggregation: str = "grpo") -> Tensor:
+    """One number from the tokens (..., T) of many answers. mask: (..., T), by length.
+
+    `grpo`: mean of each answer's mean; `bnpo`: mean over all tokens; `dr_grpo`: sum over answers x T, the longest
+    possible length, free of the length bias (Liu et al. 2025).
+    """
+    mask = mask.to(per_token.dtype)
+    total = (per_token * mask).sum(-1)  # (...,)
+    if aggregation == "grpo":
+        return (total / mask.sum(-1).clamp_min(1)).mean()
+    if aggregation == "bnpo":
+        return total.sum() / mask.sum().clamp_min(1)
+    if aggregation == "dr_grpo":
+        return total.sum() / mask.numel()
+    raise ValueError(f"aggregation must be grpo, bnpo or dr_grpo, not {aggregation!r}")
+
+
+def text_loss(log_prob: Tensor, old_log_prob: Tensor, kl: Tensor, F: Tensor, mask: Tensor, *, clip_low: float,
+              clip_high: float, beta: float, aggregation: str = "grpo") -> tuple[Tensor, dict[str, Tensor]]:
+    """The discrete half of eq. 6, negated. log_prob, old_log_prob, kl: (..., T). F: (...,). mask: (..., T) bool, by
+    length and never by token id, so that the end token is trained."""
+    log_ratio = (log_prob - old_log_prob).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).masked_fill(~mask, 0.0)
+    kl = kl.masked_fill(~mask, 0.0)
+    surrogate, active = clipped(log_ratio, F[..., None], clip_low, clip_high)
+    return aggregate(beta * kl - surrogate, mask, aggregation), {
+        "text_ratio": log_ratio.exp()[mask].mean(), "text_clip_fraction": active[mask].float().mean(),
+        "text_kl": kl[mask].mean()}
+
+
+def pose_loss(pose: Distribution, old_terms: Tensor, ref_pose: Distribution, sample: Tensor, Delta: Tensor,
+              has_pose: Tensor, *, clip_low: float, clip_high: float, beta: float,
+              pose_ratio: str = "per_joint") -> tuple[Tensor, dict[str, Tensor]]:
+    """The continuous half of eq. 6, negated, over the V answers that hold a pose (zero when none does).
+
+    pose, ref_pose: batch shape (...,), event shape (D,). old_terms, sample: (..., K, D). Delta: (..., K).
+    has_pose: (...,) bool. Whatever the ratio, at ratio 1 the gradient is that of Delta log pi / D, mean over V and K.
+    """
+    D = sample.shape[-1]
+    terms = gaussian_log_prob_terms(pose, sample.movedim(-2, 0))  # (K, ..., D): the distribution broadcasts over K
+    log_ratio = pose_log_ratio(terms, old_terms.movedim(-2, 0), pose_ratio)  # (K, ..., 1 or 24)
+    surrogate, active = clipped(log_ratio, Delta.movedim(-1, 0)[..., None], clip_low, clip_high)
+    # A ratio of the whole density, or of each joint's, moves all D numbers; the mean over numbers each by only 1/D.
+    surrogate = surrogate.sum(-1).mean(0) * (D if pose_ratio == "mean" else 1)  # (...,)
+    kl = kl_divergence(pose, ref_pose)  # (...,) nats
+    V = has_pose.sum().clamp_min(1)
+    loss = ((beta * kl - surrogate) / D).masked_fill(~has_pose, 0.0).sum() / V
+    seen = has_pose.expand(log_ratio.shape[:-1])  # (K, ...)
+    return loss, {"pose_ratio": log_ratio.exp()[seen].mean(), "pose_clip_fraction": active[seen].float().mean(),
+                  "pose_kl": kl.masked_fill(~has_pose, 0.0).sum() / V}
+
+
+def loss(new, old_log_prob: Tensor, old_terms: Tensor, reference, rollout, F: Tensor, Delta: Tensor, *, clip_low: float,
+         clip_high: float, beta_text: float, beta_pose: float, pose_ratio: str = "per_joint",
+         aggregation: str = "grpo") -> tuple[Tensor, dict[str, Tensor]]:
+    """Eq. 6, negated: the discrete half plus the continuous half. Returns the scalar and diagnostics, text and pose apart.
+
+    new, reference: scores with `log_prob` (B, G, T), `log_softmax` (B, G, T, W) and `pose`, a Gaussian of batch shape
+    (B, G). old_log_prob (B, G, T), old_terms (B, G, K, D): under the policy that sampled. rollout: `token_mask`
+    (B, G, T), `pose` (B, G, K, D) raw samples, `has_pose` (B, G). F: (B, G). Delta: (B, G, K).
+    """
+    text, text_metrics = text_loss(
+        new.log_prob, old_log_prob, categorical_kl(new.log_softmax, reference.log_softmax), F, rollout.token_mask,
+        clip_low=clip_low, clip_high=clip_high, beta=beta_text, aggregation=aggregation)
+    pose, pose_metrics = pose_loss(
+        new.pose, old_terms, reference.pose, rollout.pose, Delta, rollout.has_pose,
+        clip_low=clip_low, clip_high=clip_high, beta=beta_pose, pose_ratio=pose_ratio)
+    metrics = {"loss_text": text, "loss_pose": pose} | text_metrics | pose_metrics
+    return text + pose, {name: value.detach() for name, value in metrics.items()}

@@ -1,0 +1,409 @@
+"""The policy: a vision-language model that answers in words and, at the token <POSE>, with a Gaussian over body poses.
+
+    pi(a, p | q) = prod_t pi(a_t | q, a_<t) x N(p; mu(h), Sigma(h)),   h = hidden state at <POSE>     (Pose-RFT eq. 1-2)
+An image enters twice: through the VLM's own vision tower and through a *pose-aware encoder*, pre-trained on pose
+regression, whose projected features follow the image's tokens. Both are frozen, so each image is encoded once and kept.
+A prompt is run once for all the answers of its group: its key/value cache is repeated, then only the answers run.
+
+Departures from the paper: the VLM's own projector is aligned before SFT and frozen with the tower (so that an image is
+one cached tensor); `tiny`, made from a config, stands in for LLaVA-1.5-7B and is trained whole where the paper uses LoRA.
+Read next: hygrpo.py for what is done with `log_prob`, train_sft.py for how a policy is taught.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
+from transformers import (AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig,
+                          LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast)
+
+from body import matrix_to_rot6d, rot6d_to_matrix
+from captions import POSE_TOKEN
+
+POSE_DIM = 144  # 24 joints x 6 numbers of rotation
+POSE_FEATURE_TOKEN = "<pose_feature>"  # holds the place of one feature of the pose-aware encoder
+
+
+class Prompt(NamedTuple):
+    embeds: Tensor  # (B, P, H), left-padded
+    mask: Tensor  # (B, P), 1 where not padding
+
+
+class Rollout(NamedTuple):
+    tokens: Tensor  # (B, G, T) answer tokens, the end token included
+    token_mask: Tensor  # (B, G, T) bool, by length
+    has_pose: Tensor  # (B, G) bool: the answer holds <POSE>
+    pose: Tensor  # (B, G, K, 144) raw 6D samples, what the density scores
+    answers: list[list[str]]  # B x G decoded answers
+
+
+class Scores(NamedTuple):
+    log_prob: Tensor  # (B, G, T) of the answer's tokens
+    log_softmax: Tensor  # (B, G, T, W) of the whole vocabulary
+    pose: Distribution  # batch (B, G), event (144,): at the first <POSE> (meaningless where there is none)
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """`name`, or the best device there is. ValueError for one that is not there."""
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.zeros(1, device=name or best).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} is not available here ({str(error).splitlines()[0]}); try --device {best}") from error
+
+
+def quiet() -> None:
+    """Nothing on the terminal but our own lines: transformers' bars and hints are for others."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+# ---------------------------------------------------------------- the Gaussian pose head (eq. 2)
+
+class PoseHead(nn.Module):
+    """Hidden state (..., H) to a Gaussian over the 144 numbers of a pose (Pose-RFT eq. 2), always in float32.
+
+    covariance: `diag`, `lowrank` (diagonal plus `rank` shared directions) or `full` (Cholesky factor). Standard deviations
+    never fall below `sigma_floor`: without a floor reinforcement narrows the Gaussian until nothing is tried any more.
+    """
+
+    def __init__(self, hidden_size: int, covariance: str = "diag", rank: int = 8, sigma_floor: float = 0.02):
+        super().__init__()
+        sizes = {"diag": 0, "lowrank": POSE_DIM * rank, "full": POSE_DIM * (POSE_DIM - 1) // 2}
+        if covariance not in sizes:
+            raise ValueError(f"covariance must be diag, lowrank or full, not {covariance!r}")
+        self.covariance, self.rank, self.sigma_floor = covariance, rank, sigma_floor
+        width = 2 * hidden_size
+        self.trunk = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, width), nn.GELU())
+        self.mean = nn.Linear(width, POSE_DIM)
+        self.sigma = nn.Linear(width, POSE_DIM)
+        self.correlation = nn.Linear(width, sizes[covariance]) if sizes[covariance] else None
+        nn.init.zeros_(self.sigma.weight)
+        nn.init.constant_(self.sigma.bias, -1.5)  # softplus: standard deviations start near 0.2
+        identity = matrix_to_rot6d(torch.eye(3)).repeat(24)
+        self.register_buffer("rest", identity, persistent=False)
+        if self.correlation is not None:
+            nn.init.zeros_(self.correlation.bias)
+            nn.init.normal_(self.correlation.weight, std=1e-3)
+
+    def forward(self, hidden: Tensor) -> Distribution:
+        features = self.trunk(hidden.float())
+        mean = self.rest + self.mean(features)  # (..., 144)
+        sigma = self.sigma_floor + nn.functional.softplus(self.sigma(features))
+        if self.covariance == "diag":
+            return Independent(Normal(mean, sigma, validate_args=False), 1, validate_args=False)
+        correlation = self.correlation(features)
+        if self.covariance == "lowrank":
+            factor = correlation.unflatten(-1, (POSE_DIM, self.rank))
+            return LowRankMultivariateNormal(mean, factor, sigma.square(), validate_args=False)
+        row, column = torch.tril_indices(POSE_DIM, POSE_DIM, offset=-1, device=mean.device)
+        scale_tril = torch.diag_embed(sigma)  # (..., 144, 144)
+        scale_tril[..., row, column] = correlation
+        return MultivariateNormal(mean, scale_tril=scale_tril, validate_args=False)
+
+
+def draw_poses(pose: Distribution, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """`count` raw samples of each Gaussian of the batch: (..., count, 144). Explicit noise, so that a seed is enough."""
+    shape = (*pose.batch_shape, count, POSE_DIM)
+    noise = torch.randn(shape, generator=generator, device=pose.mean.device)
+    if isinstance(pose, Independent):
+        return pose.mean[..., None, :] + pose.stddev[..., None, :] * noise
+    return pose.mean[..., None, :] + noise @ pose.scale_tril.mT
+
+
+# ---------------------------------------------------------------- the pose-aware encoder of `tiny`
+
+class PoseEncoder(nn.Module):
+    """Images uint8 (N, 64, 64, 3) to `tokens` features (N, tokens, width): a residual CNN, pre-trained by `regress`.
+
+    Stands in for HMR2.0's ViT. The pose is read linearly from the features, so they hold it in plain sight.
+    """
+
+    def __init__(self, channels: Sequence[int] = (32, 64, 128, 256), tokens: int = 4, width: int = 128):
+        super().__init__()
+        self.config = {"channels": list(channels), "tokens": tokens, "width": width}
+        self.tokens, self.width = tokens, width
+        layers, previous = [], 3
+        for channel in channels:  # each halves the picture: 64 -> 32 -> 16 -> 8 -> 4
+            layers += [nn.Conv2d(previous, channel, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(channel), nn.ReLU(),
+                       Residual(channel)]
+            previous = channel
+        self.trunk = nn.Sequential(*layers)
+        self.to_tokens = nn.Sequential(nn.Flatten(), nn.Linear(previous * 16, tokens * width), nn.ReLU())
+        self.regressor = nn.Linear(tokens * width, POSE_DIM)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[1:] != (64, 64, 3):
+            raise ValueError(f"the built-in pose encoder reads images of 64x64x3, got {tuple(images.shape[1:])}")
+        pixels = (images.to(self.regressor.weight.dtype) / 127.5 - 1).movedim(-1, 1).contiguous(
+            memory_format=torch.channels_last)  # (N, 3, 64, 64)
+        return self.to_tokens(self.trunk(pixels)).unflatten(-1, (self.tokens, self.width))
+
+    def regress(self, images: Tensor) -> Tensor:
+        """The pose in rotation matrices (N, 24, 3, 3), as the encoder is pre-trained to give it."""
+        return rot6d_to_matrix(self.regressor(self(images).flatten(1)).unflatten(-1, (24, 6)))
+
+
+class Residual(nn.Module):
+    def __init__(self, channel: int):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(channel, channel, 3, padding=1, bias=False), nn.BatchNorm2d(channel), nn.ReLU(),
+                                  nn.Conv2d(channel, channel, 3, padding=1, bias=False), nn.BatchNorm2d(channel))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.relu(x + self.body(x))
+
+
+# ---------------------------------------------------------------- the policy
+
+class PosePolicy(nn.Module):
+    """A transformers image-text-to-text model with <POSE>, the pose-aware encoder and the Gaussian head around it."""
+
+    def __init__(self, vlm: nn.Module, processor, pose_encoder: PoseEncoder, covariance: str = "diag",
+                 sigma_floor: float = 0.02):
+        super().__init__()
+        tokenizer = processor.tokenizer
+        tokenizer.add_special_tokens({"additional_special_tokens": [POSE_TOKEN, POSE_FEATURE_TOKEN]})
+        if len(tokenizer) > vlm.get_input_embeddings().num_embeddings:
+            vlm.resize_token_embeddings(len(tokenizer))
+        self.vlm, self.processor, self.tokenizer, self.pose_encoder = vlm, processor, tokenizer, pose_encoder
+        hidden_size = vlm.get_input_embeddings().embedding_dim
+        self.pose_projector = nn.Sequential(nn.LayerNorm(pose_encoder.width), nn.Linear(pose_encoder.width, hidden_size))
+        self.pose_head = PoseHead(hidden_size, covariance, sigma_floor=sigma_floor)
+        self.pose_id = tokenizer.convert_tokens_to_ids(POSE_TOKEN)
+        self.pose_feature_id = tokenizer.convert_tokens_to_ids(POSE_FEATURE_TOKEN)
+        self.image_token = processor.image_token
+        self.image_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.frozen_features: dict[bytes, tuple[Tensor, Tensor, Tensor]] = {}
+        self.freeze_encoders()
+
+    def freeze_encoders(self) -> None:
+        """Only the language model, the pose projector and the head are taught from here on (as in the paper)."""
+        self.requires_grad_(False)
+        for module in (self.vlm.get_decoder(), self.vlm.get_output_embeddings(), self.pose_projector, self.pose_head):
+            module.requires_grad_(True)
+        self.frozen_features.clear()
+
+    @property
+    def device(self) -> torch.device:
+        return self.pose_head.mean.weight.device
+
+    def train(self, mode: bool = True) -> "PosePolicy":
+        """Frozen encoders stay in evaluation mode, or their batch statistics would drift."""
+        super().train(mode)
+        self.pose_encoder.eval()
+        return self
+
+    # ------------------------------------------------ prompts
+
+    @torch.no_grad()
+    def image_features(self, images: Sequence[np.ndarray]) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """For each image (H, W, 3) uint8: its token ids (n,), their VLM features (m, H) and pose features (tokens, width).
+
+        Frozen, so computed once and kept, keyed by the pixels. The processor itself writes the image's tokens.
+        """
+        keys = [hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in images]
+        missing = list({k: image for k, image in zip(keys, images) if k not in self.frozen_features}.items())
+        for start in range(0, len(missing), 64):
+            chunk_keys, chunk = zip(*missing[start:start + 64])
+            inputs = self.processor(images=list(chunk), text=[self.image_token] * len(chunk), return_tensors="pt",
+                                    add_special_tokens=False).to(self.device)
+            ids = inputs.pop("input_ids")
+            inputs.pop("attention_mask", None)
+            features = self.vlm.get_image_features(**inputs).pooler_output
+            features = torch.cat(list(features)).flatten(0, -2) if not torch.is_tensor(features) else features.flatten(0, -2)
+            vlm_features = features.split((ids == self.image_id).sum(-1).tolist())
+            pose_features = self.pose_encoder(torch.from_numpy(np.stack(chunk)).to(self.device))
+            for row in zip(chunk_keys, ids, vlm_features, pose_features):
+                self.frozen_features[row[0]] = row[1:]
+        return [self.frozen_features[key] for key in keys]
+
+    def encode(self, examples: Sequence) -> Prompt:
+        """Prompts of examples (with `prompt` and `image`), as one left-padded tensor of embeddings (B, P, H)."""
+        with_image = [i for i, e in enumerate(examples) if e.image is not None]
+        features = dict(zip(with_image, self.image_features([examples[i].image for i in with_image])))
+        rows, vlm_features, pose_features = [], [], []
+        for i, example in enumerate(examples):
+            content = [{"type": "text", "text": example.prompt}]
+            if example.image is not None:
+                content.insert(0, {"type": "image"})
+            text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+            if example.image is None:
+                rows.append(self.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0])
+                continue
+            before, after = (self.tokenizer(part, add_special_tokens=False, return_tensors="pt").input_ids[0]
+                             for part in text.split(self.image_token))
+            image_ids, vlm_feature, pose_feature = features[i]
+            places = torch.full((len(pose_feature),), self.pose_feature_id)
+            rows.append(torch.cat([before, image_ids.cpu(), places, after]).long())
+            vlm_features.append(vlm_feature)
+            pose_features.append(pose_feature)
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left",
+                                        padding_value=self.tokenizer.pad_token_id).to(self.device)  # (B, P)
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        mask = (torch.arange(ids.shape[1], device=self.device) >= ids.shape[1] - lengths[:, None]).long()
+        embeds = self.vlm.get_input_embeddings()(ids)
+        if with_image:
+            projected = self.pose_projector(torch.cat(pose_features))
+            embeds = embeds.masked_scatter((ids == self.image_id)[..., None], torch.cat(vlm_features).to(embeds))
+            embeds = embeds.masked_scatter((ids == self.pose_feature_id)[..., None], projected.to(embeds))
+        return Prompt(embeds, mask)
+
+    def _prefill(self, prompt: Prompt, group_size: int):
+        """Run the prompt once. Returns its cache repeated for the group, hidden state (B*G, H), mask (B*G, P)."""
+        output = self.vlm.get_decoder()(inputs_embeds=prompt.embeds, attention_mask=prompt.mask, use_cache=True,
+                                        position_ids=(prompt.mask.cumsum(-1) - 1).clamp_min(0))
+        cache = output.past_key_values
+        cache.batch_repeat_interleave(group_size)
+        last = output.last_hidden_state[:, -1].repeat_interleave(group_size, 0)
+        return cache, last, prompt.mask.repeat_interleave(group_size, 0)
+
+    def _continue(self, tokens: Tensor, cache, mask: Tensor) -> Tensor:
+        """Hidden states (R, T, H) of tokens (R, T) that follow what the cache holds. mask (R, P + T) covers both."""
+        T = tokens.shape[1]
+        position_ids = (mask.cumsum(-1) - 1).clamp_min(0)[:, -T:]
+        return self.vlm.get_decoder()(inputs_embeds=self.vlm.get_input_embeddings()(tokens), attention_mask=mask,
+                                      position_ids=position_ids, past_key_values=cache, use_cache=True).last_hidden_state
+
+    # ------------------------------------------------ sampling and scoring
+
+    @torch.no_grad()
+    def sample(self, prompt: Prompt, group_size: int, poses_per_answer: int, max_tokens: int = 64, temperature: float = 1.0,
+               generator: torch.Generator | None = None) -> Rollout:
+        """G answers a prompt and K poses an answer. temperature scales the words' logits; 0 is greedy, and then the first
+        pose of each answer is the Gaussian's mean."""
+        B, G = prompt.mask.shape[0], group_size
+        cache, hidden, mask = self._prefill(prompt, G)
+        eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        finished = torch.zeros(B * G, dtype=torch.bool, device=self.device)
+        pose_hidden, has_pose = torch.zeros_like(hidden), finished.clone()
+        tokens, masks = [], []
+        for _ in range(max_tokens):
+            logits = self.vlm.get_output_embeddings()(hidden).float()  # (B*G, W)
+            if temperature == 0:
+                token = logits.argmax(-1)
+            else:
+                token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator).squeeze(-1)
+            token = token.masked_fill(finished, pad)
+            tokens.append(token)
+            masks.append(~finished)
+            finished = finished | (token == eos)
+            if finished.all():
+                break
+            mask = torch.cat([mask, masks[-1][:, None].long()], -1)
+            hidden = self._continue(token[:, None], cache, mask)[:, 0]
+            first_pose = (token == self.pose_id) & ~has_pose
+            pose_hidden = torch.where(first_pose[:, None], hidden, pose_hidden)
+            has_pose = has_pose | first_pose
+        pose = self.pose_head(pose_hidden.unflatten(0, (B, G)))
+        samples = draw_poses(pose, poses_per_answer, generator)  # (B, G, K, 144)
+        if temperature == 0:
+            samples[..., 0, :] = pose.mean
+        tokens, masks = torch.stack(tokens, -1), torch.stack(masks, -1)  # (B*G, T)
+        answers = [self.tokenizer.decode(t[m & (t != eos)]) for t, m in zip(tokens, masks)]
+        return Rollout(tokens.unflatten(0, (B, G)), masks.unflatten(0, (B, G)), has_pose.unflatten(0, (B, G)), samples,
+                       [answers[i * G:(i + 1) * G] for i in range(B)])
+
+    def log_prob(self, prompt: Prompt, tokens: Tensor, token_mask: Tensor, temperature: float = 1.0) -> Scores:
+        """Score answers (B, G, T), with gradient: log-probabilities of their tokens and the Gaussian at their <POSE>.
+
+        temperature must be the one sampled with, or the ratio would not be 1 on the first inner step.
+        """
+        B, G, T = tokens.shape
+        cache, last, mask = self._prefill(prompt, G)
+        tokens, token_mask = tokens.flatten(0, 1), token_mask.flatten(0, 1)  # (B*G, T)
+        hidden = self._continue(tokens, cache, torch.cat([mask, token_mask.long()], -1))  # (B*G, T, H)
+        before = torch.cat([last[:, None], hidden[:, :-1]], 1)  # the state that foretells token t
+        logits = self.vlm.get_output_embeddings()(before).float() / temperature
+        log_softmax = logits.log_softmax(-1)  # (B*G, T, W)
+        log_prob = log_softmax.gather(-1, tokens[..., None]).squeeze(-1)
+        at_pose = ((tokens == self.pose_id) & token_mask).float().argmax(-1)  # the first one; 0 where there is none
+        pose = self.pose_head(hidden[torch.arange(B * G, device=self.device), at_pose].unflatten(0, (B, G)))
+        return Scores(log_prob.unflatten(0, (B, G)), log_softmax.unflatten(0, (B, G)), pose)
+
+    def tokenize_answers(self, examples: Sequence) -> tuple[Tensor, Tensor]:
+        """The true answers with their end token: ids and bool mask, (B, 1, T)."""
+        rows = [torch.tensor(self.tokenizer(e.answer, add_special_tokens=False).input_ids + [self.tokenizer.eos_token_id])
+                for e in examples]
+        tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        mask = torch.arange(tokens.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+        return tokens[:, None].to(self.device), mask[:, None].to(self.device)
+
+    # ------------------------------------------------ one folder in Hugging Face layout
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `folder`: the VLM and its processor as transformers save them, `pose.safetensors` and `pose.json` beside.
+
+        Written next to its place and renamed, so that a folder of that name is always whole.
+        """
+        folder = Path(folder)
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        self.vlm.save_pretrained(partial)
+        self.processor.save_pretrained(partial)
+        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items() if not name.startswith("vlm.")},
+                  partial / "pose.safetensors")
+        head = self.pose_head
+        (partial / "pose.json").write_text(json.dumps({
+            "covariance": head.covariance, "sigma_floor": head.sigma_floor, "pose_encoder": self.pose_encoder.config}))
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "PosePolicy":
+        """Read what `save_pretrained` wrote."""
+        folder = Path(folder)
+        if not (folder / "pose.json").is_file():
+            raise FileNotFoundError(f"{folder} holds no policy (no pose.json): train one with train_sft.py or train_rft.py")
+        config = json.loads((folder / "pose.json").read_text())
+        policy = cls(AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder),
+                     PoseEncoder(**config["pose_encoder"]), config["covariance"], config["sigma_floor"])
+        missing, unexpected = policy.load_state_dict(load_file(folder / "pose.safetensors"), strict=False)
+        wrong = [name for name in missing if not name.startswith("vlm.")] + unexpected
+        if wrong:
+            raise ValueError(f"{folder}/pose.safetensors does not fit its pose.json: {', '.join(wrong[:3])}; train it again")
+        return policy.eval()
+
+
+# ---------------------------------------------------------------- the built-in model
+
+CHAT_TEMPLATE = ("{% for message in messages %}USER: {% for part in message.content %}{% if part.type == 'image' %}<image>\n"
+                 "{% else %}{{ part.text }}{% endif %}{% endfor %} {% endfor %}ASSISTANT:")
+
+
+def build_tiny(corpus: Sequence[str], covariance: str = "diag", hidden_size: int = 128, layers: int = 3) -> PosePolicy:
+    """LLaVA's architecture (CLIP vision tower, projector, Llama), about 1.5 M parameters, from a config and untrained.
+
+    corpus: texts from which its tokenizer (byte-level BPE: any text can be written) learns its words.
+    """
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bpe.train_from_iterator(corpus, trainers.BpeTrainer(
+        vocab_size=1200, special_tokens=["<pad>", "<s>", "</s>", "<image>", POSE_TOKEN, POSE_FEATURE_TOKEN], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token="<pad>", bos_token="<s>", eos_token="</s>", chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False, extra_special_tokens={"image_token": "<image>"})
+    processor = LlavaProcessor(
+        CLIPImageProcessorPil(size={"height": 64, "width": 64}, do_center_crop=False), tokenizer, patch_size=16,
+        vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=CHAT_TEMPLATE)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(hidden_size=96, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4, image_size=64,
+                         patch_size=16),
+        text_config=LlamaConfig(vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=3 * hidden_size,
+                    num_hidden_layers=layers, num_attention_heads=4, max_position_embeddings=2048,
+                    pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"), image_seq_length=16, vision_feature_layer=-1)
+    return PosePolicy(LlavaForConditionalGeneration(config), processor, PoseEncoder(), covariance)

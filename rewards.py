@@ -1,0 +1,189 @@
+"""What is good: the paper's four rewards, one that needs no model at all, and the text-pose retrieval model.
+
+    joint       1 / ||J - J_true||_2                                     image tasks         (Pose-RFT eq. 7)
+    semantic    cos(phi_text(q), phi_pose(p)), a retrieval model         text to pose        (eq. 8)
+    format      1 if the answer has the form its task asks for, else 0   all                 (eq. 9)
+    text        cos(E(answer), E(true answer))                           answers in words    (eq. 10)
+    statements  share of what the sentence says that holds in the pose   text to pose        (ours: verifiable)
+    description share of what the answer says that holds in the image    image to text       (ours: verifiable)
+E of eq. 10 (the paper's is BGE-M3) is the retrieval model's own text tower. A reward must not judge itself: a second
+retrieval model, trained on other poses, is used by evaluate.py alone.
+Read next: hygrpo.py, which turns rewards into advantages.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+import captions
+from body import forward_kinematics, matrix_to_rot6d, remove_heading, rot6d_to_matrix
+
+WITH_IMAGE_AND_POSE = ("image2pose", "image2text")
+WEIGHTS = {"joint": 1.0, "semantic": 1.0, "format": 1.0, "text": 1.0, "statements": 1.0, "description": 1.0}
+
+
+# ---------------------------------------------------------------- the text-pose retrieval model
+
+class Retriever(nn.Module):
+    """Sentences and poses on one unit sphere, near each other where they fit (Delmas et al., PoseScript, 2022)."""
+
+    def __init__(self, tokenizer: Tokenizer, width: int = 128, layers: int = 2, dim: int = 256, max_tokens: int = 128):
+        super().__init__()
+        self.config = {"width": width, "layers": layers, "dim": dim, "max_tokens": max_tokens}
+        self.tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        self.tokenizer.enable_padding(pad_id=0)
+        self.tokenizer.enable_truncation(max_tokens)
+        self.embed = nn.Embedding(self.tokenizer.get_vocab_size(), width)
+        self.position = nn.Parameter(0.02 * torch.randn(max_tokens, width))
+        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.text_tower = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.text_out = nn.Linear(width, dim)
+        self.pose_tower = nn.Sequential(nn.Linear(24 * 9, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, dim))
+        self.log_scale = nn.Parameter(torch.tensor(10.0).log())
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Sentences to unit vectors (N, dim)."""
+        encoded = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        device = self.position.device
+        ids = torch.tensor([e.ids or [0] for e in encoded], device=device)  # (N, T)
+        padding = torch.tensor([e.attention_mask or [0] for e in encoded], device=device) == 0
+        padding[:, 0] = False  # an empty sentence is one padding token
+        hidden = self.text_tower(self.embed(ids) + self.position[:ids.shape[1]], src_key_padding_mask=padding)
+        hidden = hidden.masked_fill(padding[..., None], 0.0).sum(1) / (~padding).sum(1, keepdim=True)
+        return nn.functional.normalize(self.text_out(hidden), dim=-1)
+
+    def encode_pose(self, rotmats: Tensor, joints: Tensor | None = None) -> Tensor:
+        """Poses (..., 24, 3, 3), whatever their heading, to unit vectors (..., dim). joints: theirs, heading removed."""
+        rotmats = remove_heading(rotmats)
+        joints = forward_kinematics(rotmats)[0] if joints is None else joints
+        features = torch.cat([matrix_to_rot6d(rotmats).flatten(-2), joints.flatten(-2)], -1)  # (..., 24 * 9)
+        return nn.functional.normalize(self.pose_tower(features), dim=-1)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config, weights and tokenizer to `folder`; a folder of that name is always whole."""
+        folder = Path(folder)
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        (partial / "config.json").write_text(json.dumps(self.config))
+        self.tokenizer.save(str(partial / "tokenizer.json"))
+        save_file(self.state_dict(), partial / "model.safetensors")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "Retriever":
+        """Read what `save_pretrained` wrote."""
+        folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{folder} holds no retrieval model: python train_rft.py trains one")
+        retriever = cls(Tokenizer.from_file(str(folder / "tokenizer.json")), **json.loads((folder / "config.json").read_text()))
+        retriever.load_state_dict(load_file(folder / "model.safetensors"))
+        return retriever.eval().requires_grad_(False)
+
+
+def train_retriever(rotmats: Tensor, tokenizer: Tokenizer, steps: int, seed: int, device: torch.device,
+                    progress: Callable = lambda steps: range(steps), batch_size: int = 128) -> Retriever:
+    """A retrieval model of poses (N, 24, 3, 3) and sentences written for them anew at each step: symmetric InfoNCE.
+
+    One text in five is the answer to a question about the pose, so that short answers have a place on the sphere too.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    retriever = Retriever(tokenizer).to(device).train()
+    rotmats = remove_heading(rotmats).to(device)
+    joints = forward_kinematics(rotmats)[0]
+    holds = captions.pose_holds(rotmats).cpu().numpy()
+    optimizer = torch.optim.AdamW(retriever.parameters(), lr=1e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
+    bar = progress(steps)
+    for _ in bar:
+        rows = rng.choice(len(holds), batch_size, replace=len(holds) < batch_size)
+        texts = [captions.questions(holds[i], rng)[1] if rng.random() < 0.2 else captions.describe(holds[i], rng)[0]
+                 for i in rows]
+        rows = torch.from_numpy(rows).to(device)
+        similarity = retriever.encode_text(texts) @ retriever.encode_pose(rotmats[rows], joints[rows]).T  # (N, N)
+        logits = similarity * retriever.log_scale.exp().clamp_max(100)
+        target = torch.arange(batch_size, device=device)
+        loss = (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if hasattr(bar, "set_postfix"):
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+    return retriever.eval().requires_grad_(False)
+
+
+# ---------------------------------------------------------------- the rewards
+
+POSE_FORM = re.compile(re.escape(captions.POSE_ANSWER))
+DESCRIPTION_FORM = re.compile(r"\S.*\. " + re.escape(captions.POSE_ANSWER), re.DOTALL)
+WORDS_FORM = re.compile(rf"(?!.*{re.escape(captions.POSE_TOKEN)})\S.*\.", re.DOTALL)
+FORM = {"text2pose": POSE_FORM, "image2pose": POSE_FORM, "image2text": DESCRIPTION_FORM, "vqa": WORDS_FORM}
+
+
+def words_of(answer: str) -> str:
+    """The answer without its sentence about the pose: the description of an image-to-text answer."""
+    return answer.replace(captions.POSE_ANSWER, "").strip()
+
+
+def format_reward(task: str, answer: str) -> float:
+    """Pose-RFT eq. 9: 1 if the whole answer matches its task's form, else 0."""
+    return float(FORM[task].fullmatch(answer) is not None)
+
+
+def joint_reward(joints: Tensor, true_joints: Tensor) -> Tensor:
+    """Pose-RFT eq. 7: (..., 24, 3) in metres, pelvis at the origin, to (...); finite for a perfect pose."""
+    return 1 / (joints - true_joints).flatten(-2).norm(dim=-1).clamp_min(1e-3)
+
+
+@torch.no_grad()
+def score(examples: Sequence, rollout, retriever: Retriever) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """All rewards of a rollout: text rewards name -> (B, G) and pose rewards name -> (B, G, K), NaN where a task has none.
+
+    Kinematics run once for all B x G x K poses; every term is one tensor operation over them.
+    """
+    B, G, K = rollout.pose.shape[:3]
+    device = rollout.pose.device
+    tasks = [e.task for e in examples]
+    rows = lambda *names: torch.tensor([i for i, task in enumerate(tasks) if task in names], dtype=torch.long, device=device)
+    empty = lambda *shape: torch.full(shape, torch.nan, device=device)
+
+    text = {name: empty(B, G) for name in ("format", "text", "description")}
+    text["format"] = torch.tensor([[format_reward(e.task, a) for a in group] for e, group in zip(examples, rollout.answers)],
+                                  device=device)
+    said = rows("image2text", "vqa")
+    if len(said):
+        truth = retriever.encode_text([words_of(examples[i].answer) for i in said])  # (n, dim)
+        answers = retriever.encode_text([words_of(a) for i in said for a in rollout.answers[i]]).unflatten(0, (-1, G))
+        text["text"][said] = (answers * truth[:, None]).sum(-1)
+    for i in rows("image2text").tolist():
+        made = [captions.parse(a) for a in rollout.answers[i]]
+        text["description"][i] = torch.tensor([captions.check(m, examples[i].rotmats) if m else 0.0 for m in made])
+
+    pose = {name: empty(B, G, K) for name in ("joint", "semantic", "statements")}
+    rotmats = rot6d_to_matrix(rollout.pose.unflatten(-1, (24, 6)))  # (B, G, K, 24, 3, 3)
+    seen, told = rows(*WITH_IMAGE_AND_POSE), rows("text2pose")
+    if len(seen):
+        true_joints = forward_kinematics(torch.stack([examples[i].rotmats for i in seen]).to(device))[0]  # (n, 24, 3)
+        pose["joint"][seen] = joint_reward(forward_kinematics(rotmats[seen])[0], true_joints[:, None, None])
+    if len(told):
+        upright = remove_heading(rotmats[told])
+        joints, orientations = forward_kinematics(upright)
+        truth = retriever.encode_text([examples[i].caption for i in told])[:, None, None]  # (n, 1, 1, dim)
+        pose["semantic"][told] = (retriever.encode_pose(upright, joints) * truth).sum(-1)
+        made = torch.zeros(len(told), len(captions.STATEMENTS), device=device)  # (n, S)
+        for row, i in zip(made, told.tolist()):
+            row[list(examples[i].statements)] = 1.0
+        held = captions.holds(joints, orientations).float()  # (n, G, K, S)
+        pose["statements"][told] = torch.einsum("ngks,ns->ngk", held, made) / made.sum(-1).clamp_min(1)[:, None, None]
+    return text, pose

@@ -1,0 +1,169 @@
+"""Stage two, reinforcement fine-tuning by HyGRPO: `python train_rft.py` runs the whole chain.
+
+What is missing is made first (pictures, encoders, SFT policy, two retrieval models); then the loop below, whose body is
+the algorithm in seven lines; then the policy before and after is compared on poses it never saw.
+
+    python train_rft.py [--poses DIR] [--out runs] [--seed 0]
+Departure from the paper: all four tasks stay in the batch throughout, each with the rewards that fit it.
+Read next: evaluate.py, which judges what came out.
+"""
+
+import copy
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+from tqdm import tqdm
+
+import evaluate
+import hygrpo
+import rewards
+from body import load_body
+from data import Split, draw_batch, retrieval_poses
+from model import PosePolicy
+from rewards import Retriever, train_retriever
+from train_sft import SFTConfig, WorldConfig, load_or_train_sft, load_world, one_cycle, pick_device, prepare_folder, quiet
+
+MIX = {"text2pose": 0.4, "image2pose": 0.3, "image2text": 0.1, "vqa": 0.2}
+
+
+@dataclass
+class RFTConfig:
+    rft_steps: int = field(default=300, metadata={"help": "steps of HyGRPO"})
+    prompts: int = field(default=32, metadata={"help": "prompts a step (B)"})
+    group_size: int = field(default=4, metadata={"help": "answers a prompt (G)"})
+    poses_per_answer: int = field(default=16, metadata={"help": "poses an answer (K); the paper has 1"})
+    inner_epochs: int = field(default=1, metadata={"help": "updates on the same rollout"})
+    rft_lr: float = field(default=5e-4, metadata={"help": "peak learning rate"})
+    beta_text: float = field(default=0.02, metadata={"help": "weight of the words' KL to the SFT policy"})
+    beta_pose: float = field(default=0.05, metadata={"help": "weight of the pose's KL to the SFT policy"})
+    clip_low: float = field(default=0.2, metadata={"help": "ratios below 1 - this are clipped"})
+    clip_high: float = field(default=0.28, metadata={"help": "ratios above 1 + this are clipped"})
+    pose_ratio: str = field(default="per_joint", metadata={"help": "joint (the paper), per_joint or mean"})
+    retriever_steps: int = field(default=800, metadata={"help": "steps of each of the two retrieval models"})
+    eval_every: int = field(default=50, metadata={"help": "steps between evaluations on validation poses"})
+
+
+def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RFTConfig, seed: int,
+              log: Callable[[dict], None], evaluate_now: Callable[[PosePolicy], dict]) -> None:
+    """HyGRPO in place. log gets a dict of numbers a step; evaluate_now(policy) is called at step 0, at intervals, at the end."""
+    rng = np.random.default_rng([seed, 20])
+    generator = torch.Generator(policy.device).manual_seed(seed + 20)
+    reference = copy.deepcopy(policy).requires_grad_(False).eval()
+    reference.frozen_features = policy.frozen_features  # both see an image alike
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=config.rft_lr, betas=(0.9, 0.98), weight_decay=0.0)
+    schedule = one_cycle(optimizer, config.rft_lr, config.rft_steps * config.inner_epochs)
+    log({"step": 0, **evaluate_now(policy)})
+    bar = tqdm(range(1, config.rft_steps + 1), desc="HyGRPO", dynamic_ncols=True)
+    for step in bar:
+        examples = draw_batch(split, MIX, config.prompts, rng)
+        rollout = policy.sample(policy.encode(examples), config.group_size, config.poses_per_answer, generator=generator)
+        text_rewards, pose_rewards = rewards.score(examples, rollout, retriever)
+        F, Delta = hygrpo.advantages(text_rewards, pose_rewards, rollout.has_pose, rewards.WEIGHTS)
+        with torch.no_grad():
+            ref = reference.log_prob(reference.encode(examples), rollout.tokens, rollout.token_mask)
+        old_log_prob = old_terms = None
+        for _ in range(config.inner_epochs):
+            new = policy.log_prob(policy.encode(examples), rollout.tokens, rollout.token_mask)
+            if old_log_prob is None:  # what sampled is what is scored first: the ratio starts at exactly 1
+                old_log_prob = new.log_prob.detach()
+                old_terms = hygrpo.gaussian_log_prob_terms(new.pose, rollout.pose.movedim(2, 0)).detach().movedim(0, 2)
+            loss, metrics = hygrpo.loss(
+                new, old_log_prob, old_terms, ref, rollout, F, Delta, clip_low=config.clip_low, clip_high=config.clip_high,
+                beta_text=config.beta_text, beta_pose=config.beta_pose, pose_ratio=config.pose_ratio)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+        told = {name: reward.nanmean().item() for name, reward in (text_rewards | pose_rewards).items()}
+        row = {"step": step, **told, **{name: value.item() for name, value in metrics.items()}, "grad_norm": norm.item(),
+               "sigma": new.pose.stddev[rollout.has_pose].mean().item()}
+        bar.set_postfix({name: f"{row[name]:.3f}" for name in ("statements", "semantic", "joint", "text", "sigma", "pose_kl")})
+        if step % config.eval_every == 0 or step == config.rft_steps:
+            row |= evaluate_now(policy)
+        log(row)
+    policy.eval()
+
+
+# ---------------------------------------------------------------- the chain
+
+def load_or_train_retrievers(policy: PosePolicy, world: WorldConfig, steps: int) -> dict[str, Retriever]:
+    """The retrieval model that rewards (`reward`) and the one that only judges (`judge`), trained on poses that they do
+    not share; read from `world.out` where they are there."""
+    out, retrievers = Path(world.out), {}
+    poses = None
+    for i, name in enumerate(("reward", "judge")):
+        if (out / name).exists():
+            retrievers[name] = Retriever.from_pretrained(out / name).to(policy.device)
+            continue
+        poses = poses or retrieval_poses(world.poses, world.train_poses, world.seed)
+        retrievers[name] = train_retriever(
+            poses[i], policy.tokenizer.backend_tokenizer, steps, world.seed + 100 + i, policy.device,
+            lambda steps: tqdm(range(steps), desc=f"retrieval model: {name}", dynamic_ncols=True))
+        retrievers[name].save_pretrained(out / name)
+    return retrievers
+
+
+def quick(policy: PosePolicy, split: Split, judge: Retriever, body, seed: int) -> dict[str, float]:
+    """A small evaluation for the curves: 128 validation poses."""
+    result = evaluate.evaluate(policy, split, judge, body, 128, seed)
+    told, seen = result["text2pose"], result["image2pose"]
+    return {"val_" + name: value for name, value in {
+        "statements_sampled": told["statements_sampled"], "statements_mean": told["statements_mean"],
+        "judge_r5": told["judge_r5"], "diversity_mm": told["diversity_mm"], "mpjpe_mean": seen["mpjpe_mean"],
+        "mpjpe_sampled": seen["mpjpe_sampled"], "vqa_accuracy": result["vqa_accuracy"],
+        "format_rate": result["format_rate"]}.items()}
+
+
+def main() -> None:
+    world, sft_config, config = transformers.HfArgumentParser(
+        (WorldConfig, SFTConfig, RFTConfig), description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
+    quiet()
+    started, out, device = time.time(), Path(world.out), pick_device(world.device)
+    if (out / "metrics.json").exists():
+        metrics = json.loads((out / "metrics.json").read_text())
+        print(evaluate.table({"SFT": metrics["sft"], "RFT": metrics["rft"]}))
+        print(f"This run was finished before: {out}/metrics.json. Name another folder with --out, or delete {out}, to run anew.")
+        return
+    splits = load_world(world)
+    policy = load_or_train_sft(world, sft_config, splits)
+    retrievers = load_or_train_retrievers(policy, world, config.retriever_steps)
+    body = load_body().to(device)
+    prepare_folder(out, "rft_config.json", asdict(config))
+    sft = copy.deepcopy(policy)
+    before = evaluate.evaluate(sft, splits["test"], retrievers["judge"], body, world.eval_poses, world.seed)
+    if (out / "rft").exists():
+        policy = PosePolicy.from_pretrained(out / "rft").to(device)
+    else:
+        rows = []
+        with open(out / "log.jsonl", "w") as file:
+            def log(row: dict) -> None:
+                rows.append(row)
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+            train_rft(policy, splits["train"], retrievers["reward"], config, world.seed, log,
+                      lambda policy: quick(policy, splits["val"], retrievers["judge"], body, world.seed))
+        policy.save_pretrained(out / "rft")
+        evaluate.curves(out / "curves.png", rows)
+    after = evaluate.evaluate(policy, splits["test"], retrievers["judge"], body, world.eval_poses, world.seed)
+    evaluate.before_after(out / "before_after.png", splits["test"], {"SFT": sft, "RFT": policy}, body, seed=world.seed)
+    print(evaluate.table({"SFT": before, "RFT": after}))
+    seconds = time.time() - started
+    (out / "metrics.json").write_text(json.dumps({
+        "sft": before, "rft": after, "seed": world.seed, "seconds": round(seconds), "device": str(device),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                     "transformers": transformers.__version__, "numpy": np.__version__}}, indent=1) + "\n")
+    print(f"{seconds:.0f} s on {device}. Pictures: {out}/curves.png, {out}/before_after.png; metrics: {out}/metrics.json")
+
+
+if __name__ == "__main__":
+    main()

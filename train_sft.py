@@ -1,0 +1,195 @@
+"""Stage one, supervised fine-tuning: imitate true answers and true poses.
+
+    loss = - mean_t log pi(a_t | q, a_<t)  +  w  mean_d sg[sigma_d]^(2 b) (-log N(p_d; mu_d, sigma_d))
+The second term is the beta-NLL of Seitzer et al. (2022): weighing each number by its own variance (b = 1/2, no gradient)
+keeps hard numbers from being explained away by a large sigma. Before it the two image encoders of `tiny`, which has no
+pre-trained ones, are made: the pose-aware encoder by regressing poses, the VLM's vision tower and projector by naming
+the statements of a picture (what CLIP and LLaVA's alignment stage are to the paper). From then on both are frozen.
+
+    python train_sft.py [--steps 1200] [--poses DIR] [--out runs]
+Read next: train_rft.py.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from body import forward_kinematics, rot6d_to_matrix
+from captions import STATEMENTS
+from data import Example, Split, corpus, draw_batch, load_splits
+from hygrpo import gaussian_log_prob_terms
+from model import PosePolicy, build_tiny, pick_device, quiet
+
+BETA_NLL = 0.5
+MIX = {"text2pose": 0.35, "image2pose": 0.25, "image2text": 0.2, "vqa": 0.2}
+
+
+@dataclass
+class WorldConfig:
+    poses: str | None = field(default=None, metadata={"help": "folder of AMASS npz files; default: the built-in poses"})
+    out: str = field(default="runs", metadata={"help": "folder for all that is made"})
+    seed: int = field(default=0, metadata={"help": "seed of data, initialisation, batches and samples"})
+    device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
+    train_poses: int = field(default=10_000, metadata={"help": "poses to train on, each with a picture"})
+    eval_poses: int = field(default=500, metadata={"help": "poses of the test split (at most; as many for validation)"})
+
+
+@dataclass
+class SFTConfig:
+    covariance: str = field(default="diag", metadata={"help": "of the Gaussian pose head: diag, lowrank or full"})
+    encoder_steps: int = field(default=1200, metadata={"help": "steps of both image encoders, 64 pictures each"})
+    sft_steps: int = field(default=1200, metadata={"help": "steps of supervised fine-tuning"})
+    sft_batch: int = field(default=64, metadata={"help": "examples a step"})
+    sft_lr: float = field(default=2e-3, metadata={"help": "peak learning rate"})
+
+
+def one_cycle(optimizer: torch.optim.Optimizer, lr: float, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """Warm-up over a tenth of the steps, then cosine decay to nearly zero."""
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2), pct_start=0.1)
+
+
+# ---------------------------------------------------------------- the two image encoders of `tiny`
+
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures (N, H, W, 3) uint8 shifted by up to 3 pixels, brightened, coloured and with noise."""
+    dx, dy = torch.randint(-3, 4, (2,), generator=generator).tolist()
+    pixels = images.roll((dy, dx), (1, 2)).float()
+    gain = 1 + 0.15 * torch.randn(len(images), 1, 1, 3, generator=generator)
+    noise = 6 * torch.randn(images.shape, generator=generator)
+    return (pixels * gain + noise).clamp(0, 255).to(torch.uint8)
+
+
+def pose_regression_loss(predicted: Tensor, rotmats: Tensor) -> Tensor:
+    """Mean absolute error of rotation matrices and of joints (metres, weighed 10), both (N, 24, 3, 3)."""
+    joints, true_joints = forward_kinematics(predicted)[0], forward_kinematics(rotmats)[0]
+    return (predicted - rotmats).abs().mean() + 10 * (joints - true_joints).abs().mean()
+
+
+def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batch_size: int = 64) -> dict[str, float]:
+    """Teach the pose-aware encoder to regress poses and the vision tower to name statements, then freeze both."""
+    generator = torch.Generator().manual_seed(seed)
+    device = policy.device
+    tower = [policy.vlm.model.vision_tower, policy.vlm.model.multi_modal_projector]
+    namer = nn.Linear(policy.pose_head.trunk[0].normalized_shape[0], len(STATEMENTS)).to(device)
+    modules = nn.ModuleList([policy.pose_encoder, *tower, namer]).requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=2e-3, weight_decay=0.01)
+    schedule = one_cycle(optimizer, 2e-3, steps)
+    images, holds = torch.from_numpy(split.images), torch.from_numpy(split.image_holds).float()
+    normalise = policy.processor.image_processor
+    mean, std = (torch.tensor(x, device=device)[:, None, None] for x in (normalise.image_mean, normalise.image_std))
+    bar = tqdm(range(steps), desc="image encoders", dynamic_ncols=True)
+    for step in bar:
+        rows = torch.randint(len(images), (batch_size,), generator=generator)
+        batch = augment(images[rows], generator).to(device)
+        pose_loss = pose_regression_loss(policy.pose_encoder.regress(batch), split.image_rotmats[rows].to(device))
+        pixels = (batch.movedim(-1, 1) / 255 - mean) / std  # (N, 3, 64, 64)
+        features = torch.stack(list(policy.vlm.get_image_features(pixel_values=pixels).pooler_output))  # (N, 16, H)
+        name_loss = nn.functional.binary_cross_entropy_with_logits(namer(features.mean(1)), holds[rows].to(device))
+        loss = pose_loss + name_loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 20 == 0:
+            bar.set_postfix(pose=f"{pose_loss.item():.3f}", name=f"{name_loss.item():.3f}")
+    policy.freeze_encoders()
+    policy.eval()
+    return {"encoder_pose_loss": pose_loss.item(), "encoder_name_loss": name_loss.item()}
+
+
+# ---------------------------------------------------------------- supervised fine-tuning
+
+def sft_loss(policy: PosePolicy, examples: Sequence[Example]) -> tuple[Tensor, dict[str, float]]:
+    """Cross-entropy of the answers plus beta-NLL of the poses, where the answer holds one."""
+    prompt = policy.encode(examples)
+    tokens, mask = policy.tokenize_answers(examples)  # (B, 1, T)
+    scores = policy.log_prob(prompt, tokens, mask)
+    text = -(scores.log_prob * mask).sum() / mask.sum()
+    has_pose = (tokens == policy.pose_id).any(-1)[:, 0]  # (B,)
+    true = torch.stack([e.rotmats for e in examples]).to(policy.device)
+    true = torch.cat([true[..., 0], true[..., 1]], -1).flatten(1)  # (B, 144) 6D
+    terms = gaussian_log_prob_terms(scores.pose, true[:, None])[:, 0]  # (B, 144)
+    weight = scores.pose.stddev.detach()[:, 0] ** (2 * BETA_NLL)
+    pose = -(weight * terms).mean(-1).masked_fill(~has_pose, 0.0).sum() / has_pose.sum().clamp_min(1)
+    sigma = scores.pose.stddev[has_pose].mean().item() if has_pose.any() else float("nan")
+    return text + pose, {"text": text.item(), "pose": pose.item(), "sigma": sigma}
+
+
+def train_sft(policy: PosePolicy, split: Split, config: SFTConfig, seed: int, log=None) -> None:
+    """Teach the policy in place on fresh words for the poses of `split`."""
+    rng = np.random.default_rng([seed, 10])
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=config.sft_lr, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = one_cycle(optimizer, config.sft_lr, config.sft_steps)
+    policy.train()
+    bar = tqdm(range(config.sft_steps), desc="SFT", dynamic_ncols=True)
+    for step in bar:
+        loss, metrics = sft_loss(policy, draw_batch(split, MIX, config.sft_batch, rng))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 10 == 0:
+            bar.set_postfix({name: f"{value:.3f}" for name, value in metrics.items()})
+            if log:
+                log({"stage": "sft", "step": step, **metrics})
+    policy.eval()
+
+
+# ---------------------------------------------------------------- the stage as a whole
+
+def prepare_folder(folder: Path, name: str, settings: dict) -> None:
+    """Make `folder` and note the settings in `name`, or check that a run found there was made with the same ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / name
+    if not note.exists():
+        note.write_text(json.dumps(settings, indent=1))
+        return
+    found = json.loads(note.read_text())
+    for key, value in settings.items():
+        if found.get(key) != value:
+            raise ValueError(f"{folder} holds a run with {key} = {found.get(key)}, not {value}: name another folder with --out, "
+                             f"or delete this one")
+
+
+def load_or_train_sft(world: WorldConfig, config: SFTConfig, splits: dict[str, Split] | None = None) -> PosePolicy:
+    """The SFT policy in `world.out`/sft, trained first where it is missing."""
+    folder, device = Path(world.out) / "sft", pick_device(world.device)
+    prepare_folder(Path(world.out), "sft_config.json", {k: v for k, v in asdict(world).items() if k not in ("out", "device")}
+                   | asdict(config))
+    if folder.exists():
+        return PosePolicy.from_pretrained(folder).to(device)
+    splits = splits or load_world(world)
+    torch.manual_seed(world.seed)
+    policy = build_tiny(corpus(splits["train"], 4000, np.random.default_rng([world.seed, 11])), config.covariance).to(device)
+    train_encoders(policy, splits["train"], config.encoder_steps, world.seed)
+    train_sft(policy, splits["train"], config, world.seed)
+    policy.save_pretrained(folder)
+    return policy
+
+
+def load_world(world: WorldConfig) -> dict[str, Split]:
+    """The three splits that a configuration asks for."""
+    counts = {"train": world.train_poses, "val": world.eval_poses, "test": world.eval_poses}
+    return load_splits(world.poses, counts, world.seed)
+
+
+def main() -> None:
+    world, config = transformers.HfArgumentParser((WorldConfig, SFTConfig), description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
+    quiet()
+    started = time.time()
+    load_or_train_sft(world, config)
+    print(f"SFT policy in {world.out}/sft after {time.time() - started:.0f} s; next: python train_rft.py --out {world.out}")
+
+
+if __name__ == "__main__":
+    main()
