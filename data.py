@@ -205,7 +205,8 @@ class Example:
     image: np.ndarray | None  # (H, W, 3) uint8
     rotmats: Tensor | None  # (24, 3, 3), in the camera's frame where there is an image
     betas: Tensor  # (10,)
-    statements: tuple[int, ...]  # what the words say of the pose, indices into captions.STATEMENTS
+    caption: str  # the description in prompt or answer, "" where there is none
+    statements: tuple[int, ...]  # what the caption says of the pose, indices into captions.STATEMENTS
 
 
 def make_example(split: Split, task: str, index: int, rng: np.random.Generator) -> Example:
@@ -218,16 +219,16 @@ def make_example(split: Split, task: str, index: int, rng: np.random.Generator) 
         image, rotmats, holds = None, split.rotmats[index], split.holds[index]
     else:
         image, rotmats, holds = split.images[index], split.image_rotmats[index], split.image_holds[index]
-    statements = ()
+    caption, statements = "", ()
     if task == "vqa":
         prompt, answer = captions.questions(holds, rng)
     else:
         prompt, answer = rng.choice(INSTRUCTIONS[task]), captions.POSE_ANSWER
         if task != "image2pose":
-            sentence, statements = captions.describe(holds, rng)
-            prompt = prompt.format(sentence)
-            answer = f"{sentence} {answer}" if task == "image2text" else answer
-    return Example(task, str(prompt), answer, image, rotmats, split.betas[index], statements)
+            caption, statements = captions.describe(holds, rng)
+            prompt = prompt.format(caption)
+            answer = f"{caption} {answer}" if task == "image2text" else answer
+    return Example(task, str(prompt), answer, image, rotmats, split.betas[index], caption, statements)
 
 
 def draw_batch(split: Split, tasks: dict[str, float], batch_size: int, rng: np.random.Generator) -> list[Example]:
