@@ -155,6 +155,7 @@ def test_every_description_is_true_and_read_back(split):
         assert torch.equal(example.rotmats, split.rotmats[index])
         assert captions.check(example.statements, example.rotmats) == 1.0
         assert set(captions.parse(example.prompt)) == set(example.statements)  # the instruction itself says nothing
+        assert example.caption in example.prompt and captions.parse(example.caption)
         example = data.make_example(split, "image2text", index, rng)
         assert captions.check(example.statements, example.rotmats) == 1.0
         assert set(captions.parse(example.answer)) == set(example.statements)
