@@ -188,7 +188,8 @@ INSTRUCTIONS = {
     "text2pose": ("Give the SMPL pose of this person: {}", "{} What is the SMPL pose of this person?",
                   "A person is described like this: {} Answer with the SMPL pose.", "Make the SMPL pose for: {}"),
     "image2pose": ("What is the SMPL pose of this person?", "Give the SMPL pose of the person in the image.",
-                   "Look at the person and answer with the SMPL pose.", "How is this person posed? Give the SMPL pose."),
+                   "Look at the person and answer with the SMPL pose.",
+                   "How is this person posed? Give the SMPL pose."),
     "image2text": ("Describe the pose of this person, then give the SMPL pose.",
                    "What is this person doing? Describe it and give the SMPL pose.",
                    "Put the pose of the person in the image into words, then give the SMPL pose."),
@@ -232,14 +233,23 @@ def make_example(split: Split, task: str, index: int, rng: np.random.Generator) 
 
 
 def draw_batch(split: Split, tasks: dict[str, float], batch_size: int, rng: np.random.Generator) -> list[Example]:
-    """Examples of random poses, each of a task drawn with the given weights, e.g. {"text2pose": 2, "vqa": 1}."""
+    """Examples of random poses, of tasks drawn with the given weights, e.g. {"text2pose": 2, "image2text": 1}.
+
+    Either all of a batch are descriptions (image2text) or none is: a batch is padded to its longest answer, and these
+    are five times as long as the others. Over many batches the shares are as asked.
+    """
     weights = np.array(list(tasks.values())) / sum(tasks.values())
-    drawn = rng.choice(list(tasks), batch_size, p=weights)
+    drawn = rng.choice(list(tasks), p=weights)
+    if drawn == "image2text":
+        drawn = [drawn] * batch_size
+    else:
+        short = weights * np.array([task != "image2text" for task in tasks])
+        drawn = rng.choice(list(tasks), batch_size, p=short / short.sum())
     return [make_example(split, str(task), int(rng.integers(len(split.rotmats))), rng) for task in drawn]
 
 
 def corpus(split: Split, n: int, rng: np.random.Generator) -> list[str]:
-    """n prompts and their n answers, of all tasks that the split allows: the text to train a tokenizer on."""
+    """Prompts and answers of n examples of each task that the split allows: the text to train a tokenizer on."""
     tasks = TASKS if split.images is not None else TASKS[:1]
-    examples = draw_batch(split, dict.fromkeys(tasks, 1.0), n, rng)
+    examples = [make_example(split, task, int(rng.integers(len(split.rotmats))), rng) for task in tasks for _ in range(n)]
     return [text for example in examples for text in (example.prompt, example.answer)]

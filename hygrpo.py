@@ -52,7 +52,7 @@ def group_advantage(reward: Tensor, valid: Tensor, normalize: str = "batch", bas
     centred = centred.masked_fill(std <= 1e-6 * (1 + mean.abs()), 0.0)
     advantage = centred * count / (count - 1).clamp_min(1) if baseline == "leave_one_out" else centred
     if normalize == "std":
-        return advantage / (std + 1e-8)
+        return advantage / (std + 1e-4)
     if normalize == "batch":
         told = advantage != 0
         return advantage / (advantage.square().sum() / told.sum().clamp_min(1)).sqrt().clamp_min(1e-8)

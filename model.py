@@ -383,7 +383,7 @@ CHAT_TEMPLATE = ("{% for message in messages %}USER: {% for part in message.cont
                  "{% else %}{{ part.text }}{% endif %}{% endfor %} {% endfor %}ASSISTANT:")
 
 
-def build_tiny(corpus: Sequence[str], covariance: str = "diag", hidden_size: int = 128, layers: int = 3) -> PosePolicy:
+def build_tiny(corpus: Sequence[str], covariance: str = "diag", hidden_size: int = 128, layers: int = 2) -> PosePolicy:
     """LLaVA's architecture (CLIP vision tower, projector, Llama), about 1.5 M parameters, from a config and untrained.
 
     corpus: texts from which its tokenizer (byte-level BPE: any text can be written) learns its words.
@@ -402,7 +402,7 @@ def build_tiny(corpus: Sequence[str], covariance: str = "diag", hidden_size: int
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(hidden_size=96, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4, image_size=64,
                          patch_size=16),
-        text_config=LlamaConfig(vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=3 * hidden_size,
+        text_config=LlamaConfig(vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=2 * hidden_size,
                     num_hidden_layers=layers, num_attention_heads=4, max_position_embeddings=2048,
                     pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"), image_seq_length=16, vision_feature_layer=-1)

@@ -170,7 +170,7 @@ def load_or_train_sft(world: WorldConfig, config: SFTConfig, splits: dict[str, S
         return PosePolicy.from_pretrained(folder).to(device)
     splits = splits or load_world(world)
     torch.manual_seed(world.seed)
-    policy = build_tiny(corpus(splits["train"], 4000, np.random.default_rng([world.seed, 11])), config.covariance).to(device)
+    policy = build_tiny(corpus(splits["train"], 1000, np.random.default_rng([world.seed, 11])), config.covariance).to(device)
     train_encoders(policy, splits["train"], config.encoder_steps, world.seed)
     train_sft(policy, splits["train"], config, world.seed)
     policy.save_pretrained(folder)
