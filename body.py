@@ -4,11 +4,9 @@ SMPL (Loper et al. 2015) poses a body by one rotation per joint, each relative t
     global(j) = global(parent(j)) R(j),    position(j) = position(parent(j)) + global(parent(j)) offset(j)
 Everywhere in this project a pose is a tensor of rotation matrices (..., 24, 3, 3) in one frame: y up, an upright
 person with the identity at the root faces +z, the body's left is +x. Lengths are metres, angles radians.
-
 Read next: captions.py, which puts a pose into words.
 """
 
-import collections
 import functools
 import zipfile
 from pathlib import Path
@@ -21,17 +19,12 @@ from torch import Tensor
 JOINT_NAMES = (
     "pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2", "left_ankle", "right_ankle",
     "spine3", "left_foot", "right_foot", "neck", "left_collar", "right_collar", "head", "left_shoulder",
-    "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hand", "right_hand",
-)
+    "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hand", "right_hand")
 JOINT = {name: index for index, name in enumerate(JOINT_NAMES)}
 PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21)
-# The joint that stands on the other side of the body (itself on the midline).
-MIRRORED = tuple(JOINT[n.replace("left", "?").replace("right", "left").replace("?", "right")] for n in JOINT_NAMES)
-# Joints of equal depth in the tree are posed in one operation: 9 levels instead of 23 joints.
-_DEPTH = [0]
-for _parent in PARENTS[1:]:
-    _DEPTH.append(_DEPTH[_parent] + 1)
-LEVELS = tuple(tuple(j for j in range(24) if _DEPTH[j] == d) for d in range(1, max(_DEPTH) + 1))
+MIRRORED = (0, 2, 1, 3, 5, 4, 6, 8, 7, 9, 11, 10, 12, 14, 13, 15, 17, 16, 19, 18, 21, 20, 23, 22)  # the other side's
+# Joints of equal depth in the tree, posed in one operation each.
+LEVELS = ((1, 2, 3), (4, 5, 6), (7, 8, 9), (10, 11, 12, 13, 14), (15, 16, 17), (18, 19), (20, 21), (22, 23))
 
 
 # ---------------------------------------------------------------- rotations
@@ -44,28 +37,21 @@ def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
     # sin(a)/a and (1-cos(a))/a^2, with their Taylor series where a is small, so that gradients stay finite.
     a = torch.where(small, 1 - angle_sq / 6, angle.sin() / angle)[..., None]  # (..., 1, 1)
     b = torch.where(small, 0.5 - angle_sq / 24, (1 - angle.cos()) / angle ** 2)[..., None]
-    x, y, z = axis_angle.unbind(-1)
-    zero = torch.zeros_like(x)
-    k = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))  # (..., 3, 3)
-    return torch.eye(3, dtype=k.dtype, device=k.device) + a * k + b * (k @ k)
+    eye = torch.eye(3, dtype=a.dtype, device=a.device)
+    k = torch.linalg.cross(axis_angle[..., None], eye, dim=-2)  # (..., 3, 3), takes v to axis_angle x v
+    return eye + a * k + b * (k @ k)
 
 
 def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
-    """Rotation matrices (..., 3, 3) to axis-angle (..., 3), radians, angle in [0, pi]; exact near 0 and near pi.
-
-    Goes through the quaternion by Shepperd's method: of four equal formulas the best conditioned is taken.
-    """
-    m = matrix
-    diag = torch.diagonal(m, dim1=-2, dim2=-1)
-    trace = diag.sum(-1, keepdim=True)
-    sq = torch.cat([1 + trace, 1 + 2 * diag - trace], -1)  # (..., 4) = 4 w^2, 4 x^2, 4 y^2, 4 z^2
-    wx, wy, wz = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
-    xy, xz, yz = m[..., 0, 1] + m[..., 1, 0], m[..., 0, 2] + m[..., 2, 0], m[..., 1, 2] + m[..., 2, 1]
-    w4, x4, y4, z4 = sq.unbind(-1)
-    # Row i of this table is the quaternion (w, x, y, z) times 4 of its component i.
-    table = torch.stack([w4, wx, wy, wz, wx, x4, xy, xz, wy, xy, y4, yz, wz, xz, yz, z4], -1).unflatten(-1, (4, 4))
-    best = sq.argmax(-1)[..., None, None].expand(*sq.shape[:-1], 1, 4)
-    quat = torch.nn.functional.normalize(table.gather(-2, best).squeeze(-2), dim=-1)  # (..., 4)
+    """Rotation matrices (..., 3, 3) to axis-angle (..., 3), radians, angle in [0, pi]; exact near 0 and near pi,
+    by way of the quaternion (Shepperd 1978: of four equal formulas the best conditioned is taken)."""
+    a, b, c, d, e, f, g, h, i = matrix.flatten(-2).unbind(-1)
+    w, x, y, z = 1 + a + e + i, 1 + a - e - i, 1 - a + e - i, 1 - a - e + i  # the quaternion's squares, times 4
+    # Row k is the quaternion (w, x, y, z) times 4 of its component k.
+    rows = torch.stack([w, h - f, c - g, d - b, h - f, x, b + d, c + g, c - g, b + d, y, f + h, d - b, c + g, f + h, z])
+    best = torch.stack([w, x, y, z]).argmax(0)  # (...)
+    quat = torch.take_along_dim(rows.unflatten(0, (4, 4)), best[None, None], 0)[0]  # (4, ...)
+    quat = torch.nn.functional.normalize(quat, dim=0).movedim(0, -1)  # (..., 4)
     quat = torch.where(quat[..., :1] < 0, -quat, quat)
     sin_half = quat[..., 1:].norm(dim=-1, keepdim=True)
     angle = 2 * torch.atan2(sin_half, quat[..., :1])
@@ -74,7 +60,7 @@ def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
 
 
 def rot6d_to_matrix(rot6d: Tensor) -> Tensor:
-    """6D (..., 6), the matrix's first two columns one after the other, to (..., 3, 3) by Gram-Schmidt (Zhou et al. 2019)."""
+    """6D (..., 6), a matrix's first two columns in a row, to (..., 3, 3) by Gram-Schmidt (Zhou et al. 2019)."""
     first = torch.nn.functional.normalize(rot6d[..., :3], dim=-1)
     second = rot6d[..., 3:] - (first * rot6d[..., 3:]).sum(-1, keepdim=True) * first
     second = torch.nn.functional.normalize(second, dim=-1)
@@ -101,8 +87,7 @@ REST_JOINTS = torch.tensor([
 def forward_kinematics(rotmats: Tensor, rest_joints: Tensor = REST_JOINTS) -> tuple[Tensor, Tensor]:
     """Joint positions (..., 24, 3), pelvis at the origin, and global rotations (..., 24, 3, 3) of a pose.
 
-    rotmats: (..., 24, 3, 3) local rotations. rest_joints: (24, 3) or batched (..., 24, 3), metres.
-    """
+    rotmats: (..., 24, 3, 3) local rotations. rest_joints: (24, 3) or batched (..., 24, 3), metres."""
     if rotmats.shape[-3:] != (24, 3, 3):
         raise ValueError(f"a pose must be rotation matrices (..., 24, 3, 3), got {tuple(rotmats.shape)}")
     rest_joints = rest_joints.to(rotmats)
@@ -110,9 +95,8 @@ def forward_kinematics(rotmats: Tensor, rest_joints: Tensor = REST_JOINTS) -> tu
     positions = [torch.zeros_like(rotmats[..., 0, :, 0])] * 24
     rotations = list(rotmats.unbind(-3))
     for joints in LEVELS:
-        parents = [PARENTS[j] for j in joints]
-        parent_rotation = torch.stack([rotations[p] for p in parents], -3)  # (..., n, 3, 3)
-        parent_position = torch.stack([positions[p] for p in parents], -2)  # (..., n, 3)
+        parent_rotation = torch.stack([rotations[PARENTS[j]] for j in joints], -3)  # (..., n, 3, 3)
+        parent_position = torch.stack([positions[PARENTS[j]] for j in joints], -2)  # (..., n, 3)
         position = parent_position + (parent_rotation @ offsets[..., joints, :, None]).squeeze(-1)
         rotation = parent_rotation @ rotmats[..., joints, :, :]
         for i, j in enumerate(joints):
@@ -127,10 +111,8 @@ def mirror(rotmats: Tensor) -> Tensor:
 
 
 def remove_heading(rotmats: Tensor) -> Tensor:
-    """The pose (..., 24, 3, 3) turned about the vertical until its hip line has no depth: what a sentence can tell.
-
-    Taking the angle of the hip line is sturdier than an Euler angle, which is ill-posed for a body lying down.
-    """
+    """The pose (..., 24, 3, 3) turned about the vertical until its hip line has no depth: what a sentence can tell. The
+    hip line's angle is sturdier than an Euler angle, which is ill-posed for a body lying down."""
     left = rotmats[..., 0, :, 0]  # the root's x axis: the hip line
     heading = torch.atan2(-left[..., 2], left[..., 0])  # turn about +y that takes +x to the hip line
     turn = axis_angle_to_matrix(torch.stack([torch.zeros_like(heading), -heading, torch.zeros_like(heading)], -1))
@@ -140,7 +122,7 @@ def remove_heading(rotmats: Tensor) -> Tensor:
 # ---------------------------------------------------------------- a body made in code
 
 # SMPL's own arrays need a licence, so the built-in body is made here: round cones, melted into one signed distance
-# field and meshed. Rows: the joint that moves a cone, its ends, its radius at each, in cm; the right is the left mirrored.
+# field and meshed. Rows: the joint that moves a cone, its two ends, the radius at each; in cm, the right side mirrored.
 _CONES = (
     ("pelvis", (0, 2, -2), (0, -5, -2), 10.3, 10), ("pelvis", (7, 2, -2.5), (8.5, -7, -2), 9.6, 9.4),
     ("pelvis", (7, -10, -5.5), (7, -6, -6), 7.2, 7.4), ("spine1", (0, 5, -2), (0, 13, -1.5), 10.3, 9.7),
@@ -159,12 +141,11 @@ _CONES = (
     ("left_ankle", (9, -95.5, -4.5), (9.5, -96, 10), 3.6, 3.4), ("left_ankle", (9, -95.5, -3), (12.5, -96, 10), 3, 3),
     ("left_foot", (9.5, -96, 10), (10, -96.5, 16), 3.4, 2.4), ("left_foot", (12.5, -96, 10), (12, -96.5, 14.5), 3, 2.2),
 )
-# The mesher's grid: (from, spacing) per stretch of x, y and z, metres; finer at the head, the hands and the feet.
-_GRID = (((.011, .022), (.13, .034), (.20, .050), (.64, .02), (.70, .018), (.92, 0)),
-         ((-1.04, .022), (-.88, .052), (-.12, .036), (.34, .022), (.53, .018), (.74, 0)),
-         ((-.20, .024), (.06, .02), (.24, 0)))
-# A row per shape coefficient: the growth along x, y and z of the T-pose of the parts whose joint's name holds one of the
-# words. What hangs on a part moves along, so that a longer thigh lowers the foot.
+# The grid it is meshed on: (from, spacing) per stretch of x, y and z, metres; finer at the head, hands and feet.
+_GRID = (((.011, .022), (.13, .034), (.20, .050), (.64, .02), (.70, .018), (.92, 0)), ((-1.04, .022), (-.88, .052),
+         (-.12, .036), (.34, .022), (.53, .018), (.74, 0)), ((-.20, .024), (.06, .02), (.24, 0)))
+# A row per shape coefficient: the growth, along x, y and z of the T-pose, of the parts whose joint's name holds one of
+# the words. What hangs on a part moves along, so that a longer thigh lowers the foot.
 _LEGS, _ARMS, _TORSO = " hip knee ankle foot", " shoulder elbow wrist hand", " pelvis spine"
 _SHAPES = (
     {_LEGS + _ARMS + _TORSO + " collar neck head": (.035, .035, .035)},  # stature
@@ -177,7 +158,7 @@ _SHAPES = (
 
 
 def _field(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Signed distance (...) in metres of points (..., 3) to the body, and the joint (...) that moves the nearest cone."""
+    """Signed distance (...), metres, of points (..., 3) to the body; the joint (...) that moves the nearest cone."""
     distances, joints = [], []
     for name, start, end, r0, r1 in _CONES:
         for side in (1, -1) if end[0] else (1,):
@@ -190,18 +171,14 @@ def _field(points: Tensor) -> tuple[Tensor, Tensor]:
     return torch.maximum(melted, -.985 - points[..., 1]), torch.tensor(joints)[distances.argmin(-1)]  # flat soles
 
 
-def _body_mesh() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Vertices (V, 3), faces (F, 3), each vertex's mirror image (V,), and the matrix (V, V) that averages with neighbours.
-
-    Surface nets (Gibson 1998): a vertex in every grid cell, a quad around every grid edge that the surface crosses.
-    """
+def _stand_in_arrays() -> dict[str, np.ndarray]:
+    """SMPL's arrays, as load_body lists them, for the body made of cones."""
+    # Surface nets (Gibson 1998): a vertex in every grid cell, a quad around every grid edge that the surface crosses.
     x, y, z = (torch.cat([torch.arange(a, b, step) for (a, step), (b, _) in zip(s, s[1:])]) for s in _GRID)
     planes = torch.cat([-x.flip(0), x]), y, z  # none at x = 0, so that the midline gets vertices of its own
     inside = _field(torch.stack(torch.meshgrid(*planes, indexing="ij"), -1))[0] < 0
-    filled = torch.nn.functional.avg_pool3d(inside[None].float(), 2, stride=1)[0]
-    crossed = (filled > 0) & (filled < 1)
-    index = torch.full(crossed.shape, -1)
-    index[crossed] = torch.arange(int(crossed.sum()))
+    crossed = (torch.nn.functional.avg_pool3d(inside[None].float(), 2, stride=1)[0] - .5).abs() < .5  # grid cells
+    index = crossed.flatten().cumsum(0).view_as(crossed) - 1  # a crossed cell's vertex
     mirrored = index.flip(0)[crossed]
     quads = []
     for order in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):  # grid edges along x, y and z
@@ -209,11 +186,10 @@ def _body_mesh() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         here, there = solid[:-1, 1:-1, 1:-1], solid[1:, 1:-1, 1:-1]
         around = torch.stack([cell[:, :-1, :-1], cell[:, 1:, :-1], cell[:, 1:, 1:], cell[:, :-1, 1:]], -1)
         quads += [around[here & ~there], around[~here & there].flip(-1)]  # counter-clockwise seen from outside
-    quads = torch.cat(quads)
-    average = torch.zeros(len(mirrored), len(mirrored))
+    quads = torch.cat(quads)  # (Q, 4)
+    average = torch.zeros(len(mirrored), len(mirrored))  # (V, V), replaces a value by its mean with its neighbours'
     average[quads, quads.roll(1, 1)] = 1  # every edge lies in two quads, once each way round
     average = (average / average.sum(1, keepdim=True) + torch.eye(len(mirrored))) / 2
-
     vertices = torch.stack(torch.meshgrid(*[(p[1:] + p[:-1]) / 2 for p in planes], indexing="ij"), -1)[crossed]
     for step in range(8):  # even the vertices out, then step back onto the surface (Newton)
         vertices = (average @ vertices if step < 6 else vertices).requires_grad_()
@@ -221,15 +197,8 @@ def _body_mesh() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         slope, = torch.autograd.grad(distance.sum(), vertices)
         vertices = (vertices - distance[:, None] * slope / slope.square().sum(-1, keepdim=True)).detach()
         vertices = (vertices + vertices[mirrored] * torch.tensor([-1, 1, 1])) / 2
-    a, b, c, d = vertices[quads].unbind(1)
-    short = (a - c).norm(dim=-1) < (b - d).norm(dim=-1)  # cut every quad along its shorter diagonal
-    faces = torch.where(short[:, None], quads[:, [0, 1, 2, 0, 2, 3]], quads[:, [0, 1, 3, 1, 2, 3]]).view(-1, 3)
-    return vertices, faces, mirrored, average
-
-
-def _stand_in_arrays() -> dict[str, np.ndarray]:
-    """SMPL's arrays, as load_body lists them, for the body made of cones."""
-    vertices, faces, mirrored, average = _body_mesh()
+    across = (vertices[quads] - vertices[quads.roll(2, 1)]).norm(dim=-1)  # (Q, 4): cut quads along the shorter diagonal
+    faces = torch.where(across[:, :1] < across[:, 1:2], quads[:, [0, 1, 2, 0, 2, 3]], quads[:, [0, 1, 3, 1, 2, 3]])
     from_joint = vertices[:, None] - REST_JOINTS  # (V, 24, 3)
     # Skinning: every vertex starts with the joint of its nearest cone, then weights spread along the surface, never
     # through the air, so that no arm can pull the chest and no leg the other.
@@ -237,14 +206,13 @@ def _stand_in_arrays() -> dict[str, np.ndarray]:
     for _ in range(12):
         weights = average @ weights
     weights = weights + weights[mirrored][:, MIRRORED]
-    weights = weights * (weights >= weights.topk(4).values[:, -1:])  # four joints a vertex
-    weights = weights / weights.sum(-1, keepdim=True)
+    four = weights >= weights.topk(4).values[:, -1:]  # no more joints than that for a vertex
+    weights = torch.nn.functional.normalize(weights * four, p=1, dim=-1)
     # Joint regressor: a Gaussian window around the joint, tilted so that it returns the joint exactly; such a row also
     # follows every affine change of the flesh around the joint, hence the shape coefficients.
-    window = torch.exp(-from_joint.double().square().sum(-1) / (2 * .07 ** 2))  # (V, 24)
-    basis = torch.cat([torch.ones_like(window)[..., None], from_joint], -1)  # (V, 24, 4)
-    moments = torch.einsum("vja,vj,vjb->jab", basis, window, basis)
-    regressor = window * torch.einsum("vja,ja->vj", basis, torch.linalg.inv(moments)[..., 0])
+    window = torch.exp(-from_joint.square().sum(-1) / .02)[..., None]  # (V, 24, 1)
+    basis = (window * torch.cat([torch.ones_like(window), from_joint], -1)).transpose(0, 1)  # (24, V, 4)
+    regressor = torch.linalg.pinv(basis)[:, 0] * window[..., 0].T  # (24, V)
     shapedirs = torch.zeros(*vertices.shape, 10)
     for k, row in enumerate(_SHAPES):
         growth, moved = torch.zeros(24, 3), torch.zeros(24, 3)
@@ -254,45 +222,41 @@ def _stand_in_arrays() -> dict[str, np.ndarray]:
             moved[j] = moved[PARENTS[j]] + growth[PARENTS[j]] * (REST_JOINTS[j] - REST_JOINTS[PARENTS[j]])
         shapedirs[..., k] = (weights[..., None] * (moved + growth * from_joint)).sum(1)
     # No pose correctives: weights that change over so few centimetres hardly shrink a bent joint.
-    arrays = {"v_template": vertices, "shapedirs": shapedirs, "posedirs": torch.zeros(*vertices.shape, 207), "f": faces,
-              "J_regressor": regressor.T, "weights": weights, "kintree_table": torch.tensor([PARENTS, range(24)])}
+    arrays = dict(v_template=vertices, shapedirs=shapedirs, posedirs=torch.zeros(*vertices.shape, 207), weights=weights,
+                  f=faces.view(-1, 3), J_regressor=regressor, kintree_table=torch.tensor([PARENTS, range(24)]))
     return {name: array.numpy() for name, array in arrays.items()}
-
-
-class _TenShapes(smplx.SMPL):
-    SHAPE_SPACE_DIM = 10  # all there are; smplx prints a warning for fewer than 300
 
 
 @functools.lru_cache
 def load_body(path: str | None = None) -> smplx.SMPL:
-    """SMPL's body model (Loper et al. 2015): a real SMPL from an .npz of its arrays, or without a path the built-in body.
+    """SMPL (Loper et al. 2015) from an .npz of its arrays, or without a path the built-in body in its place.
 
     The arrays: v_template (V, 3), shapedirs (V, 3, 10 or more), posedirs (V, 3, 207), J_regressor (24, V),
-    kintree_table (2, 24), weights (V, 24), f (F, 3). Raises FileNotFoundError, or ValueError for any other file.
-    """
+    kintree_table (2, 24), weights (V, 24), f (F, 3). Raises FileNotFoundError, or ValueError for any other file."""
     if path is None:
         arrays = _stand_in_arrays()
     elif not zipfile.is_zipfile(path):  # which an .npz is
         error = ValueError if Path(path).exists() else FileNotFoundError
         raise error(f"{path} is not an .npz; give SMPL as an .npz of its arrays, or no path for the built-in body")
     else:
-        arrays = dict(np.load(path, allow_pickle=False))
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
         V, F = len(arrays.get("v_template", ())), len(arrays.get("f", ()))
         for name, shape in {"v_template": (V, 3), "shapedirs": (V, 3, 10), "posedirs": (V, 3, 207), "f": (F, 3),
                             "J_regressor": (24, V), "weights": (V, 24), "kintree_table": (2, 24)}.items():
             found = arrays.get(name, np.empty(0))[..., :shape[-1]]
             if found.shape != shape or not np.isfinite(found).all():
                 raise ValueError(f"{path}: {name} must be a finite array {shape}, found {found.shape}; is this SMPL?")
-    # smplx reads some more points off the skin (nose, toes, finger tips); they are not used, so any vertex will do.
-    return _TenShapes(model_path="", data_struct=smplx.utils.Struct(**arrays), create_transl=False,
-                      vertex_ids=collections.defaultdict(int)).requires_grad_(False)
+    # smplx takes 10 shape coefficients, but prints a warning unless there are 300. The points it reads off the skin
+    # (nose, toes, finger tips) are not used here, so any vertex will do.
+    arrays["shapedirs"] = np.pad(arrays["shapedirs"][..., :10], ((0, 0), (0, 0), (0, 290)))
+    return smplx.SMPL(model_path="", data_struct=smplx.utils.Struct(**arrays), create_transl=False,
+                      vertex_ids=dict.fromkeys(smplx.vertex_ids.vertex_ids["smplh"], 0)).requires_grad_(False)
 
 
 def body_vertices(body: smplx.SMPL, rotmats: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
-    """Vertices (B, V, 3) and joints (B, 24, 3), metres, pelvis joint at the origin.
-
-    rotmats: (B, 24, 3, 3), a pose. betas: (B, 10), shape coefficients, about normally distributed among people.
-    """
+    """Vertices (B, V, 3) and joints (B, 24, 3), metres, pelvis joint at the origin, of poses (B, 24, 3, 3) and shape
+    coefficients betas (B, 10), which are about standard normal among people."""
     if rotmats.shape[1:] != (24, 3, 3) or betas.shape != (len(rotmats), 10):
         raise ValueError(f"need rotmats (B, 24, 3, 3), betas (B, 10); got {tuple(rotmats.shape)}, {tuple(betas.shape)}")
     out = body(betas=betas, global_orient=rotmats[:, :1], body_pose=rotmats[:, 1:], pose2rot=False)
@@ -302,23 +266,19 @@ def body_vertices(body: smplx.SMPL, rotmats: Tensor, betas: Tensor) -> tuple[Ten
 # ---------------------------------------------------------------- pictures
 
 # In the built-in world the left sleeve and the left trouser leg have a colour of their own, so that left and right can
-# be told apart in a small picture, from the front and from behind.
+# be told apart in a small picture. Neighbours differ in lightness, so that the colour-blind tell them apart too.
+# _WORN_BY: the joints (numbers in JOINT_NAMES) that move each part.
 PARTS = ("skin", "hair", "shirt", "left_sleeve", "trousers", "left_leg", "shoes")
-# (7, 3) in the order of PARTS. Neighbours differ in lightness, so that the colour-blind tell them apart too.
 PALETTE = torch.tensor([(.87, .68, .55), (.24, .17, .13), (.18, .42, .68), (.95, .73, .20), (.30, .33, .40),
                         (.64, .70, .76), (.15, .15, .17)])
-_WORN = {"shoulder": "shirt", "elbow": "shirt", "wrist": "skin", "hand": "skin", "neck": "skin", "head": "skin",
-         "pelvis": "trousers", "hip": "trousers", "knee": "trousers", "ankle": "shoes", "foot": "shoes"}
-_WORN_LEFT = _WORN | {"shoulder": "left_sleeve", "elbow": "left_sleeve", "hip": "left_leg", "knee": "left_leg"}
+_WORN_BY = ((12, 15, 20, 21, 22, 23), (15,), (3, 6, 9, 13, 14, 17, 19), (16, 18), (0, 2, 5), (1, 4), (7, 8, 10, 11))
 
 
 def part_colors(body: smplx.SMPL, palette: Tensor) -> Tensor:
-    """Colours (B, V, 3) of the body's vertices: a vertex wears what the joints that move it wear.
+    """Colours (B, V, 3) of the body's vertices, which wear what the joints that move them wear.
 
-    palette: (B, 7, 3) colours in [0, 1] in the order of PARTS, for example PALETTE[None].
-    """
-    worn = [(_WORN_LEFT if n.startswith("left") else _WORN).get(n.split("_")[-1], "shirt") for n in JOINT_NAMES]
-    share = torch.stack([body.lbs_weights[:, [w == part for w in worn]].sum(1) for part in PARTS], -1)  # (V, 7)
+    palette: (B, 7, 3) colours in [0, 1] in the order of PARTS, for example PALETTE[None]."""
+    share = torch.stack([body.lbs_weights[:, joints].sum(1) for joints in _WORN_BY], -1)  # (V, 7)
     head = body.lbs_weights[:, JOINT["head"]]
     low, high = body.v_template[head > .5].amin(0), body.v_template[head > .5].amax(0)
     _, y, z = ((body.v_template - low) / (high - low)).unbind(-1)  # 0 to 1 from chin to crown, from nape to nose
@@ -333,31 +293,26 @@ def render(vertices: Tensor, faces: Tensor, colors: Tensor, size: int, center: T
            distance: Tensor | None = None, *, light: Tensor, background: Tensor, supersample: int = 1) -> Tensor:
     """Pictures (B, size, size, 3), uint8, of a triangle mesh in B states, by a z-buffer over all of them at once.
 
-    The camera stands at (center, distance), y up, and looks along -z; at z = 0 it sees view_height metres around center.
-    Without distance the projection is weak-perspective: depth does not change size. Back faces are not drawn, nor are
-    triangles that reach behind the camera. Several bodies in a picture are one mesh: concatenate. All lengths in metres.
-    vertices: (B, V, 3). faces: (F, 3), counter-clockwise from outside. colors: (B, V, 3) in [0, 1]. center: (B, 2).
-    view_height, distance: (B,). light: (B, 3), the way to the light. background: (B, 3) or (B, size, size, 3) in [0, 1].
-    supersample: pixels are averages of that many squared. Raises ValueError for a vertex that is not finite.
-    """
+    The camera stands at (center, distance), y up, and looks along -z; at z = 0 it sees view_height around center.
+    Without distance the projection is weak-perspective. Back faces, and triangles that reach behind the camera, are
+    not drawn. Several bodies in one picture are one mesh: concatenate. vertices: (B, V, 3), metres. faces: (F, 3),
+    counter-clockwise from outside. colors: (B, V, 3) in [0, 1]. center: (B, 2), view_height, distance: (B,), metres.
+    light: (B, 3), the way to the light. background: (B, 3) or (B, size, size, 3) in [0, 1]. supersample: a pixel is
+    the mean of that many squared. Raises ValueError for a vertex that is not finite."""
     if not torch.isfinite(vertices).all():
         raise ValueError("a vertex to render is not finite; check the pose and the shape it came from")
     B, V, side, device = *vertices.shape[:2], size * supersample, vertices.device
     p, q, r = (vertices[:, faces[:, i]] for i in range(3))
-    normals = torch.zeros_like(vertices)  # of a vertex: the mean of its triangles', weighted by area
-    normals.index_add_(1, faces.T.flatten(), torch.linalg.cross(q - p, r - p).repeat(1, 3, 1))
+    cross = torch.linalg.cross(q - p, r - p).repeat(1, 3, 1)  # twice a triangle's area long, once for each corner
+    normals = torch.zeros_like(vertices).index_add_(1, faces.T.flatten(), cross)
     normals, light = (torch.nn.functional.normalize(v, dim=-1) for v in (normals, light))
     shade = .45 + .55 * (normals @ light[:, :, None]).clamp(min=0)  # (B, V, 1) ambient and Lambert
-    colors = (colors * shade).flatten(0, 1)  # (B V, 3)
-
-    z = vertices[..., 2]
-    depth = torch.ones_like(z) if distance is None else distance[:, None] - z  # (B, V)
-    inverse = 1 / depth.clamp(min=1e-3)  # unlike depth itself, linear on the screen
-    zoom = inverse * (side / view_height * (1 if distance is None else distance))[:, None]
-    right, up = (vertices[..., :2] - center[:, None]).unbind(-1)
-    screen = side / 2 + torch.stack([right * zoom, -up * zoom]).flatten(1)  # (2, B V) pixels, x right and y down
-    nearness, inverse = (z if distance is None else inverse).flatten(), inverse.flatten()
-
+    colors, z = (colors * shade).flatten(0, 1), vertices[..., 2]  # (B V, 3), (B, V)
+    depth = 1 - z / (torch.inf if distance is None else distance[:, None])  # (B, V), in units of the camera's distance
+    zoom = 1 / depth.clamp(min=1e-3)  # what is nearer looks larger
+    right, up = ((vertices[..., :2] - center[:, None]) * (zoom * side / view_height[:, None])[..., None]).unbind(-1)
+    screen = side / 2 + torch.stack([right, -up]).flatten(1)  # (2, B V) pixels, x right and y down
+    z, zoom = z.flatten(), zoom.flatten()
     # Triangles to draw, M of them: turned to the camera (clockwise, since y points down) and wholly in front of it.
     corner = (torch.arange(B, device=device)[:, None, None] * V + faces).view(-1, 3).T  # (3, B F) index into B V
     (ax, bx, cx), (ay, by, cy) = screen[:, corner]
@@ -370,7 +325,6 @@ def render(vertices: Tensor, faces: Tensor, colors: Tensor, size: int, center: T
     (x1, y1), (x2, y2) = ((points - first[:, None]).roll(-k, 1) for k in (1, 2))
     planes = torch.stack([y1 - y2, x2 - x1, x1 * y2 - x2 * y1])  # (3, 3, M)
     planes = planes / planes[2].sum(0)
-
     # Candidates, N of them: every pixel of every box in one flat list, kept if inside its triangle.
     count = columns * lines
     triangle = torch.repeat_interleave(count)  # (N,) index into M
@@ -382,15 +336,14 @@ def render(vertices: Tensor, faces: Tensor, colors: Tensor, size: int, center: T
     triangle, i, j, bary = triangle[inside], i[inside], j[inside], bary[:, inside]
     vertex, (left, top) = corner[:, triangle], first.long()[:, triangle]
     slot = (vertex[0] // V * side + top + j) * side + left + i  # index into B side side
+    bary = bary * zoom[vertex]  # perspective-correct: what is linear on the screen is 1 / depth
+    bary = bary / bary.sum(0)
     # z-buffer: one integer a candidate, nearness in the high half and the triangle in the low half; the largest wins.
-    bits = (bary * nearness[vertex]).sum(0).view(torch.int32)
+    bits = (bary * z[vertex]).sum(0).view(torch.int32)
     key = (bits ^ (bits >> 31 & 0x7FFFFFFF)).long() << 32 | triangle  # floats sort as their bits do, negatives flipped
     best = torch.full((B * side * side,), torch.iinfo(torch.int64).min, device=device)
     won = (best.scatter_reduce_(0, slot, key, "amax")[slot] == key).nonzero().squeeze(1)
-    slot, vertex = slot[won], vertex[:, won]
-
-    bary = bary[:, won] * inverse[vertex]  # perspective-correct
-    bary = (bary / bary.sum(0))[..., None]
+    slot, vertex, bary = slot[won], vertex[:, won], bary[:, won, None]
     seen = torch.cat([(bary * colors[vertex]).sum(0), torch.ones_like(bary[0])], -1)  # (pixels, 4) colour and coverage
     pixel = slot // side // supersample * size + slot % side // supersample  # index into B size size
     canvas = torch.zeros(B * size * size, 4, device=device).index_add_(0, pixel, seen / supersample ** 2)
