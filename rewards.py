@@ -103,7 +103,7 @@ def train_retriever(rotmats: Tensor, tokenizer: Tokenizer, steps: int, seed: int
     joints = forward_kinematics(rotmats)[0]
     holds = captions.pose_holds(rotmats).cpu().numpy()
     optimizer = torch.optim.AdamW(retriever.parameters(), lr=1e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     bar = progress(steps)
     for _ in bar:
         rows = rng.choice(len(holds), batch_size, replace=len(holds) < batch_size)

@@ -27,9 +27,9 @@ import hygrpo
 import rewards
 from body import load_body
 from data import Split, draw_batch, retrieval_poses
-from model import PosePolicy
+from model import PosePolicy, pick_device, quiet
 from rewards import Retriever, train_retriever
-from train_sft import SFTConfig, WorldConfig, load_or_train_sft, load_world, one_cycle, pick_device, prepare_folder, quiet
+from train_sft import SFTConfig, WorldConfig, load_or_train_sft, load_world, prepare_folder, warm_up_and_decay
 
 MIX = {"text2pose": 0.4, "image2pose": 0.3, "image2text": 0.1, "vqa": 0.2}
 
@@ -60,7 +60,7 @@ def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RF
     reference.frozen_features = policy.frozen_features  # both see an image alike
     parameters = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.rft_lr, betas=(0.9, 0.98), weight_decay=0.0)
-    schedule = one_cycle(optimizer, config.rft_lr, config.rft_steps * config.inner_epochs)
+    schedule = warm_up_and_decay(optimizer, config.rft_steps * config.inner_epochs)
     log({"step": 0, **evaluate_now(policy)})
     bar = tqdm(range(1, config.rft_steps + 1), desc="HyGRPO", dynamic_ncols=True)
     for step in bar:

@@ -11,6 +11,7 @@ Read next: train_rft.py.
 """
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -51,9 +52,10 @@ class SFTConfig:
     sft_lr: float = field(default=2e-3, metadata={"help": "peak learning rate"})
 
 
-def one_cycle(optimizer: torch.optim.Optimizer, lr: float, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """Warm-up over a tenth of the steps, then cosine decay to nearly zero."""
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2), pct_start=0.1)
+def warm_up_and_decay(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate times a linear warm-up over a tenth of the steps and a cosine down to zero."""
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / (0.1 * steps + 1), 0.5 + 0.5 * math.cos(math.pi * min(step / steps, 1))))
 
 
 # ---------------------------------------------------------------- the two image encoders of `tiny`
@@ -81,7 +83,7 @@ def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batc
     namer = nn.Linear(policy.pose_head.trunk[0].normalized_shape[0], len(STATEMENTS)).to(device)
     modules = nn.ModuleList([policy.pose_encoder, *tower, namer]).requires_grad_(True).train()
     optimizer = torch.optim.AdamW(modules.parameters(), lr=2e-3, weight_decay=0.01)
-    schedule = one_cycle(optimizer, 2e-3, steps)
+    schedule = warm_up_and_decay(optimizer, steps)
     images, holds = torch.from_numpy(split.images), torch.from_numpy(split.image_holds).float()
     normalise = policy.processor.image_processor
     mean, std = (torch.tensor(x, device=device)[:, None, None] for x in (normalise.image_mean, normalise.image_std))
@@ -128,7 +130,7 @@ def train_sft(policy: PosePolicy, split: Split, config: SFTConfig, seed: int, lo
     rng = np.random.default_rng([seed, 10])
     parameters = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.sft_lr, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = one_cycle(optimizer, config.sft_lr, config.sft_steps)
+    schedule = warm_up_and_decay(optimizer, config.sft_steps)
     policy.train()
     bar = tqdm(range(config.sft_steps), desc="SFT", dynamic_ncols=True)
     for step in bar:
