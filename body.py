@@ -38,7 +38,7 @@ def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
     a = torch.where(small, 1 - angle_sq / 6, angle.sin() / angle)[..., None]  # (..., 1, 1)
     b = torch.where(small, 0.5 - angle_sq / 24, (1 - angle.cos()) / angle ** 2)[..., None]
     eye = torch.eye(3, dtype=a.dtype, device=a.device)
-    k = torch.linalg.cross(axis_angle[..., None], eye, dim=-2)  # (..., 3, 3), takes v to axis_angle x v
+    k = torch.linalg.cross(axis_angle[..., None].expand(*axis_angle.shape, 3), eye.expand(*axis_angle.shape, 3), dim=-2)  # (..., 3, 3), takes v to axis_angle x v
     return eye + a * k + b * (k @ k)
 
 
