@@ -184,7 +184,7 @@ def picture(body, rotmats: Tensor, betas: Tensor, size: int = 256) -> np.ndarray
     low, high = vertices[..., :2].amin(1), vertices[..., :2].amax(1)
     reach = 1.1 * (high - low).amax(-1).clamp_min(1.2)
     return render(vertices, body.faces_tensor, part_colors(body, PALETTE.expand(B, -1, -1)), size, (low + high) / 2, reach,
-                  None, torch.tensor([0.4, 0.6, 1.0]).expand(B, 3), torch.ones(B, 3), supersample=3).numpy()
+                  light=torch.tensor([0.4, 0.6, 1.0]).expand(B, 3), background=torch.ones(B, 3), supersample=3).numpy()
 
 
 def before_after(path: Path, split: Split, policies: dict[str, PosePolicy], body, count: int = 4, seed: int = 0) -> None:
