@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from body import JOINT, forward_kinematics
 
@@ -40,23 +41,21 @@ def _bend(first: Tensor, middle: Tensor, last: Tensor) -> Tensor:
 
 
 def _named_measurements(joints: Tensor, rotmats: Tensor) -> dict[str, Tensor]:
-    """Name with its unit -> values (...,), or (..., 2) = (left, right) for a name with "left".
-
-    Three frames, each of axes (left, up, forward):
-    world - up against gravity, left along the hip line on the ground: that takes the heading away;
+    """Name with its unit -> values (...,), or (..., 2) = (left, right) for a name with "left". NaN where the words mean
+    nothing; a comparison with NaN is false. Three frames, each of axes (left, up, forward), take the heading away:
+    world - up against gravity, left along the hip line on the ground (or, if that is vertical, square to the front);
     chest - fixed to the ribs: where the hands are around the trunk, where the head looks;
     body  - world, or the pelvis' own frame while lying or upside down, when "above the head" means beyond the head.
-    A value is NaN where its words mean nothing; a comparison with NaN is false, so the statement does not hold.
     """
     sign = joints.new_tensor([1.0, -1.0])  # "how far to the left" times this is (to the left, to the right)
-    up = joints.new_tensor([0.0, 1.0, 0.0])
     pelvis, spine, head = (rotmats[..., JOINT[name], :, :] for name in ("pelvis", "spine3", "head"))
-    left = torch.nn.functional.normalize(pelvis[..., 0] * (1 - up), dim=-1)
-    axes = torch.stack([left, up.expand_as(left), torch.linalg.cross(left, up.expand_as(left))], -1)  # (..., 3, 3)
-    cm = 100 * (joints - joints[..., 1].amin(-1)[..., None, None] * up)  # y is the height above the lowest joint
+    up = joints.new_tensor([0.0, 1.0, 0.0]).expand_as(pelvis[..., 0])
+    left = normalize((1 - up) * (pelvis[..., 0] + 1e-4 * torch.linalg.cross(up, pelvis[..., 2])), dim=-1)
+    axes = torch.stack([left, up, torch.linalg.cross(left, up)], -1)  # (..., 3, 3)
+    cm = 100 * (joints - joints.amin(-2, keepdim=True))  # so y is the height above the lowest joint
     world, chest = cm @ axes, (cm - cm[..., [JOINT["spine3"]], :]) @ spine  # (..., 24, 3)
 
-    # ---- the posture
+    # The posture, from heights above the ground and directions against gravity.
     hip, knee, ankle, toe = (_two(world, name) for name in ("hip", "knee", "ankle", "foot"))  # (..., 2, 3)
     thigh, shank, trunk = knee - hip, ankle - knee, world[..., JOINT["neck"], :] - world[..., 0, :]
     knee_bend = _bend(hip, knee, ankle)  # (..., 2)
@@ -65,21 +64,22 @@ def _named_measurements(joints: Tensor, rotmats: Tensor) -> dict[str, Tensor]:
     tilt = _degrees(trunk[..., [0, 2]].norm(dim=-1), trunk[..., 1])  # 0 upright, 90 level, 180 upside down
     upside_down = (trunk[..., 1] < -25) & (ankle[..., 1].mean(-1) > pelvis_height + 10)
     # A knee to kneel on is near the ground, bent, below the hip, with the shank level and pointing back.
-    knee_down = (knee[..., 1] < 15) & (knee_bend > 60) & (thigh[..., 1] < -8) & (shank[..., 1].abs() < 25)
-    knee_down = knee_down & (shank[..., 2] < -20) & (~upside_down & (tilt < 120))[..., None]
+    knee_down = (knee[..., 1] < 25) & (knee_bend > 60) & (thigh[..., 1] < -5) & (shank[..., 1].abs() < 25)
+    knee_down = knee_down & (shank[..., 2] < -20) & ((pelvis_height > 25) & (tilt < 120) & ~upside_down)[..., None]
     kneeling, both = knee_down.any(-1), knee_down.all(-1, keepdim=True)
-    lying = (pelvis_height < 30) & (head_height < 45) & ~kneeling & ~upside_down
+    lying = (tilt > 65) & (pelvis_height < 45) & (head_height < 55) & ~kneeling & ~upside_down
     on_feet = ~kneeling & ~lying & ~upside_down  # or on the seat
-    # A squat is balanced over the feet; who sits on a chair with the thighs level would fall without it.
-    thighs_level = (_degrees(thigh[..., [0, 2]].norm(dim=-1), -thigh[..., 1]) > 50).all(-1)
-    on_chair = thighs_level & (ankle[..., 2].mean(-1) - world[..., 2].mean(-1) > 8)
-    sitting = on_feet & (tilt < 70) & (on_chair | (pelvis_height < 20))
+    # Sitting: the thighs forward and either falling, but for a chair (a deep squat hangs back some, too), or the shanks
+    # level, on the ground.
+    thighs_forward = ((_degrees(thigh[..., [0, 2]].norm(dim=-1), -thigh[..., 1]) > 50) & (thigh[..., 2] > 10)).all(-1)
+    falling = ankle[..., 2].mean(-1) - world[..., 2].mean(-1) > 3 + 0.4 * (knee_bend.mean(-1) - 95).clamp_min(0)
+    sitting = thighs_forward & (falling | (shank[..., 1] > -28).all(-1)) | (pelvis_height < 20)
+    sitting = sitting & on_feet & (tilt < 70)
     squatting = on_feet & ~sitting & (knee_bend > 75).all(-1) & (pelvis_height < 60)
     standing = on_feet & ~sitting & ~squatting & (pelvis_height > 60) & (foot_height.amin(-1) < 15)
     left_up, belly_up = pelvis[..., 1, 0], pelvis[..., 1, 2]  # how much the left side, the belly, points up
     on_side = lying & (left_up.abs() > belly_up.abs())
 
-    # ---- the limbs
     recumbent = lying | upside_down
     body = torch.where(recumbent[..., None, None], cm @ pelvis, world)
     hand, shoulder, elbow, wrist = (_two(body, name) for name in ("hand", "shoulder", "elbow", "wrist"))
@@ -87,7 +87,7 @@ def _named_measurements(joints: Tensor, rotmats: Tensor) -> dict[str, Tensor]:
     elbow_bend, palm = _bend(shoulder, elbow, wrist), _two(cm, "hand")
     # A hand on the hip holds the rim of the pelvis, with a bent elbow: a hanging hand only passes by.
     rim = cm[..., [0], :] + cm.new_tensor([[14, 4, 3], [-14, 4, 3]]) @ pelvis.mT  # (..., 2, 3)
-    face = cm[..., [JOINT["head"]], :] + cm.new_tensor([[0, 7, 5]]) @ head.mT  # (..., 1, 3)
+    face = cm[..., [JOINT["head"]], :] + cm.new_tensor([[0, 10, 6]]) @ head.mT  # (..., 1, 3)
     hands, feet = hand[..., 0, :] - hand[..., 1, :], foot[..., 0, :] - foot[..., 1, :]  # (..., 3), from right to left
     lean, twist, look = _degrees(trunk[..., 0], trunk[..., 1:].norm(dim=-1)), pelvis.mT @ spine, spine.mT @ head
     return {
@@ -172,7 +172,7 @@ TABLE = (
     ("left hand outward [cm]", 45, inf, 2, "the left arm is out to the side|the left hand is out to the side"),
     ("left hand outward [cm]", -inf, -4, 3, "the left arm is across the body|the left hand is across the body"),
     ("left hand: to hip [cm]", -inf, 18, 5, "the left hand is on the left hip|the left hand is on the hip"),
-    ("left hand: to face [cm]", -inf, 20, 5, "the left hand is near the head|the left hand is near the face"),
+    ("left hand: to face [cm]", -inf, 22, 5, "the left hand is near the head|the left hand is near the face"),
     ("left hand: to knee [cm]", -inf, 20, 5, "the left hand is near the left knee|the left hand is near the knee"),
     ("left hand: to ground [cm]", -inf, 10, 5, "the left hand is on the ground|the left hand is on the floor"),
     ("hand to hand [cm]", -inf, 20, 4, "the hands are together|the hands are close together"),

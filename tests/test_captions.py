@@ -24,11 +24,13 @@ DOWN = {"left_shoulder": (0, 0, -80), "right_shoulder": (0, 0, 80)}
 LEGS_FORWARD = {"left_hip": (-90, 0, 0), "right_hip": (-90, 0, 0)}
 KNEES_BENT = {"left_knee": (90, 0, 0), "right_knee": (90, 0, 0)}
 STAND, T_POSE = pose(**DOWN), pose()
+DEEP_KNEES = {"left_knee": (130, 0, 0), "right_knee": (130, 0, 0)}
+CROSS_LEGGED = pose(**DOWN, **DEEP_KNEES, left_hip=(-70, 60, 0), right_hip=(-70, -60, 0))
 POSES = {
     "the person is standing": [STAND, T_POSE],
-    "the person is sitting": [pose(**DOWN, **LEGS_FORWARD, **KNEES_BENT), pose(**DOWN, **LEGS_FORWARD)],
+    "the person is sitting": [pose(**DOWN, **LEGS_FORWARD, **KNEES_BENT), pose(**DOWN, **LEGS_FORWARD), CROSS_LEGGED],
     "the person is squatting": [pose(**DOWN, pelvis=(40, 0, 0), left_hip=(-130, 0, 0), right_hip=(-130, 0, 0),
-                                     left_knee=(130, 0, 0), right_knee=(130, 0, 0))],
+                                     **DEEP_KNEES)],
     "the person is kneeling": [pose(**DOWN, **KNEES_BENT), pose(**DOWN, left_hip=(-60, 0, 0), right_hip=(-60, 0, 0),
                                                                 left_knee=(150, 0, 0), right_knee=(150, 0, 0))],
     "the person is kneeling on the left knee": [
@@ -48,11 +50,12 @@ LIMBS = [
     (pose(left_shoulder=(0, -90, 0), right_shoulder=(0, 90, 0)), "both arms reaching forward", "hands behind the body"),
     (pose(left_shoulder=(0, 20, -80), left_elbow=(0, 40, 0)), "left hand behind the body", "right arm reaching back"),
     (pose(left_shoulder=(0, -115, 0)), "left arm across the body", "right arm across the body, left arm out to side"),
+    (pose(left_shoulder=(0, 0, -88), right_shoulder=(0, 0, 88)), "both hands low", "hands on the hips"),
     (pose(**DOWN, left_elbow=(0, -80, 0)), "left elbow bent, right elbow straight, left hand at belly height",
      "left elbow slightly bent, left elbow sharply bent, right hand at belly height"),
     (pose(**DOWN, left_elbow=(0, -130, 0)), "left arm folded", "left elbow bent, right arm folded"),
     (pose(left_shoulder=(0, 0, -60), left_elbow=(0, -10, -75)), "left hand on the left hip", "right hand on the hip"),
-    (pose(left_shoulder=(0, -60, -20), left_elbow=(0, -150, 0)), "left hand near the head", "right hand near the head"),
+    (pose(left_shoulder=(0, -60, -20), left_elbow=(0, -140, 0)), "left hand near the head", "right hand near the head"),
     (pose(**DOWN, left_hip=(-20, 0, 0)), "left foot in front of right foot", "right foot in front of left foot"),
     (pose(**DOWN, left_hip=(-90, 0, 0), left_knee=(90, 0, 0)), "left thigh raised, left foot lifted, left knee bent",
      "right thigh raised, right foot lifted, left leg stretched back, sitting, left leg out to the side"),
