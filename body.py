@@ -37,8 +37,8 @@ def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
     # sin(a)/a and (1-cos(a))/a^2, with their Taylor series where a is small, so that gradients stay finite.
     a = torch.where(small, 1 - angle_sq / 6, angle.sin() / angle)[..., None]  # (..., 1, 1)
     b = torch.where(small, 0.5 - angle_sq / 24, (1 - angle.cos()) / angle ** 2)[..., None]
-    eye = torch.eye(3, dtype=a.dtype, device=a.device)
-    k = torch.linalg.cross(axis_angle[..., None].expand(*axis_angle.shape, 3), eye.expand(*axis_angle.shape, 3), dim=-2)  # (..., 3, 3), takes v to axis_angle x v
+    eye = torch.eye(3, dtype=a.dtype, device=a.device).expand(*axis_angle.shape, 3)
+    k = torch.linalg.cross(axis_angle[..., None].expand_as(eye), eye, dim=-2)  # (..., 3, 3), takes v to axis_angle x v
     return eye + a * k + b * (k @ k)
 
 
@@ -87,7 +87,7 @@ REST_JOINTS = torch.tensor([
 def forward_kinematics(rotmats: Tensor, rest_joints: Tensor = REST_JOINTS) -> tuple[Tensor, Tensor]:
     """Joint positions (..., 24, 3), pelvis at the origin, and global rotations (..., 24, 3, 3) of a pose.
 
-    rotmats: (..., 24, 3, 3) local rotations. rest_joints: (24, 3) or batched (..., 24, 3), metres."""
+    rotmats: (..., 24, 3, 3), local. rest_joints: (24, 3) or batched (..., 24, 3), metres."""
     if rotmats.shape[-3:] != (24, 3, 3):
         raise ValueError(f"a pose must be rotation matrices (..., 24, 3, 3), got {tuple(rotmats.shape)}")
     rest_joints = rest_joints.to(rotmats)
@@ -201,12 +201,12 @@ def _stand_in_arrays() -> dict[str, np.ndarray]:
     faces = torch.where(across[:, :1] < across[:, 1:2], quads[:, [0, 1, 2, 0, 2, 3]], quads[:, [0, 1, 3, 1, 2, 3]])
     from_joint = vertices[:, None] - REST_JOINTS  # (V, 24, 3)
     # Skinning: every vertex starts with the joint of its nearest cone, then weights spread along the surface, never
-    # through the air, so that no arm can pull the chest and no leg the other.
+    # through the air, so that no arm pulls the chest and no leg the other.
     weights = torch.nn.functional.one_hot(_field(vertices)[1], 24).float()  # (V, 24)
     for _ in range(12):
         weights = average @ weights
     weights = weights + weights[mirrored][:, MIRRORED]
-    four = weights >= weights.topk(4).values[:, -1:]  # no more joints than that for a vertex
+    four = weights >= weights.topk(4).values[:, -1:]  # joints a vertex, or more if they tie
     weights = torch.nn.functional.normalize(weights * four, p=1, dim=-1)
     # Joint regressor: a Gaussian window around the joint, tilted so that it returns the joint exactly; such a row also
     # follows every affine change of the flesh around the joint, hence the shape coefficients.
@@ -266,8 +266,7 @@ def body_vertices(body: smplx.SMPL, rotmats: Tensor, betas: Tensor) -> tuple[Ten
 # ---------------------------------------------------------------- pictures
 
 # In the built-in world the left sleeve and the left trouser leg have a colour of their own, so that left and right can
-# be told apart in a small picture. Neighbours differ in lightness, so that the colour-blind tell them apart too.
-# _WORN_BY: the joints (numbers in JOINT_NAMES) that move each part.
+# be told apart in a small picture, by lightness too, for the colour-blind. _WORN_BY: the joints that move each part.
 PARTS = ("skin", "hair", "shirt", "left_sleeve", "trousers", "left_leg", "shoes")
 PALETTE = torch.tensor([(.87, .68, .55), (.24, .17, .13), (.18, .42, .68), (.95, .73, .20), (.30, .33, .40),
                         (.64, .70, .76), (.15, .15, .17)])
@@ -312,7 +311,6 @@ def render(vertices: Tensor, faces: Tensor, colors: Tensor, size: int, center: T
     zoom = 1 / depth.clamp(min=1e-3)  # what is nearer looks larger
     right, up = ((vertices[..., :2] - center[:, None]) * (zoom * side / view_height[:, None])[..., None]).unbind(-1)
     screen = side / 2 + torch.stack([right, -up]).flatten(1)  # (2, B V) pixels, x right and y down
-    z, zoom = z.flatten(), zoom.flatten()
     # Triangles to draw, M of them: turned to the camera (clockwise, since y points down) and wholly in front of it.
     corner = (torch.arange(B, device=device)[:, None, None] * V + faces).view(-1, 3).T  # (3, B F) index into B V
     (ax, bx, cx), (ay, by, cy) = screen[:, corner]
@@ -336,10 +334,10 @@ def render(vertices: Tensor, faces: Tensor, colors: Tensor, size: int, center: T
     triangle, i, j, bary = triangle[inside], i[inside], j[inside], bary[:, inside]
     vertex, (left, top) = corner[:, triangle], first.long()[:, triangle]
     slot = (vertex[0] // V * side + top + j) * side + left + i  # index into B side side
-    bary = bary * zoom[vertex]  # perspective-correct: what is linear on the screen is 1 / depth
+    bary = bary * zoom.flatten()[vertex]  # perspective-correct: what is linear on the screen is 1 / depth
     bary = bary / bary.sum(0)
     # z-buffer: one integer a candidate, nearness in the high half and the triangle in the low half; the largest wins.
-    bits = (bary * z[vertex]).sum(0).view(torch.int32)
+    bits = (bary * z.flatten()[vertex]).sum(0).view(torch.int32)
     key = (bits ^ (bits >> 31 & 0x7FFFFFFF)).long() << 32 | triangle  # floats sort as their bits do, negatives flipped
     best = torch.full((B * side * side,), torch.iinfo(torch.int64).min, device=device)
     won = (best.scatter_reduce_(0, slot, key, "amax")[slot] == key).nonzero().squeeze(1)
