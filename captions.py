@@ -322,7 +322,7 @@ QUESTIONS = (
     ("How high is the left hand?", "left hand height [cm]", ""),
     ("Is the left hand in front of the body?", "the left hand is in front of the body", "No, it is not in front."),
     ("Which hand is higher?", "left hand over right [cm]", "The hands are at about the same height."),
-    ("Are the hands together?", "the hands are together", "No, the hands are apart."),
+    ("How far apart are the hands?", "hand to hand [cm]", "The hands are some way apart."),
     ("How bent is the left knee?", "left knee [deg]", ""),
     ("Is the left leg forward or back?", "left thigh forward [deg]", "The left leg is under the body."),
     ("Which foot is in front?", "left foot ahead [cm]", "Neither foot is in front."),

@@ -219,4 +219,5 @@ def test_questions(rows):
     assert posture == "The person is kneeling on the left knee."
     assert asked["Which foot is in front?"] == "The right foot is in front of the left foot."
     assert asked["How bent is the left elbow?"] == "The left elbow is straight."
-    assert asked["Are the hands together?"] == "No, the hands are apart."
+    assert asked["Is the left hand in front of the body?"] == "No, it is not in front."
+    assert asked["How far apart are the hands?"] == "The hands are some way apart."
