@@ -1,0 +1,191 @@
+"""The policy: shared prompt = plain way, padding, tokens, the pose head, saving and loading."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal
+
+import captions
+import model
+from model import PoseHead, PosePolicy, build_tiny, draw_poses
+
+CORPUS = ["The left knee is bent and the right hand is above the head.", captions.POSE_ANSWER, "How bent is it?"] * 30
+
+
+def example(prompt: str, answer: str, image_seed: int | None = None) -> SimpleNamespace:
+    image = None
+    if image_seed is not None:
+        image = np.random.default_rng(image_seed).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    return SimpleNamespace(prompt=prompt, answer=answer, image=image)
+
+
+EXAMPLES = [example("The left knee is bent.", captions.POSE_ANSWER),
+            example("How bent is the left knee and where is the right hand?", "It is bent.", 1),
+            example("bent?", "The right hand is above the head. " + captions.POSE_ANSWER, 2),
+            example("How bent is it? " * 4, "no")]
+
+
+@pytest.fixture(scope="module")
+def policy() -> PosePolicy:
+    torch.manual_seed(0)
+    policy = build_tiny(CORPUS).eval()
+    for parameter in policy.pose_head.parameters():  # from a sigma that is the same everywhere to one that depends on h
+        torch.nn.init.normal_(parameter, std=.1)
+    return policy
+
+
+def teacher(policy, examples):
+    return policy.encode(examples), *policy.tokenize_answers(examples)
+
+
+def test_pose_is_one_token_and_survives_decoding(policy):
+    ids = policy.tokenizer(captions.POSE_ANSWER, add_special_tokens=False).input_ids
+    assert ids.count(policy.pose_id) == 1
+    assert policy.tokenizer.decode(ids) == captions.POSE_ANSWER
+
+
+def test_batch_gives_what_each_example_gives_alone(policy):
+    """Ragged prompts and answers, with and without image, left padding: nothing of a neighbour leaks in."""
+    prompt, tokens, mask = teacher(policy, EXAMPLES)
+    together = policy.log_prob(prompt, tokens, mask)
+    for i, e in enumerate(EXAMPLES):
+        prompt, tokens_alone, mask_alone = teacher(policy, [e])
+        alone = policy.log_prob(prompt, tokens_alone, mask_alone)
+        T = tokens_alone.shape[-1]
+        torch.testing.assert_close(together.log_prob[i, :, :T], alone.log_prob[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(together.pose.mean[i], alone.pose.mean[0], atol=1e-5, rtol=1e-5)
+
+
+def plain_log_prob(policy, examples, tokens, mask):
+    """The same by one pass over prompt and answer together for each answer, without any cache: the plain way."""
+    B, G, T = tokens.shape
+    prompt = policy.encode(examples)
+    answer = policy.vlm.get_input_embeddings()(tokens.flatten(0, 1))
+    embeds = torch.cat([prompt.embeds.repeat_interleave(G, 0), answer], 1)
+    attention = torch.cat([prompt.mask.repeat_interleave(G, 0), mask.flatten(0, 1).long()], 1)
+    hidden = policy.vlm.get_decoder()(inputs_embeds=embeds, attention_mask=attention, use_cache=False,
+                                      position_ids=(attention.cumsum(-1) - 1).clamp_min(0)).last_hidden_state
+    logits = policy.vlm.get_output_embeddings()(hidden[:, -T - 1:-1]).float()
+    log_prob = logits.log_softmax(-1).gather(-1, tokens.flatten(0, 1)[..., None]).squeeze(-1)
+    return log_prob.unflatten(0, (B, G))
+
+
+def test_shared_prompt_gives_the_log_probs_and_gradients_of_the_plain_way(policy):
+    tokens = torch.randint(10, 200, (4, 3, 7), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(7) < torch.tensor([[7, 3, 5], [1, 7, 2], [4, 4, 6], [7, 7, 1]])[..., None]
+    weight = torch.randn(4, 3, 7, generator=torch.Generator().manual_seed(1)) * mask
+    grads = []
+    for log_prob in (policy.log_prob(policy.encode(EXAMPLES), tokens, mask).log_prob,
+                     plain_log_prob(policy, EXAMPLES, tokens, mask)):
+        policy.zero_grad()
+        (log_prob * weight).sum().backward()
+        grads.append((log_prob.detach() * mask, {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}))
+    torch.testing.assert_close(grads[0][0], grads[1][0], atol=1e-5, rtol=1e-5)
+    assert grads[0][1].keys() == grads[1][1].keys() and len(grads[0][1]) > 10
+    for name, grad in grads[0][1].items():
+        assert (grad - grads[1][1][name]).norm() <= 1e-4 * grads[1][1][name].norm() + 1e-9, name
+
+
+def test_what_sampling_saw_is_what_scoring_scores(policy):
+    """Greedy tokens are the argmax of the scores; the pose sampled at <POSE> is that of the scored Gaussian."""
+    prompt = policy.encode(EXAMPLES)
+    rollout = policy.sample(prompt, 2, 3, max_tokens=9, temperature=0)
+    scores = policy.log_prob(prompt, rollout.tokens, rollout.token_mask)
+    greedy = scores.log_softmax.argmax(-1)
+    assert (greedy == rollout.tokens)[rollout.token_mask].all()
+    force = policy.vlm.get_output_embeddings().register_forward_hook(  # now every token is <POSE>
+        lambda module, inputs, logits: logits.index_fill(-1, torch.tensor([policy.pose_id]), 1e4))
+    rollout = policy.sample(prompt, 2, 3, max_tokens=4, temperature=0)
+    force.remove()
+    assert rollout.has_pose.all() and (rollout.tokens == policy.pose_id).all()
+    scores = policy.log_prob(prompt, rollout.tokens, rollout.token_mask)
+    torch.testing.assert_close(rollout.pose[:, :, 0], scores.pose.mean, atol=1e-5, rtol=1e-5)
+
+
+def test_sampling_repeats_with_its_seed_and_stops_at_the_end_token(policy):
+    prompt = policy.encode(EXAMPLES)
+    first, again, other = (policy.sample(prompt, 3, 2, 12, generator=torch.Generator().manual_seed(s)) for s in (5, 5, 6))
+    assert torch.equal(first.tokens, again.tokens) and torch.equal(first.pose, again.pose)
+    assert not torch.equal(first.tokens, other.tokens) or not torch.equal(first.pose, other.pose)
+    eos = policy.tokenizer.eos_token_id
+    for tokens, mask in zip(first.tokens.flatten(0, 1), first.token_mask.flatten(0, 1)):
+        ends = (tokens[mask] == eos).nonzero().flatten()
+        assert len(ends) == 0 or ends.tolist() == [mask.sum() - 1]
+
+
+def test_temperature_is_that_of_sampling(policy):
+    prompt, tokens, mask = teacher(policy, EXAMPLES)
+    one, two = (policy.log_prob(prompt, tokens, mask, temperature=t) for t in (1.0, 2.0))
+    torch.testing.assert_close((one.log_softmax / 2).log_softmax(-1), two.log_softmax)
+
+
+def test_only_language_model_projector_and_head_are_taught(policy):
+    prompt, tokens, mask = teacher(policy, EXAMPLES)
+    policy.zero_grad()
+    scores = policy.log_prob(prompt, tokens, mask)
+    (scores.log_prob.sum() + scores.pose.mean.sum()).backward()
+    taught = {name.split(".")[0] for name, p in policy.named_parameters() if p.grad is not None}
+    assert taught == {"vlm", "pose_projector", "pose_head"}
+    assert all(p.grad is None for p in policy.vlm.model.vision_tower.parameters())
+
+
+def test_images_stay_with_their_prompts_and_are_encoded_once(policy):
+    swapped = [example("bent?", "no", 2), example("bent?", "no", 1)]
+    a, b = policy.encode(swapped), policy.encode(swapped[::-1])
+    torch.testing.assert_close(a.embeds, b.embeds.flip(0))
+    assert not torch.equal(a.embeds[0], a.embeds[1])
+    policy.frozen_features.clear()
+    calls = []
+    hook = policy.pose_encoder.register_forward_hook(lambda *_: calls.append(1))
+    for _ in range(3):
+        policy.encode(swapped)
+    hook.remove()
+    assert len(calls) == 1 and len(policy.frozen_features) == 2
+
+
+@pytest.mark.parametrize("covariance, kind", [("diag", Independent), ("lowrank", LowRankMultivariateNormal),
+                                              ("full", MultivariateNormal)])
+def test_pose_head_gives_a_gaussian_that_samples_follow(covariance, kind):
+    torch.manual_seed(0)
+    head = PoseHead(16, covariance, sigma_floor=.05)
+    pose = head(torch.randn(2, 3, 16))
+    assert isinstance(pose, kind) and pose.batch_shape == (2, 3) and pose.event_shape == (144,)
+    assert (pose.stddev >= .05).all()
+    samples = draw_poses(pose, 4000, torch.Generator().manual_seed(0))  # (2, 3, 4000, 144)
+    torch.testing.assert_close(samples.mean(-2), pose.mean, atol=.06, rtol=0)
+    torch.testing.assert_close(samples.std(-2), pose.stddev, atol=.02, rtol=.1)
+    full = pose.covariance_matrix[0, 0] if covariance != "diag" else torch.diag(pose.variance[0, 0])
+    torch.testing.assert_close(samples[0, 0].T.cov(), full, atol=.02, rtol=.1)
+
+
+def test_an_unknown_covariance_is_named():
+    with pytest.raises(ValueError, match="diag, lowrank or full"):
+        PoseHead(16, "banana")
+
+
+def test_saved_and_loaded_policy_scores_alike(policy, tmp_path):
+    prompt, tokens, mask = teacher(policy, EXAMPLES)
+    before = policy.log_prob(prompt, tokens, mask)
+    policy.save_pretrained(tmp_path / "policy")
+    policy.save_pretrained(tmp_path / "policy")  # in place of an older one
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["policy"]
+    loaded = PosePolicy.from_pretrained(tmp_path / "policy")
+    after = loaded.log_prob(*teacher(loaded, EXAMPLES))
+    assert torch.equal(before.log_prob, after.log_prob) and torch.equal(before.pose.mean, after.pose.mean)
+
+
+def test_loading_what_is_not_a_policy_says_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match="train_sft.py"):
+        PosePolicy.from_pretrained(tmp_path)
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="--device cpu"):
+        model.pick_device("cuda:7" if not torch.cuda.is_available() else "mps")
+
+
+def test_an_image_of_another_size_is_refused_by_the_built_in_encoder(policy):
+    with pytest.raises(ValueError, match="64x64"):
+        policy.pose_encoder(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
