@@ -133,17 +133,17 @@ _CONES = (
     ("head", (0, 63, -3), (0, 64, 2.5), 8.2, 7.4), ("head", (0, 60, 3), (0, 53.5, 5.5), 6, 3.6),
     ("head", (0, 62, 9.4), (0, 58.2, 11.6), .9, 1.4), ("head", (7.3, 60.5, 0), (7.5, 57.5, -.5), 1.5, 1.1),
     ("left_shoulder", (18, 43, -2), (45, 44, -3), 6.2, 4.1), ("left_elbow", (45, 44, -3), (53, 44, -3), 4, 4.2),
-    ("left_elbow", (53, 44, -3), (69, 44, -3), 4.2, 2.6), ("left_wrist", (70, 44, -3), (78, 44, -4.8), 2.4, 1.8),
-    ("left_wrist", (70, 44, -3), (78, 44, -1.5), 2.4, 1.8), ("left_wrist", (72, 43.7, -1), (80, 43, 4), 1.6, 1.2),
-    ("left_hand", (78, 44, -4.8), (86, 43.5, -4.5), 1.8, 1.2), ("left_hand", (78, 44, -1.5), (87, 43.5, -2), 1.8, 1.2),
+    ("left_elbow", (53, 44, -3), (69, 44, -3), 4.2, 2.6), ("left_wrist", (70, 44, -3), (78, 44, -5), 2.4, 2),
+    ("left_wrist", (70, 44, -3), (78, 44, -1.2), 2.4, 2), ("left_wrist", (72, 43.7, -1), (79, 43, 3.8), 1.8, 1.4),
+    ("left_hand", (78, 44, -5), (85.5, 43.5, -4.5), 2, 1.6), ("left_hand", (78, 44, -1.2), (86.5, 43.5, -2), 2, 1.6),
     ("left_hip", (9, -10, -.5), (10, -49, 0), 8.8, 5.3), ("left_knee", (10, -49, 0), (9.8, -62, -2), 5.1, 5.6),
     ("left_knee", (9.8, -62, -2), (9, -90, -2), 5.6, 3.6), ("left_ankle", (9, -90, -2), (10.5, -95, 7), 3.8, 3.4),
     ("left_ankle", (9, -95.5, -4.5), (9.5, -96, 10), 3.6, 3.4), ("left_ankle", (9, -95.5, -3), (12.5, -96, 10), 3, 3),
     ("left_foot", (9.5, -96, 10), (10, -96.5, 16), 3.4, 2.4), ("left_foot", (12.5, -96, 10), (12, -96.5, 14.5), 3, 2.2),
 )
 # The grid it is meshed on: (from, spacing) per stretch of x, y and z, metres; finer at the head, hands and feet.
-_GRID = (((.011, .022), (.13, .034), (.20, .050), (.64, .02), (.70, .018), (.92, 0)), ((-1.04, .022), (-.88, .052),
-         (-.12, .036), (.34, .022), (.53, .018), (.74, 0)), ((-.20, .024), (.06, .02), (.24, 0)))
+_GRID = (((.0115, .023), (.13, .034), (.20, .050), (.64, .02), (.70, .016), (.92, 0)), ((-1.04, .022), (-.88, .056),
+         (-.12, .04), (.34, .022), (.53, .019), (.74, 0)), ((-.20, .024), (.06, .02), (.24, 0)))
 # A row per shape coefficient: the growth, along x, y and z of the T-pose, of the parts whose joint's name holds one of
 # the words. What hangs on a part moves along, so that a longer thigh lowers the foot.
 _LEGS, _ARMS, _TORSO = " hip knee ankle foot", " shoulder elbow wrist hand", " pelvis spine"
@@ -281,7 +281,7 @@ def part_colors(body: smplx.SMPL, palette: Tensor) -> Tensor:
     head = body.lbs_weights[:, JOINT["head"]]
     low, high = body.v_template[head > .5].amin(0), body.v_template[head > .5].amax(0)
     _, y, z = ((body.v_template - low) / (high - low)).unbind(-1)  # 0 to 1 from chin to crown, from nape to nose
-    share[:, 1] = head * torch.sigmoid((y - .4 - .45 * z) / .03)  # hair: the top and the back of the head
+    share[:, 1] = head * torch.sigmoid((y - .4 - .45 * z) / .04)  # hair: the top and the back of the head
     share[:, 0] -= share[:, 1]
     share = share ** 6  # a seam as narrow as the mesh shows without teeth
     return (share / share.sum(-1, keepdim=True)) @ palette
