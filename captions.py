@@ -73,7 +73,7 @@ def _named_measurements(joints: Tensor, rotmats: Tensor) -> dict[str, Tensor]:
     # level, on the ground.
     thighs_forward = ((_degrees(thigh[..., [0, 2]].norm(dim=-1), -thigh[..., 1]) > 50) & (thigh[..., 2] > 10)).all(-1)
     falling = ankle[..., 2].mean(-1) - world[..., 2].mean(-1) > 3 + 0.4 * (knee_bend.mean(-1) - 95).clamp_min(0)
-    sitting = thighs_forward & (falling | (shank[..., 1] > -28).all(-1)) | (pelvis_height < 20)
+    sitting = thighs_forward & (falling | (shank[..., 1] > -28).all(-1))
     sitting = sitting & on_feet & (tilt < 70)
     squatting = on_feet & ~sitting & (knee_bend > 75).all(-1) & (pelvis_height < 60)
     standing = on_feet & ~sitting & ~squatting & (pelvis_height > 60) & (foot_height.amin(-1) < 15)

@@ -50,7 +50,8 @@ LIMBS = [
     (pose(left_shoulder=(0, -90, 0), right_shoulder=(0, 90, 0)), "both arms reaching forward", "hands behind the body"),
     (pose(left_shoulder=(0, 20, -80), left_elbow=(0, 40, 0)), "left hand behind the body", "right arm reaching back"),
     (pose(left_shoulder=(0, -115, 0)), "left arm across the body", "right arm across the body, left arm out to side"),
-    (pose(left_shoulder=(0, 0, -88), right_shoulder=(0, 0, 88)), "both hands low", "hands on the hips"),
+    (pose(left_collar=(0, 0, 30), left_shoulder=(0, 0, -120), left_elbow=(0, -30, 0)),  # hanging past the hip
+     "left elbow slightly bent", "hands on the hips"),
     (pose(**DOWN, left_elbow=(0, -80, 0)), "left elbow bent, right elbow straight, left hand at belly height",
      "left elbow slightly bent, left elbow sharply bent, right hand at belly height"),
     (pose(**DOWN, left_elbow=(0, -130, 0)), "left arm folded", "left elbow bent, right arm folded"),
