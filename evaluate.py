@@ -38,16 +38,19 @@ def mpjpe(joints: Tensor, true_joints: Tensor) -> Tensor:
     return 1000 * aligned.norm(dim=-1).mean(-1)
 
 
-def pa_mpjpe(joints: Tensor, true_joints: Tensor) -> Tensor:
-    """The same after the similarity transform (rotation, scale, shift) that fits best: Procrustes, (..., 24, 3) to (...,)."""
-    x = joints - joints.mean(-2, keepdim=True)
-    y = true_joints - true_joints.mean(-2, keepdim=True)
-    U, S, Vh = torch.linalg.svd(x.mT @ y)  # (..., 3, 3)
+def similarity_fit(x: Tensor, y: Tensor) -> Tensor:
+    """x (..., n, 3) turned, scaled and shifted to lie as near to y as can be in squares (Umeyama 1991)."""
+    x, center = x - x.mean(-2, keepdim=True), y.mean(-2, keepdim=True)
+    U, S, Vh = torch.linalg.svd(x.mT @ (y - center))  # (..., 3, 3)
     sign = torch.ones_like(S)
     sign[..., -1] = torch.det(U @ Vh).sign()  # a reflection is not a rotation
-    rotation = (U * sign[..., None, :]) @ Vh
     scale = (S * sign).sum(-1) / x.square().sum((-1, -2)).clamp_min(1e-12)
-    return 1000 * (scale[..., None, None] * (x @ rotation) - y).norm(dim=-1).mean(-1)
+    return scale[..., None, None] * (x @ ((U * sign[..., None, :]) @ Vh)) + center
+
+
+def pa_mpjpe(joints: Tensor, true_joints: Tensor) -> Tensor:
+    """Mean joint error (...,) in mm after the similarity transform that fits best: Procrustes, (..., 24, 3) in metres."""
+    return 1000 * (similarity_fit(joints, true_joints) - true_joints).norm(dim=-1).mean(-1)
 
 
 def recall(texts: Tensor, poses: Tensor) -> dict[str, float]:

@@ -130,17 +130,16 @@ class PoseEncoder(nn.Module):
     Stands in for HMR2.0's ViT. The pose is read linearly from the features, so they hold it in plain sight.
     """
 
-    def __init__(self, channels: Sequence[int] = (32, 64, 128, 256), tokens: int = 4, width: int = 128):
+    def __init__(self, channels: Sequence[int] = (32, 64, 128), tokens: int = 4, width: int = 128):
         super().__init__()
         self.config = {"channels": list(channels), "tokens": tokens, "width": width}
         self.tokens, self.width = tokens, width
-        layers, previous = [], 3
-        for channel in channels:  # each halves the picture: 64 -> 32 -> 16 -> 8 -> 4
-            layers += [nn.Conv2d(previous, channel, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(channel), nn.ReLU(),
-                       Residual(channel)]
-            previous = channel
+        layers, sizes = [], [3, *channels]
+        for i, (before, after) in enumerate(zip(sizes, sizes[1:])):  # 64 x 64 pixels become 16, 8, 4
+            layers += [nn.Conv2d(before, after, 3 if i else 5, 2 if i else 4, 1 + (i == 0), bias=False),
+                       nn.BatchNorm2d(after), nn.ReLU(), Residual(after)]
         self.trunk = nn.Sequential(*layers)
-        self.to_tokens = nn.Sequential(nn.Flatten(), nn.Linear(previous * 16, tokens * width), nn.ReLU())
+        self.to_tokens = nn.Sequential(nn.Flatten(), nn.Linear(16 * channels[-1], tokens * width), nn.ReLU())
         self.regressor = nn.Linear(tokens * width, POSE_DIM)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,0 +1,109 @@
+"""Rewards: each against a case where the truth is obvious; the retrieval model learns and survives saving."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import captions
+import rewards
+from body import forward_kinematics, matrix_to_rot6d, mirror, remove_heading
+from model import build_tiny
+from poses import sample_poses
+
+POSES = sample_poses(400, np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def retriever():
+    rng = np.random.default_rng(1)
+    texts = [captions.describe(row, rng)[0] for row in captions.pose_holds(POSES).numpy()]
+    tokenizer = build_tiny(texts).tokenizer.backend_tokenizer
+    return rewards.train_retriever(POSES[:300], tokenizer, 60, 0, torch.device("cpu"), batch_size=64)
+
+
+def example(task, index, seed=0):
+    row = captions.pose_holds(POSES[index]).numpy()
+    caption, statements = captions.describe(row, np.random.default_rng(seed))
+    answer = {"image2text": f"{caption} {captions.POSE_ANSWER}", "vqa": "The left knee is bent."}.get(task, captions.POSE_ANSWER)
+    return SimpleNamespace(task=task, answer=answer, caption=caption, statements=statements, rotmats=POSES[index])
+
+
+def rollout(examples, answers, poses):
+    """answers: B x G strings; poses: (B, G, K, 24, 3, 3)."""
+    pose = matrix_to_rot6d(poses).flatten(-2)
+    return SimpleNamespace(answers=answers, pose=pose, has_pose=torch.ones(pose.shape[:2]).bool())
+
+
+@pytest.mark.parametrize("task, answer, good", [
+    ("text2pose", captions.POSE_ANSWER, 1), ("text2pose", captions.POSE_ANSWER + " " + captions.POSE_ANSWER, 0),
+    ("text2pose", "The SMPL pose of this person is.", 0), ("image2pose", captions.POSE_ANSWER, 1), ("image2pose", "", 0),
+    ("image2pose", captions.POSE_ANSWER + " Yes.", 0), ("image2text", "They stand. " + captions.POSE_ANSWER, 1),
+    ("image2text", captions.POSE_ANSWER, 0), ("image2text", "They stand.", 0), ("image2text", "They stand " + captions.POSE_ANSWER, 0),
+    ("vqa", "The left knee is bent.", 1), ("vqa", captions.POSE_ANSWER, 0), ("vqa", "", 0), ("vqa", "The left knee", 0)])
+def test_format(task, answer, good):
+    assert rewards.format_reward(task, answer) == good
+
+
+def test_joint_reward_is_one_over_the_distance_and_finite_for_a_perfect_pose():
+    joints = forward_kinematics(POSES[:2])[0]
+    shifted = joints + torch.tensor([.3, 0, .4]) / 24 ** .5  # |difference| over all joints: 0.5 m
+    torch.testing.assert_close(rewards.joint_reward(shifted, joints), torch.full((2,), 2.0))
+    assert torch.isfinite(rewards.joint_reward(joints, joints)).all()
+
+
+def test_each_task_gets_its_own_terms_and_nan_elsewhere(retriever):
+    tasks = ["text2pose", "image2pose", "image2text", "vqa"]
+    examples = [example(task, i) for i, task in enumerate(tasks)]
+    poses = POSES[:24].view(4, 2, 3, 24, 3, 3)
+    text, pose = rewards.score(examples, rollout(examples, [[e.answer, "no"] for e in examples], poses), retriever)
+    has = {name: [tasks[i] for i in range(4) if not value[i].isnan().any()] for name, value in (text | pose).items()}
+    assert has == {"format": tasks, "text": ["image2text", "vqa"], "description": ["image2text"],
+                   "joint": ["image2pose", "image2text"], "semantic": ["text2pose"], "statements": ["text2pose"]}
+    assert text["format"].tolist() == [[1, 0]] * 4
+    assert text["text"][3, 0].item() == pytest.approx(1, abs=1e-5) and text["text"][3, 1] < .99
+    assert text["description"][2].tolist() == [1, 0]  # the truth, and an answer that states nothing
+
+
+def test_statements_and_joint_rewards_know_the_true_pose(retriever):
+    examples = [example("text2pose", i) for i in range(8)] + [example("image2pose", i) for i in range(8)]
+    true = torch.stack([e.rotmats for e in examples])
+    poses = torch.stack([true, true.roll(3, 0), mirror(true)], 1)[:, None]  # (16, 1, 3, 24, 3, 3)
+    _, pose = rewards.score(examples, rollout(examples, [[e.answer] for e in examples], poses), retriever)
+    assert (pose["statements"][:8, 0, 0] == 1).all() and (pose["statements"][:8, 0, 1:] < 1).float().mean() > .6
+    expected = captions.check(examples[2].statements, poses[2, 0, 1])
+    assert pose["statements"][2, 0, 1].item() == pytest.approx(expected)
+    assert (pose["joint"][8:, 0, 0] > pose["joint"][8:, 0, 1]).all()
+
+
+def test_semantic_reward_does_not_see_the_heading(retriever):
+    examples = [example("text2pose", i) for i in range(4)]
+    angle = torch.tensor(1.1)
+    turn = torch.tensor([[angle.cos(), 0, angle.sin()], [0, 1, 0], [-angle.sin(), 0, angle.cos()]])
+    true = torch.stack([e.rotmats for e in examples])
+    turned = true.clone()
+    turned[:, 0] = turn @ turned[:, 0]
+    _, pose = rewards.score(examples, rollout(examples, [[e.answer] for e in examples], torch.stack([true, turned], 1)[:, None]),
+                            retriever)
+    torch.testing.assert_close(pose["semantic"][..., 0], pose["semantic"][..., 1], atol=1e-4, rtol=0)
+
+
+def test_retriever_finds_unseen_poses_far_above_chance(retriever):
+    held_out = POSES[300:]
+    rng = np.random.default_rng(2)
+    texts = [captions.describe(row, rng)[0] for row in captions.pose_holds(held_out).numpy()]
+    similarity = retriever.encode_text(texts) @ retriever.encode_pose(remove_heading(held_out)).T
+    rank = (similarity > similarity.diagonal()[:, None]).sum(1)
+    assert (rank < 20).float().mean() > .4  # chance .2
+
+
+def test_retriever_saved_and_loaded_is_the_same(retriever, tmp_path):
+    retriever.save_pretrained(tmp_path / "judge")
+    loaded = rewards.Retriever.from_pretrained(tmp_path / "judge")
+    texts = ["The left knee is bent.", "", "sitting " * 500]
+    assert torch.equal(loaded.encode_text(texts), retriever.encode_text(texts))
+    assert torch.isfinite(loaded.encode_text(texts)).all()
+    assert torch.equal(loaded.encode_pose(POSES[:5]), retriever.encode_pose(POSES[:5]))
+    with pytest.raises(FileNotFoundError, match="train_rft.py"):
+        rewards.Retriever.from_pretrained(tmp_path)
