@@ -142,8 +142,8 @@ _CONES = (
     ("left_foot", (9.5, -96, 10), (10, -96.5, 16), 3.4, 2.4), ("left_foot", (12.5, -96, 10), (12, -96.5, 14.5), 3, 2.2),
 )
 # The grid it is meshed on: (from, spacing) per stretch of x, y and z, metres; finer at the head, hands and feet.
-_GRID = (((.0115, .023), (.13, .034), (.20, .050), (.64, .02), (.70, .016), (.92, 0)), ((-1.04, .022), (-.88, .056),
-         (-.12, .04), (.34, .022), (.53, .019), (.74, 0)), ((-.20, .024), (.06, .02), (.24, 0)))
+_GRID = (((.0115, .023), (.13, .034), (.20, .050), (.64, .02), (.70, .016), (.92, 0)), ((-1.04, .022), (-.88, .054),
+         (-.12, .036), (.34, .022), (.53, .019), (.74, 0)), ((-.20, .024), (.06, .02), (.24, 0)))
 # A row per shape coefficient: the growth, along x, y and z of the T-pose, of the parts whose joint's name holds one of
 # the words. What hangs on a part moves along, so that a longer thigh lowers the foot.
 _LEGS, _ARMS, _TORSO = " hip knee ankle foot", " shoulder elbow wrist hand", " pelvis spine"
