@@ -92,7 +92,8 @@ def make_split(rotmats: Tensor, rng: np.random.Generator, size: int = 64, images
     body_model: from `body.load_body`, the built-in one when None.
     """
     n, rotmats = len(rotmats), body.remove_heading(rotmats)
-    heading, tilt = (torch.from_numpy(rng.uniform(low, high, n)).float() for low, high in ((-180, 180), (-5, 15)))
+    # People face the camera more often than not; every heading occurs.
+    heading, tilt = (torch.from_numpy(drawn).float() for drawn in (rng.normal(0, 50, n), rng.uniform(-5, 15, n)))
     betas = torch.from_numpy(rng.standard_normal((n, 10))).float()
     seen = rotmats.clone()
     # The camera looks down by `tilt` degrees; in its frame the whole body leans towards it by as much.
@@ -115,20 +116,14 @@ def _photograph(model: torch.nn.Module, rotmats: Tensor, betas: Tensor, size: in
         return torch.from_numpy(rng.uniform(low, high, (B, *shape))).float()
 
     vertices, _ = body.body_vertices(model, rotmats, betas)
-    palette = (body.PALETTE + draw(-.1, .1, 7, 3)) * draw(.6, 1.2, 7, 1)
+    palette = (body.PALETTE + draw(-.1, .1, 7, 3)) * draw(.8, 1.15, 7, 1)
     palette[:, body.PARTS.index("skin")] *= draw(.4, 1.1, 1)
     light = torch.stack([draw(-1, 1), draw(0, 1.2), draw(.5, 1)], -1)  # from the camera's side, never from below
 
-    # Background: a smooth gradient of muted colours, three rectangles and grain.
-    muted = draw(.2, .9, 1, 1, 1) + draw(-.25, .25, 3, 3, 3)
-    smooth = torch.nn.functional.interpolate(muted, size, mode="bicubic", align_corners=True)
-    pixels = torch.arange(size) / size
-    for _ in range(3):
-        low = draw(-.4, .9, 2, 1)
-        inside = (pixels > low) & (pixels < low + draw(.1, .6, 2, 1))  # (B, 2, size): in its columns, in its rows
-        rectangle = (inside[:, 0, None, :] & inside[:, 1, :, None])[:, None]
-        smooth = torch.where(rectangle, smooth + draw(-.2, .2, 3, 1, 1), smooth)
-    background = (smooth.permute(0, 2, 3, 1) + draw(-.04, .04, size, size, 3)).clamp(0, 1)
+    # Background: a smooth gradient of pale colours, and grain.
+    pale = draw(.6, .95, 1, 1, 1) + draw(-.15, .15, 3, 3, 3)
+    smooth = torch.nn.functional.interpolate(pale, size, mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    background = (smooth + draw(-.03, .03, size, size, 3)).clamp(0, 1)
 
     # The crop: a square around the body as the camera sees it, a little larger and off its centre.
     distance = draw(3, 8)
@@ -233,23 +228,18 @@ def make_example(split: Split, task: str, index: int, rng: np.random.Generator) 
 
 
 def draw_batch(split: Split, tasks: dict[str, float], batch_size: int, rng: np.random.Generator) -> list[Example]:
-    """Examples of random poses, of tasks drawn with the given weights, e.g. {"text2pose": 2, "image2text": 1}.
+    """Examples of random poses, all of one task, drawn with the given odds, e.g. {"text2pose": 2, "vqa": 1}.
 
-    Either all of a batch are descriptions (image2text) or none is: a batch is padded to its longest answer, and these
-    are five times as long as the others. Over many batches the shares are as asked.
+    A batch is padded to its longest prompt and answer, and those of one task are of like length.
     """
-    weights = np.array(list(tasks.values())) / sum(tasks.values())
-    drawn = rng.choice(list(tasks), p=weights)
-    if drawn == "image2text":
-        drawn = [drawn] * batch_size
-    else:
-        short = weights * np.array([task != "image2text" for task in tasks])
-        drawn = rng.choice(list(tasks), batch_size, p=short / short.sum())
-    return [make_example(split, str(task), int(rng.integers(len(split.rotmats))), rng) for task in drawn]
+    odds = np.array(list(tasks.values())) / sum(tasks.values())
+    task = str(rng.choice(list(tasks), p=odds))
+    return [make_example(split, task, int(i), rng) for i in rng.integers(len(split.rotmats), size=batch_size)]
 
 
 def corpus(split: Split, n: int, rng: np.random.Generator) -> list[str]:
     """Prompts and answers of n examples of each task that the split allows: the text to train a tokenizer on."""
     tasks = TASKS if split.images is not None else TASKS[:1]
-    examples = [make_example(split, task, int(rng.integers(len(split.rotmats))), rng) for task in tasks for _ in range(n)]
+    rows = rng.integers(len(split.rotmats), size=(len(tasks), n))
+    examples = [make_example(split, task, int(i), rng) for task, drawn in zip(tasks, rows) for i in drawn]
     return [text for example in examples for text in (example.prompt, example.answer)]

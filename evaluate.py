@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import HfArgumentParser
 
 import captions
-from body import (PALETTE, axis_angle_to_matrix, body_vertices, forward_kinematics, load_body, part_colors, remove_heading,
-                  render, rot6d_to_matrix)
+from body import (PALETTE, axis_angle_to_matrix, body_vertices, forward_kinematics, load_body, part_colors,
+                  remove_heading, render, rot6d_to_matrix)
 from data import Example, Split, load_splits, make_example
 from model import PosePolicy, pick_device, quiet
 from rewards import Retriever, format_reward, words_of
@@ -49,7 +49,7 @@ def similarity_fit(x: Tensor, y: Tensor) -> Tensor:
 
 
 def pa_mpjpe(joints: Tensor, true_joints: Tensor) -> Tensor:
-    """Mean joint error (...,) in mm after the similarity transform that fits best: Procrustes, (..., 24, 3) in metres."""
+    """Mean joint error (...,) in mm of (..., 24, 3) in metres after the similarity transform that fits best."""
     return 1000 * (similarity_fit(joints, true_joints) - true_joints).norm(dim=-1).mean(-1)
 
 
@@ -86,17 +86,16 @@ def eval_examples(split: Split, task: str, count: int, seed: int = 0) -> list[Ex
 
 
 @torch.no_grad()
-def respond(policy: PosePolicy, examples: Sequence[Example], samples: int, seed: int = 0) -> dict:
-    """The policy's answers to examples: words sampled once each (`answers`), `has_pose` (N,), `mean` pose and `samples`
+def respond(policy: PosePolicy, examples: Sequence[Example], samples: int, seed: int = 0, greedy: bool = False) -> dict:
+    """The policy's answers to examples: `answers`, their words sampled or the likeliest; `mean` pose and `samples`
     drawn at <POSE>, rotation matrices (N, 24, 3, 3) and (N, samples, 24, 3, 3)."""
     generator = torch.Generator(policy.device).manual_seed(seed)
-    rows = {"answers": [], "has_pose": [], "mean": [], "samples": []}
+    rows = {"answers": [], "mean": [], "samples": []}
     for start in range(0, len(examples), CHUNK):
         prompt = policy.encode(examples[start:start + CHUNK])
-        rollout = policy.sample(prompt, 1, samples, generator=generator)
+        rollout = policy.sample(prompt, 1, samples, temperature=0.0 if greedy else 1.0, generator=generator)
         pose = policy.log_prob(prompt, rollout.tokens, rollout.token_mask).pose
         rows["answers"] += [answers[0] for answers in rollout.answers]
-        rows["has_pose"].append(rollout.has_pose[:, 0])
         rows["mean"].append(rot6d_to_matrix(pose.mean[:, 0].unflatten(-1, (24, 6))))
         rows["samples"].append(rot6d_to_matrix(rollout.pose[:, 0].unflatten(-1, (24, 6))))
     return {name: value if name == "answers" else torch.cat(value) for name, value in rows.items()}
@@ -160,7 +159,7 @@ def evaluate(policy: PosePolicy, split: Split, judge: Retriever, body, count: in
         "statements_made": float(np.mean([len(m) for m, _ in made]))}
 
     examples = eval_examples(split, "vqa", 2 * count, seed)
-    answers = respond(policy, examples, 1, seed)["answers"]
+    answers = respond(policy, examples, 1, seed, greedy=True)["answers"]
     forms += [format_reward("vqa", a) for a in answers]
     result["vqa_accuracy"] = float(np.mean([a == e.answer for a, e in zip(answers, examples)]))
     result["vqa_commonest"] = commonest_answer_accuracy(examples)
@@ -186,54 +185,52 @@ def picture(body, rotmats: Tensor, betas: Tensor, size: int = 256) -> np.ndarray
     vertices, _ = body_vertices(body, rotmats, betas)
     low, high = vertices[..., :2].amin(1), vertices[..., :2].amax(1)
     reach = 1.1 * (high - low).amax(-1).clamp_min(1.2)
-    return render(vertices, body.faces_tensor, part_colors(body, PALETTE.expand(B, -1, -1)), size, (low + high) / 2, reach,
-                  light=torch.tensor([0.4, 0.6, 1.0]).expand(B, 3), background=torch.ones(B, 3), supersample=3).numpy()
+    colors, light = part_colors(body, PALETTE.expand(B, -1, -1)), torch.tensor([0.4, 0.6, 1.0]).expand(B, 3)
+    return render(vertices, body.faces_tensor, colors, size, (low + high) / 2, reach, light=light,
+                  background=torch.ones(B, 3), supersample=3).numpy()
 
 
-def before_after(path: Path, split: Split, policies: dict[str, PosePolicy], body, count: int = 4, seed: int = 0) -> None:
-    """A grid of `count` sentences and `count` images: what was asked, the truth, and a pose sampled by each policy, with
-    the sentence's statements that hold (+) and that do not (-)."""
+def before_after(path: Path, split: Split, policies: dict[str, PosePolicy], body, count: int = 4,
+                 seed: int = 0) -> None:
+    """A grid of `count` sentences and `count` images: what was asked, the truth, and a pose sampled by each policy;
+    under it the sentence's statements, + where they hold and - where not, or the error in mm."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    examples = eval_examples(split, "text2pose", count, seed) + eval_examples(split, "image2pose", count, seed)
+    examples = eval_examples(split, "text2pose", count, seed)
+    examples += eval_examples(split, "image2pose", 2 * count, seed)[count:]  # of other poses
     true = torch.stack([e.rotmats for e in examples])
-    betas = torch.stack([e.betas if e.image is not None else torch.zeros(10) for e in examples])
     columns = {"true pose": true}
     for name, policy in policies.items():
         columns[f"{name}, sampled"] = respond(policy, examples, 1, seed)["samples"][:, 0].cpu()
     turn = axis_angle_to_matrix(torch.tensor([0.0, 0.5, 0.0]))  # a sentence has no camera: half from the side
-    told = torch.tensor([e.image is None for e in examples])
-    figure, axes = plt.subplots(2 * count, 1 + len(columns), figsize=(3.4 * (1 + len(columns)), 3.6 * 2 * count),
-                                width_ratios=[1.25] + [1] * len(columns), layout="constrained")
-    for axis in axes.flat:
-        axis.axis("off")
+    figure, axes = plt.subplots(len(examples), 1 + len(columns), figsize=(13, 4.1 * len(examples)))
+    figure.subplots_adjust(0.02, 0.02, 0.98, 0.98, wspace=0.05, hspace=0.35)
     for axis, name in zip(axes[0], ["asked", *columns]):
-        axis.set_title(name, fontsize=15, fontweight="bold")
-    for row, example in zip(axes, examples):
-        if example.image is None:
-            row[0].text(0.02, 0.5, textwrap.fill(example.caption, 34), fontsize=12, va="center", transform=row[0].transAxes)
+        axis.set_title(name, fontsize=17, fontweight="bold", pad=14)
+    for i, (row, example) in enumerate(zip(axes, examples)):
+        for axis in row:
+            axis.axis("off")
+        told = example.image is None
+        if told:
+            row[0].text(0, 0.5, textwrap.fill(example.caption, 28), fontsize=14, va="center")
         else:
             row[0].imshow(example.image)
-    for column, (name, rotmats) in enumerate(columns.items(), start=1):
-        seen = rotmats.clone()
-        seen[told] = remove_heading(seen[told])
-        held = captions.pose_holds(seen)
-        errors = mpjpe(forward_kinematics(rotmats)[0], forward_kinematics(true)[0])
-        seen[told, 0] = turn @ seen[told, 0]
-        for i, (axis, image) in enumerate(zip(axes[:, column], picture(body, seen, betas))):
-            axis.imshow(image)
-            if column == 1 and not told[i]:
-                continue
-            if not told[i]:
-                axis.text(0.5, -0.02, f"{errors[i]:.0f} mm a joint", fontsize=12, ha="center", va="top", transform=axis.transAxes)
-                continue
-            for line, statement in enumerate(examples[i].statements):
-                good = bool(held[i, statement])
-                axis.text(0.0, -0.02 - 0.075 * line, ("+ " if good else "- ") + captions.STATEMENTS[statement].key, va="top",
-                          fontsize=10, color="#00684a" if good else "#b3400a", transform=axis.transAxes)
-    figure.savefig(path, dpi=80)
+        for column, (name, axis) in enumerate(zip(columns, row[1:])):
+            rotmats = remove_heading(columns[name][i]) if told else columns[name][i]
+            error = mpjpe(forward_kinematics(rotmats)[0], forward_kinematics(true[i])[0])
+            lines = [(f"{error:.0f} mm a joint", "black")]
+            if told:
+                held = captions.pose_holds(rotmats)
+                lines = [("+ " + captions.STATEMENTS[j].key, "#00684a") if held[j] else
+                         ("- " + captions.STATEMENTS[j].key, "#b3400a") for j in example.statements]
+                rotmats = torch.cat([(turn @ rotmats[0])[None], rotmats[1:]])
+            axis.imshow(picture(body, rotmats[None], example.betas[None] * (not told), 320)[0])
+            for line, (text, color) in enumerate(lines[column == 0 and not told:]):
+                axis.text(0.02, -0.02 - 0.062 * line, text, fontsize=11.5, va="top", color=color,
+                          transform=axis.transAxes)
+    figure.savefig(path, dpi=72)
     plt.close(figure)
 
 
@@ -245,14 +242,15 @@ def curves(path: Path, rows: list[dict]) -> None:
 
     panels = {
         "rewards, text to pose": ("statements", "semantic"), "reward, image to pose (1/m)": ("joint",),
-        "rewards of the words": ("format", "text", "description"), "KL to the SFT policy (nats)": ("pose_kl",),
+        "rewards of the words": ("format", "text", "correct"), "KL to the SFT policy (nats)": ("pose_kl",),
         "text KL (nats a token)": ("text_kl",), "sigma (of 6D numbers)": ("sigma",),
         "validation: share held, judge's R@5": ("val_statements_sampled", "val_judge_r5"),
-        "validation: MPJPE (mm)": ("val_mpjpe_mean", "val_mpjpe_sampled"), "validation: diversity (mm)": ("val_diversity_mm",)}
+        "validation: MPJPE (mm)": ("val_mpjpe_mean", "val_mpjpe_sampled"),
+        "validation: diversity (mm)": ("val_diversity_mm",)}
     figure, axes = plt.subplots(3, 3, figsize=(14, 10), layout="constrained")
     for axis, (title, names) in zip(axes.flat, panels.items()):
         for name, color in zip(names, ("#0072b2", "#d55e00", "#009e73")):
-            points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+            points = [(row["step"], row[name]) for row in rows if name in row]
             if not points:
                 continue
             x, y = np.array(points, dtype=float).T
@@ -295,16 +293,16 @@ def table(results: dict[str, dict]) -> str:
     first = next(iter(results.values()))
     text = first["text2pose"]
     return "\n".join(lines + [
-        f"n = {first['n']} poses never trained on. Errors: SMPL's 24 joints, pelvis aligned. R@5: pool of all {first['n']}; "
-        f"true poses {text['judge_ceiling']['t2p_r5']:.3f}, shuffled {text['judge_floor']['t2p_r5']:.3f}.",
-        f"Statements of shuffled true poses: {text['statements_shuffled']:.3f}. Questions: the commonest answer is right in "
-        f"{first['vqa_commonest']:.3f}."])
+        f"n = {first['n']} poses never trained on. Errors: SMPL's 24 joints, pelvis aligned. R@5: pool of all n; true "
+        f"poses {text['judge_ceiling']['t2p_r5']:.3f}, shuffled {text['judge_floor']['t2p_r5']:.3f}.",
+        f"Statements of shuffled true poses: {text['statements_shuffled']:.3f}. Questions: the commonest answer is "
+        f"right in {first['vqa_commonest']:.3f}."])
 
 
 @dataclass
 class EvaluateConfig:
     model: str = field(default="runs/rft", metadata={"help": "folder of a policy"})
-    judge: str | None = field(default=None, metadata={"help": "folder of the judging retrieval model; default: beside the policy"})
+    judge: str | None = field(default=None, metadata={"help": "folder of the judge; default: beside the policy"})
     poses: str | None = field(default=None, metadata={"help": "folder of AMASS npz files; default: the built-in poses"})
     eval_poses: int = field(default=500, metadata={"help": "how many poses of the test split"})
     seed: int = field(default=0, metadata={"help": "seed of the data and of the samples"})

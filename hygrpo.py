@@ -4,11 +4,11 @@ For every prompt the policy gives G answers a_i, and for every answer that holds
     pi(a, p | q) = pi(a | q) pi(p | q, a)                                                        (Pose-RFT eq. 1)
 so the ratio to the policy that sampled splits into a discrete and a continuous one, r = r_d r_c (eq. 3-4), each with
 an advantage of its own: F for the words, Delta for the poses (eq. 5). The objective (eq. 6) is
-    J = E[ 1/G sum_i min(r_d F_i, clip(r_d) F_i) + 1/V sum_i min(r_c Delta_i, clip(r_c) Delta_i) - beta KL(pi || pi_ref) ]
+    J = E[ 1/G sum_i min(r_d F_i, clip(r_d) F_i) + 1/V sum_i min(r_c Delta_i, clip(r_c) Delta_i) - b KL(pi || pi_ref) ]
 Pure functions of tensors: nothing here knows of a model, a tokenizer or a body.
 
 Departures from the paper:
-- K poses for an answer instead of one. They come from one hidden state, so they cost next to nothing. K = 1 is the paper.
+- K poses for an answer instead of one. They come from one hidden state, so they cost next to nothing. The paper: K = 1.
 - F also holds the mean reward of an answer's poses: a description that leads to better poses is a better description.
 - r_d is taken for each token, as in GRPO (Shao et al. 2024), and r_c for each joint: the density ratio of a
   144-dimensional Gaussian leaves any clip range after one small step. `pose_ratio="joint"` is the paper's literal form.
@@ -30,7 +30,7 @@ LOG_RATIO_LIMIT = 20.0  # exp of more than this says nothing but "far away", and
 
 # ---------------------------------------------------------------- advantages (eq. 5)
 
-def group_advantage(reward: Tensor, valid: Tensor, normalize: str = "batch", baseline: str = "leave_one_out") -> Tensor:
+def group_advantage(reward: Tensor, valid: Tensor, normalize: str = "std", baseline: str = "leave_one_out") -> Tensor:
     """How much better each member of a group did than the others: (B, n), zero where not valid or nothing to compare.
 
     reward: (B, n), one group a row. valid: (B, n) bool. baseline: `leave_one_out` compares with the mean of the *other*
@@ -63,8 +63,8 @@ def advantages(text_rewards: dict[str, Tensor], pose_rewards: dict[str, Tensor],
                weights: dict[str, float], **how) -> tuple[Tensor, Tensor]:
     """F (B, G) for the answers and Delta (B, G, K) for the poses (Pose-RFT eq. 5), rewards normalised one by one.
 
-    text_rewards: name -> (B, G). pose_rewards: name -> (B, G, K), read only where `has_pose` (B, G). A NaN marks a reward
-    that its task does not have. weights: name -> weight. how: `normalize` and `baseline` of `group_advantage`.
+    text_rewards: name -> (B, G). pose_rewards: name -> (B, G, K), read only where `has_pose` (B, G). A NaN marks a
+    reward that its task does not have. weights: name -> weight. how: `normalize` and `baseline` of `group_advantage`.
     Delta's baseline is all V x K valid poses of the prompt: with K = 1 this is the paper's normalisation over V.
     F's baseline is all G answers, or those with a pose for the mean reward of an answer's poses.
     """
@@ -117,7 +117,7 @@ def categorical_kl(log_softmax: Tensor, ref_log_softmax: Tensor) -> Tensor:
 
 
 def k3_kl(log_prob: Tensor, ref_log_prob: Tensor) -> Tensor:
-    """The estimate r - 1 - log r, r = pi_ref / pi, of GRPO (Schulman 2020): its value is unbiased, its gradient is not."""
+    """GRPO's estimate r - 1 - log r, r = pi_ref / pi (Schulman 2020): its value is unbiased, its gradient is not."""
     log_ratio = ref_log_prob - log_prob
     return log_ratio.exp() - 1 - log_ratio
 
@@ -182,10 +182,17 @@ def pose_loss(pose: Distribution, old_terms: Tensor, ref_pose: Distribution, sam
                   "pose_kl": kl.masked_fill(~has_pose, 0.0).sum() / V}
 
 
+def detached(new, sample: Tensor) -> tuple[Tensor, Tensor]:
+    """What later inner steps compare with: log-probabilities (B, G, T) and density terms (B, G, K, D) of the policy
+    that sampled, from the very pass that is trained first, since a pass of its own would round differently."""
+    terms = gaussian_log_prob_terms(new.pose, sample.movedim(-2, 0)).movedim(0, -2)
+    return new.log_prob.detach(), terms.detach()
+
+
 def loss(new, old_log_prob: Tensor, old_terms: Tensor, reference, rollout, F: Tensor, Delta: Tensor, *, clip_low: float,
          clip_high: float, beta_text: float, beta_pose: float, pose_ratio: str = "per_joint",
          aggregation: str = "grpo") -> tuple[Tensor, dict[str, Tensor]]:
-    """Eq. 6, negated: the discrete half plus the continuous half. Returns the scalar and diagnostics, text and pose apart.
+    """Eq. 6, negated: the discrete half plus the continuous half. Returns the scalar and diagnostics of both.
 
     new, reference: scores with `log_prob` (B, G, T), `log_softmax` (B, G, T, W) and `pose`, a Gaussian of batch shape
     (B, G). old_log_prob (B, G, T), old_terms (B, G, K, D): under the policy that sampled. rollout: `token_mask`

@@ -5,8 +5,8 @@ An image enters twice: through the VLM's own vision tower and through a *pose-aw
 regression, whose projected features follow the image's tokens. Both are frozen, so each image is encoded once and kept.
 A prompt is run once for all the answers of its group: its key/value cache is repeated, then only the answers run.
 
-Departures from the paper: the VLM's own projector is aligned before SFT and frozen with the tower (so that an image is
-one cached tensor); `tiny`, made from a config, stands in for LLaVA-1.5-7B and is trained whole where the paper uses LoRA.
+Departures from the paper: the VLM's own projector is aligned before SFT and frozen with the tower, so that an image is
+one cached tensor; the language model of `tiny` (tiny.py) is trained whole where the paper uses LoRA.
 Read next: hygrpo.py for what is done with `log_prob`, train_sft.py for how a policy is taught.
 """
 
@@ -14,7 +14,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,22 +21,24 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
-from transformers import (AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig,
-                          LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast)
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from body import matrix_to_rot6d, rot6d_to_matrix
+from body import matrix_to_rot6d
 from captions import POSE_TOKEN
+from tiny import PoseEncoder
 
 POSE_DIM = 144  # 24 joints x 6 numbers of rotation
 POSE_FEATURE_TOKEN = "<pose_feature>"  # holds the place of one feature of the pose-aware encoder
 
 
 class Prompt(NamedTuple):
-    embeds: Tensor  # (B, P, H), left-padded
+    """Prompts as the frozen parts leave them: no taught parameter is in it, so policy and reference share it."""
+    ids: Tensor  # (B, P) tokens, left-padded
     mask: Tensor  # (B, P), 1 where not padding
+    vlm_features: Tensor  # (n, H), in the order of the image tokens in ids
+    pose_features: Tensor  # (m, width), in the order of the pose-feature tokens in ids
 
 
 class Rollout(NamedTuple):
@@ -60,7 +61,8 @@ def pick_device(name: str | None = None) -> torch.device:
     try:
         return torch.zeros(1, device=name or best).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} is not available here ({str(error).splitlines()[0]}); try --device {best}") from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} is not available here ({reason}); try --device {best}") from error
 
 
 def quiet() -> None:
@@ -74,8 +76,8 @@ def quiet() -> None:
 class PoseHead(nn.Module):
     """Hidden state (..., H) to a Gaussian over the 144 numbers of a pose (Pose-RFT eq. 2), always in float32.
 
-    covariance: `diag`, `lowrank` (diagonal plus `rank` shared directions) or `full` (Cholesky factor). Standard deviations
-    never fall below `sigma_floor`: without a floor reinforcement narrows the Gaussian until nothing is tried any more.
+    covariance: `diag`, `lowrank` (diagonal plus `rank` shared directions) or `full` (Cholesky factor). The diagonal
+    never falls below `sigma_floor`: without one reinforcement narrows the Gaussian until nothing is tried any more.
     """
 
     def __init__(self, hidden_size: int, covariance: str = "diag", rank: int = 8, sigma_floor: float = 0.02):
@@ -114,54 +116,12 @@ class PoseHead(nn.Module):
 
 
 def draw_poses(pose: Distribution, count: int, generator: torch.Generator | None = None) -> Tensor:
-    """`count` raw samples of each Gaussian of the batch: (..., count, 144). Explicit noise, so that a seed is enough."""
+    """`count` raw samples of each Gaussian of the batch: (..., count, 144), from an explicit generator."""
     shape = (*pose.batch_shape, count, POSE_DIM)
     noise = torch.randn(shape, generator=generator, device=pose.mean.device)
     if isinstance(pose, Independent):
         return pose.mean[..., None, :] + pose.stddev[..., None, :] * noise
     return pose.mean[..., None, :] + noise @ pose.scale_tril.mT
-
-
-# ---------------------------------------------------------------- the pose-aware encoder of `tiny`
-
-class PoseEncoder(nn.Module):
-    """Images uint8 (N, 64, 64, 3) to `tokens` features (N, tokens, width): a residual CNN, pre-trained by `regress`.
-
-    Stands in for HMR2.0's ViT. The pose is read linearly from the features, so they hold it in plain sight.
-    """
-
-    def __init__(self, channels: Sequence[int] = (32, 64, 128), tokens: int = 4, width: int = 128):
-        super().__init__()
-        self.config = {"channels": list(channels), "tokens": tokens, "width": width}
-        self.tokens, self.width = tokens, width
-        layers, sizes = [], [3, *channels]
-        for i, (before, after) in enumerate(zip(sizes, sizes[1:])):  # 64 x 64 pixels become 16, 8, 4
-            layers += [nn.Conv2d(before, after, 3 if i else 5, 2 if i else 4, 1 + (i == 0), bias=False),
-                       nn.BatchNorm2d(after), nn.ReLU(), Residual(after)]
-        self.trunk = nn.Sequential(*layers)
-        self.to_tokens = nn.Sequential(nn.Flatten(), nn.Linear(16 * channels[-1], tokens * width), nn.ReLU())
-        self.regressor = nn.Linear(tokens * width, POSE_DIM)
-
-    def forward(self, images: Tensor) -> Tensor:
-        if images.shape[1:] != (64, 64, 3):
-            raise ValueError(f"the built-in pose encoder reads images of 64x64x3, got {tuple(images.shape[1:])}")
-        pixels = (images.to(self.regressor.weight.dtype) / 127.5 - 1).movedim(-1, 1).contiguous(
-            memory_format=torch.channels_last)  # (N, 3, 64, 64)
-        return self.to_tokens(self.trunk(pixels)).unflatten(-1, (self.tokens, self.width))
-
-    def regress(self, images: Tensor) -> Tensor:
-        """The pose in rotation matrices (N, 24, 3, 3), as the encoder is pre-trained to give it."""
-        return rot6d_to_matrix(self.regressor(self(images).flatten(1)).unflatten(-1, (24, 6)))
-
-
-class Residual(nn.Module):
-    def __init__(self, channel: int):
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(channel, channel, 3, padding=1, bias=False), nn.BatchNorm2d(channel), nn.ReLU(),
-                                  nn.Conv2d(channel, channel, 3, padding=1, bias=False), nn.BatchNorm2d(channel))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.relu(x + self.body(x))
 
 
 # ---------------------------------------------------------------- the policy
@@ -178,13 +138,14 @@ class PosePolicy(nn.Module):
             vlm.resize_token_embeddings(len(tokenizer))
         self.vlm, self.processor, self.tokenizer, self.pose_encoder = vlm, processor, tokenizer, pose_encoder
         hidden_size = vlm.get_input_embeddings().embedding_dim
-        self.pose_projector = nn.Sequential(nn.LayerNorm(pose_encoder.width), nn.Linear(pose_encoder.width, hidden_size))
+        width = pose_encoder.width
+        self.pose_projector = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden_size))
         self.pose_head = PoseHead(hidden_size, covariance, sigma_floor=sigma_floor)
         self.pose_id = tokenizer.convert_tokens_to_ids(POSE_TOKEN)
         self.pose_feature_id = tokenizer.convert_tokens_to_ids(POSE_FEATURE_TOKEN)
         self.image_token = processor.image_token
         self.image_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        self.frozen_features: dict[bytes, tuple[Tensor, Tensor, Tensor]] = {}
+        self.frozen_features: dict[bytes, tuple[list[int], Tensor, Tensor]] = {}
         self.freeze_encoders()
 
     def freeze_encoders(self) -> None:
@@ -207,8 +168,8 @@ class PosePolicy(nn.Module):
     # ------------------------------------------------ prompts
 
     @torch.no_grad()
-    def image_features(self, images: Sequence[np.ndarray]) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """For each image (H, W, 3) uint8: its token ids (n,), their VLM features (m, H) and pose features (tokens, width).
+    def image_features(self, images: Sequence[np.ndarray]) -> list[tuple[list[int], Tensor, Tensor]]:
+        """For each image (H, W, 3) uint8: its token ids, their VLM features (n, H) and pose features (tokens, width).
 
         Frozen, so computed once and kept, keyed by the pixels. The processor itself writes the image's tokens.
         """
@@ -221,47 +182,48 @@ class PosePolicy(nn.Module):
             ids = inputs.pop("input_ids")
             inputs.pop("attention_mask", None)
             features = self.vlm.get_image_features(**inputs).pooler_output
-            features = torch.cat(list(features)).flatten(0, -2) if not torch.is_tensor(features) else features.flatten(0, -2)
-            vlm_features = features.split((ids == self.image_id).sum(-1).tolist())
+            features = features if torch.is_tensor(features) else torch.cat(list(features))
+            vlm_features = features.flatten(0, -2).split((ids == self.image_id).sum(-1).tolist())
             pose_features = self.pose_encoder(torch.from_numpy(np.stack(chunk)).to(self.device))
-            for row in zip(chunk_keys, ids, vlm_features, pose_features):
+            for row in zip(chunk_keys, ids.tolist(), vlm_features, pose_features):
                 self.frozen_features[row[0]] = row[1:]
         return [self.frozen_features[key] for key in keys]
 
     def encode(self, examples: Sequence) -> Prompt:
-        """Prompts of examples (with `prompt` and `image`), as one left-padded tensor of embeddings (B, P, H)."""
-        with_image = [i for i, e in enumerate(examples) if e.image is not None]
-        features = dict(zip(with_image, self.image_features([examples[i].image for i in with_image])))
-        rows, vlm_features, pose_features = [], [], []
-        for i, example in enumerate(examples):
+        """Tokens and frozen features of examples (with `prompt` and `image`)."""
+        features = iter(self.image_features([e.image for e in examples if e.image is not None]))
+        pieces = []  # texts, cut where an image stands
+        for example in examples:
             content = [{"type": "text", "text": example.prompt}]
             if example.image is not None:
                 content.insert(0, {"type": "image"})
-            text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-            if example.image is None:
-                rows.append(self.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0])
-                continue
-            before, after = (self.tokenizer(part, add_special_tokens=False, return_tensors="pt").input_ids[0]
-                             for part in text.split(self.image_token))
-            image_ids, vlm_feature, pose_feature = features[i]
-            places = torch.full((len(pose_feature),), self.pose_feature_id)
-            rows.append(torch.cat([before, image_ids.cpu(), places, after]).long())
-            vlm_features.append(vlm_feature)
-            pose_features.append(pose_feature)
+            message = {"role": "user", "content": content}
+            text = self.processor.apply_chat_template([message], add_generation_prompt=True)
+            pieces += text.split(self.image_token) if example.image is not None else [text]
+        tokenized = iter(self.tokenizer(pieces, add_special_tokens=False).input_ids)
+        rows, vlm_features, pose_features = [], [], []
+        for example in examples:
+            row = next(tokenized)
+            if example.image is not None:
+                image_ids, vlm_feature, pose_feature = next(features)
+                row = row + image_ids + [self.pose_feature_id] * len(pose_feature) + next(tokenized)
+                vlm_features.append(vlm_feature)
+                pose_features.append(pose_feature)
+            rows.append(torch.tensor(row))
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left",
-                                        padding_value=self.tokenizer.pad_token_id).to(self.device)  # (B, P)
-        lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        mask = (torch.arange(ids.shape[1], device=self.device) >= ids.shape[1] - lengths[:, None]).long()
-        embeds = self.vlm.get_input_embeddings()(ids)
-        if with_image:
-            projected = self.pose_projector(torch.cat(pose_features))
-            embeds = embeds.masked_scatter((ids == self.image_id)[..., None], torch.cat(vlm_features).to(embeds))
-            embeds = embeds.masked_scatter((ids == self.pose_feature_id)[..., None], projected.to(embeds))
-        return Prompt(embeds, mask)
+                                        padding_value=self.tokenizer.pad_token_id)  # (B, P)
+        mask = torch.arange(ids.shape[1]) >= ids.shape[1] - torch.tensor([len(row) for row in rows])[:, None]
+        gather = lambda kept: torch.cat(kept) if kept else torch.empty(0, device=self.device)
+        return Prompt(ids.to(self.device), mask.long().to(self.device), gather(vlm_features), gather(pose_features))
 
     def _prefill(self, prompt: Prompt, group_size: int):
         """Run the prompt once. Returns its cache repeated for the group, hidden state (B*G, H), mask (B*G, P)."""
-        output = self.vlm.get_decoder()(inputs_embeds=prompt.embeds, attention_mask=prompt.mask, use_cache=True,
+        embeds = self.vlm.get_input_embeddings()(prompt.ids)  # (B, P, H)
+        if len(prompt.vlm_features):
+            projected = self.pose_projector(prompt.pose_features).to(embeds)
+            embeds = embeds.masked_scatter((prompt.ids == self.image_id)[..., None], prompt.vlm_features.to(embeds))
+            embeds = embeds.masked_scatter((prompt.ids == self.pose_feature_id)[..., None], projected)
+        output = self.vlm.get_decoder()(inputs_embeds=embeds, attention_mask=prompt.mask, use_cache=True,
                                         position_ids=(prompt.mask.cumsum(-1) - 1).clamp_min(0))
         cache = output.past_key_values
         cache.batch_repeat_interleave(group_size)
@@ -272,16 +234,17 @@ class PosePolicy(nn.Module):
         """Hidden states (R, T, H) of tokens (R, T) that follow what the cache holds. mask (R, P + T) covers both."""
         T = tokens.shape[1]
         position_ids = (mask.cumsum(-1) - 1).clamp_min(0)[:, -T:]
-        return self.vlm.get_decoder()(inputs_embeds=self.vlm.get_input_embeddings()(tokens), attention_mask=mask,
-                                      position_ids=position_ids, past_key_values=cache, use_cache=True).last_hidden_state
+        output = self.vlm.get_decoder()(inputs_embeds=self.vlm.get_input_embeddings()(tokens), attention_mask=mask,
+                                        position_ids=position_ids, past_key_values=cache, use_cache=True)
+        return output.last_hidden_state
 
     # ------------------------------------------------ sampling and scoring
 
     @torch.no_grad()
-    def sample(self, prompt: Prompt, group_size: int, poses_per_answer: int, max_tokens: int = 64, temperature: float = 1.0,
-               generator: torch.Generator | None = None) -> Rollout:
-        """G answers a prompt and K poses an answer. temperature scales the words' logits; 0 is greedy, and then the first
-        pose of each answer is the Gaussian's mean."""
+    def sample(self, prompt: Prompt, group_size: int, poses_per_answer: int, max_tokens: int = 64,
+               temperature: float = 1.0, generator: torch.Generator | None = None) -> Rollout:
+        """G answers a prompt and K poses an answer. temperature scales the words' logits; 0 is greedy, and then the
+        first pose of each answer is the Gaussian's mean."""
         B, G = prompt.mask.shape[0], group_size
         cache, hidden, mask = self._prefill(prompt, G)
         eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
@@ -333,8 +296,8 @@ class PosePolicy(nn.Module):
 
     def tokenize_answers(self, examples: Sequence) -> tuple[Tensor, Tensor]:
         """The true answers with their end token: ids and bool mask, (B, 1, T)."""
-        rows = [torch.tensor(self.tokenizer(e.answer, add_special_tokens=False).input_ids + [self.tokenizer.eos_token_id])
-                for e in examples]
+        ids = self.tokenizer([e.answer for e in examples], add_special_tokens=False).input_ids
+        rows = [torch.tensor(row + [self.tokenizer.eos_token_id]) for row in ids]
         tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
         mask = torch.arange(tokens.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
         return tokens[:, None].to(self.device), mask[:, None].to(self.device)
@@ -342,7 +305,7 @@ class PosePolicy(nn.Module):
     # ------------------------------------------------ one folder in Hugging Face layout
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `folder`: the VLM and its processor as transformers save them, `pose.safetensors` and `pose.json` beside.
+        """Write `folder`: VLM and processor as transformers save them, `pose.safetensors` and `pose.json` beside.
 
         Written next to its place and renamed, so that a folder of that name is always whole.
         """
@@ -352,8 +315,8 @@ class PosePolicy(nn.Module):
         partial.mkdir(parents=True)
         self.vlm.save_pretrained(partial)
         self.processor.save_pretrained(partial)
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items() if not name.startswith("vlm.")},
-                  partial / "pose.safetensors")
+        ours = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("vlm.")}
+        save_file({name: tensor.contiguous() for name, tensor in ours.items()}, partial / "pose.safetensors")
         head = self.pose_head
         (partial / "pose.json").write_text(json.dumps({
             "covariance": head.covariance, "sigma_floor": head.sigma_floor, "pose_encoder": self.pose_encoder.config}))
@@ -365,44 +328,13 @@ class PosePolicy(nn.Module):
         """Read what `save_pretrained` wrote."""
         folder = Path(folder)
         if not (folder / "pose.json").is_file():
-            raise FileNotFoundError(f"{folder} holds no policy (no pose.json): train one with train_sft.py or train_rft.py")
+            raise FileNotFoundError(f"{folder} holds no policy (no pose.json); python train_rft.py, or train_sft.py, "
+                                    "trains one")
         config = json.loads((folder / "pose.json").read_text())
         policy = cls(AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder),
                      PoseEncoder(**config["pose_encoder"]), config["covariance"], config["sigma_floor"])
         missing, unexpected = policy.load_state_dict(load_file(folder / "pose.safetensors"), strict=False)
         wrong = [name for name in missing if not name.startswith("vlm.")] + unexpected
         if wrong:
-            raise ValueError(f"{folder}/pose.safetensors does not fit its pose.json: {', '.join(wrong[:3])}; train it again")
+            raise ValueError(f"{folder}: pose.safetensors does not fit pose.json ({', '.join(wrong[:3])}); train again")
         return policy.eval()
-
-
-# ---------------------------------------------------------------- the built-in model
-
-CHAT_TEMPLATE = ("{% for message in messages %}USER: {% for part in message.content %}{% if part.type == 'image' %}<image>\n"
-                 "{% else %}{{ part.text }}{% endif %}{% endfor %} {% endfor %}ASSISTANT:")
-
-
-def build_tiny(corpus: Sequence[str], covariance: str = "diag", hidden_size: int = 128, layers: int = 2) -> PosePolicy:
-    """LLaVA's architecture (CLIP vision tower, projector, Llama), about 1.5 M parameters, from a config and untrained.
-
-    corpus: texts from which its tokenizer (byte-level BPE: any text can be written) learns its words.
-    """
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    bpe.train_from_iterator(corpus, trainers.BpeTrainer(
-        vocab_size=1200, special_tokens=["<pad>", "<s>", "</s>", "<image>", POSE_TOKEN, POSE_FEATURE_TOKEN], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token="<pad>", bos_token="<s>", eos_token="</s>", chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False, extra_special_tokens={"image_token": "<image>"})
-    processor = LlavaProcessor(
-        CLIPImageProcessorPil(size={"height": 64, "width": 64}, do_center_crop=False), tokenizer, patch_size=16,
-        vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=CHAT_TEMPLATE)
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(hidden_size=96, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4, image_size=64,
-                         patch_size=16),
-        text_config=LlamaConfig(vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=2 * hidden_size,
-                    num_hidden_layers=layers, num_attention_heads=4, max_position_embeddings=2048,
-                    pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"), image_seq_length=16, vision_feature_layer=-1)
-    return PosePolicy(LlavaForConditionalGeneration(config), processor, PoseEncoder(), covariance)

@@ -6,6 +6,7 @@
     text        cos(E(answer), E(true answer))                           answers in words    (eq. 10)
     statements  share of what the sentence says that holds in the pose   text to pose        (ours: verifiable)
     description share of what the answer says that holds in the image    image to text       (ours: verifiable)
+    correct     1 if the answer is the true one, else 0                  questions           (ours: verifiable)
 E of eq. 10 (the paper's is BGE-M3) is the retrieval model's own text tower. A reward must not judge itself: a second
 retrieval model, trained on other poses, is used by evaluate.py alone.
 Read next: hygrpo.py, which turns rewards into advantages.
@@ -27,7 +28,8 @@ import captions
 from body import forward_kinematics, matrix_to_rot6d, remove_heading, rot6d_to_matrix
 
 WITH_IMAGE_AND_POSE = ("image2pose", "image2text")
-WEIGHTS = {"joint": 1.0, "semantic": 1.0, "format": 1.0, "text": 1.0, "statements": 1.0, "description": 1.0}
+WEIGHTS = {"joint": 1.0, "semantic": 1.0, "format": 1.0, "text": 1.0, "statements": 2.0, "description": 1.0,
+           "correct": 1.0}
 
 
 # ---------------------------------------------------------------- the text-pose retrieval model
@@ -35,7 +37,7 @@ WEIGHTS = {"joint": 1.0, "semantic": 1.0, "format": 1.0, "text": 1.0, "statement
 class Retriever(nn.Module):
     """Sentences and poses on one unit sphere, near each other where they fit (Delmas et al., PoseScript, 2022)."""
 
-    def __init__(self, tokenizer: Tokenizer, width: int = 128, layers: int = 2, dim: int = 256, max_tokens: int = 128):
+    def __init__(self, tokenizer: Tokenizer, width: int = 96, layers: int = 1, dim: int = 256, max_tokens: int = 128):
         super().__init__()
         self.config = {"width": width, "layers": layers, "dim": dim, "max_tokens": max_tokens}
         self.tokenizer = Tokenizer.from_str(tokenizer.to_str())
@@ -46,7 +48,8 @@ class Retriever(nn.Module):
         layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
         self.text_tower = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.text_out = nn.Linear(width, dim)
-        self.pose_tower = nn.Sequential(nn.Linear(24 * 9, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, dim))
+        self.pose_tower = nn.Sequential(nn.Linear(24 * 9, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(),
+                                        nn.Linear(512, dim))
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -61,8 +64,7 @@ class Retriever(nn.Module):
         return nn.functional.normalize(self.text_out(hidden), dim=-1)
 
     def encode_pose(self, rotmats: Tensor, joints: Tensor | None = None) -> Tensor:
-        """Poses (..., 24, 3, 3), whatever their heading, to unit vectors (..., dim). joints: theirs, heading removed."""
-        rotmats = remove_heading(rotmats)
+        """Poses (..., 24, 3, 3) without heading, with their joints if at hand, to unit vectors (..., dim)."""
         joints = forward_kinematics(rotmats)[0] if joints is None else joints
         features = torch.cat([matrix_to_rot6d(rotmats).flatten(-2), joints.flatten(-2)], -1)  # (..., 24 * 9)
         return nn.functional.normalize(self.pose_tower(features), dim=-1)
@@ -85,13 +87,14 @@ class Retriever(nn.Module):
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{folder} holds no retrieval model: python train_rft.py trains one")
-        retriever = cls(Tokenizer.from_file(str(folder / "tokenizer.json")), **json.loads((folder / "config.json").read_text()))
+        config = json.loads((folder / "config.json").read_text())
+        retriever = cls(Tokenizer.from_file(str(folder / "tokenizer.json")), **config)
         retriever.load_state_dict(load_file(folder / "model.safetensors"))
         return retriever.eval().requires_grad_(False)
 
 
 def train_retriever(rotmats: Tensor, tokenizer: Tokenizer, steps: int, seed: int, device: torch.device,
-                    progress: Callable = lambda steps: range(steps), batch_size: int = 128) -> Retriever:
+                    progress: Callable = lambda steps: range(steps), batch_size: int = 96) -> Retriever:
     """A retrieval model of poses (N, 24, 3, 3) and sentences written for them anew at each step: symmetric InfoNCE.
 
     One text in five is the answer to a question about the pose, so that short answers have a place on the sphere too.
@@ -102,7 +105,7 @@ def train_retriever(rotmats: Tensor, tokenizer: Tokenizer, steps: int, seed: int
     rotmats = remove_heading(rotmats).to(device)
     joints = forward_kinematics(rotmats)[0]
     holds = captions.pose_holds(rotmats).cpu().numpy()
-    optimizer = torch.optim.AdamW(retriever.parameters(), lr=1e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(retriever.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     bar = progress(steps)
     for _ in bar:
@@ -148,19 +151,19 @@ def joint_reward(joints: Tensor, true_joints: Tensor) -> Tensor:
 
 @torch.no_grad()
 def score(examples: Sequence, rollout, retriever: Retriever) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """All rewards of a rollout: text rewards name -> (B, G) and pose rewards name -> (B, G, K), NaN where a task has none.
+    """All rewards of a rollout: of text, name -> (B, G), and of poses, name -> (B, G, K); NaN where a task has none.
 
     Kinematics run once for all B x G x K poses; every term is one tensor operation over them.
     """
     B, G, K = rollout.pose.shape[:3]
     device = rollout.pose.device
     tasks = [e.task for e in examples]
-    rows = lambda *names: torch.tensor([i for i, task in enumerate(tasks) if task in names], dtype=torch.long, device=device)
+    rows = lambda *names: torch.tensor([i for i, task in enumerate(tasks) if task in names], device=device).long()
     empty = lambda *shape: torch.full(shape, torch.nan, device=device)
 
-    text = {name: empty(B, G) for name in ("format", "text", "description")}
-    text["format"] = torch.tensor([[format_reward(e.task, a) for a in group] for e, group in zip(examples, rollout.answers)],
-                                  device=device)
+    text = {name: empty(B, G) for name in ("format", "text", "description", "correct")}
+    text["format"] = torch.tensor([[format_reward(e.task, a) for a in group]
+                                   for e, group in zip(examples, rollout.answers)], device=device)
     said = rows("image2text", "vqa")
     if len(said):
         truth = retriever.encode_text([words_of(examples[i].answer) for i in said])  # (n, dim)
@@ -169,6 +172,9 @@ def score(examples: Sequence, rollout, retriever: Retriever) -> tuple[dict[str, 
     for i in rows("image2text").tolist():
         made = [captions.parse(a) for a in rollout.answers[i]]
         text["description"][i] = torch.tensor([captions.check(m, examples[i].rotmats) if m else 0.0 for m in made])
+
+    for i in rows("vqa").tolist():
+        text["correct"][i] = torch.tensor([float(a == examples[i].answer) for a in rollout.answers[i]])
 
     pose = {name: empty(B, G, K) for name in ("joint", "semantic", "statements")}
     rotmats = rot6d_to_matrix(rollout.pose.unflatten(-1, (24, 6)))  # (B, G, K, 24, 3, 3)

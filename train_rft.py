@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import evaluate
@@ -27,71 +27,88 @@ import hygrpo
 import rewards
 from body import load_body
 from data import Split, draw_batch, retrieval_poses
-from model import PosePolicy, pick_device, quiet
+from model import PosePolicy, Rollout, Scores, pick_device, quiet
 from rewards import Retriever, train_retriever
 from train_sft import SFTConfig, WorldConfig, load_or_train_sft, load_world, prepare_folder, warm_up_and_decay
 
-MIX = {"text2pose": 0.4, "image2pose": 0.3, "image2text": 0.1, "vqa": 0.2}
+MIX = {"text2pose": 0.37, "image2pose": 0.35, "image2text": 0.03, "vqa": 0.25}
+
+SHOWN = ("statements", "semantic", "joint", "correct", "sigma", "pose_kl")  # on the progress bar
 
 
 @dataclass
 class RFTConfig:
-    rft_steps: int = field(default=300, metadata={"help": "steps of HyGRPO"})
-    prompts: int = field(default=32, metadata={"help": "prompts a step (B)"})
-    group_size: int = field(default=4, metadata={"help": "answers a prompt (G)"})
-    poses_per_answer: int = field(default=16, metadata={"help": "poses an answer (K); the paper has 1"})
+    rft_steps: int = field(default=400, metadata={"help": "steps of HyGRPO"})
+    prompts: int = field(default=24, metadata={"help": "prompts a step (B)"})
+    group_size: int = field(default=3, metadata={"help": "answers a prompt (G)"})
+    poses_per_answer: int = field(default=64, metadata={"help": "poses an answer (K); the paper has 1"})
     inner_epochs: int = field(default=1, metadata={"help": "updates on the same rollout"})
-    rft_lr: float = field(default=5e-4, metadata={"help": "peak learning rate"})
-    beta_text: float = field(default=0.02, metadata={"help": "weight of the words' KL to the SFT policy"})
-    beta_pose: float = field(default=0.05, metadata={"help": "weight of the pose's KL to the SFT policy"})
+    rft_lr: float = field(default=5e-4, metadata={"help": "peak learning rate of the language model and the projector"})
+    head_lr: float = field(default=1e-3, metadata={"help": "peak learning rate of the pose head"})
+    beta_text: float = field(default=0.5, metadata={"help": "weight of the words' KL to the SFT policy"})
+    beta_pose: float = field(default=0.06, metadata={"help": "weight of the pose's KL to the SFT policy"})
     clip_low: float = field(default=0.2, metadata={"help": "ratios below 1 - this are clipped"})
     clip_high: float = field(default=0.28, metadata={"help": "ratios above 1 + this are clipped"})
     pose_ratio: str = field(default="per_joint", metadata={"help": "joint (the paper), per_joint or mean"})
-    retriever_steps: int = field(default=800, metadata={"help": "steps of each of the two retrieval models"})
-    eval_every: int = field(default=50, metadata={"help": "steps between evaluations on validation poses"})
+    retriever_steps: int = field(default=400, metadata={"help": "steps of each of the two retrieval models"})
+    eval_every: int = field(default=100, metadata={"help": "steps between evaluations on validation poses"})
 
 
 def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RFTConfig, seed: int,
               log: Callable[[dict], None], evaluate_now: Callable[[PosePolicy], dict]) -> None:
-    """HyGRPO in place. log gets a dict of numbers a step; evaluate_now(policy) is called at step 0, at intervals, at the end."""
+    """HyGRPO in place. log gets a dict of numbers a step; evaluate_now(policy) is called at step 0, at intervals and at
+    the end, and its numbers join those of the step."""
     rng = np.random.default_rng([seed, 20])
     generator = torch.Generator(policy.device).manual_seed(seed + 20)
     reference = copy.deepcopy(policy).requires_grad_(False).eval()
-    reference.frozen_features = policy.frozen_features  # both see an image alike
+    reference.frozen_features.clear()  # it is given encoded prompts
     parameters = [p for p in policy.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.rft_lr, betas=(0.9, 0.98), weight_decay=0.0)
+    # The language model serves all tasks: with steps as large as the head's, one task's rewards undo another's words.
+    groups = [{"params": [p for name, p in policy.named_parameters() if p.requires_grad and
+                          name.startswith("pose_head.") == head], "lr": lr}
+              for head, lr in ((True, config.head_lr), (False, config.rft_lr))]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     schedule = warm_up_and_decay(optimizer, config.rft_steps * config.inner_epochs)
     log({"step": 0, **evaluate_now(policy)})
     bar = tqdm(range(1, config.rft_steps + 1), desc="HyGRPO", dynamic_ncols=True)
+    latest = {}
     for step in bar:
         examples = draw_batch(split, MIX, config.prompts, rng)
-        rollout = policy.sample(policy.encode(examples), config.group_size, config.poses_per_answer, generator=generator)
+        prompt = policy.encode(examples)
+        rollout = policy.sample(prompt, config.group_size, config.poses_per_answer, generator=generator)
         text_rewards, pose_rewards = rewards.score(examples, rollout, retriever)
         F, Delta = hygrpo.advantages(text_rewards, pose_rewards, rollout.has_pose, rewards.WEIGHTS)
         with torch.no_grad():
-            ref = reference.log_prob(reference.encode(examples), rollout.tokens, rollout.token_mask)
-        old_log_prob = old_terms = None
-        for _ in range(config.inner_epochs):
-            new = policy.log_prob(policy.encode(examples), rollout.tokens, rollout.token_mask)
-            if old_log_prob is None:  # what sampled is what is scored first: the ratio starts at exactly 1
-                old_log_prob = new.log_prob.detach()
-                old_terms = hygrpo.gaussian_log_prob_terms(new.pose, rollout.pose.movedim(2, 0)).detach().movedim(0, 2)
+            ref = reference.log_prob(prompt, rollout.tokens, rollout.token_mask)
+        for epoch in range(config.inner_epochs):
+            new = policy.log_prob(prompt, rollout.tokens, rollout.token_mask)
+            if epoch == 0:  # what sampled is what is scored first: the ratio starts at exactly 1
+                old = hygrpo.detached(new, rollout.pose)
             loss, metrics = hygrpo.loss(
-                new, old_log_prob, old_terms, ref, rollout, F, Delta, clip_low=config.clip_low, clip_high=config.clip_high,
+                new, *old, ref, rollout, F, Delta, clip_low=config.clip_low, clip_high=config.clip_high,
                 beta_text=config.beta_text, beta_pose=config.beta_pose, pose_ratio=config.pose_ratio)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+            metrics["grad_norm"] = nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
-        told = {name: reward.nanmean().item() for name, reward in (text_rewards | pose_rewards).items()}
-        row = {"step": step, **told, **{name: value.item() for name, value in metrics.items()}, "grad_norm": norm.item(),
-               "sigma": new.pose.stddev[rollout.has_pose].mean().item()}
-        bar.set_postfix({name: f"{row[name]:.3f}" for name in ("statements", "semantic", "joint", "text", "sigma", "pose_kl")})
+        row = {"step": step, "task": examples[0].task} | numbers(text_rewards | pose_rewards | metrics, new, rollout)
+        latest |= {name: f"{row[name]:.3f}" for name in SHOWN if name in row}
+        bar.set_postfix(latest)
         if step % config.eval_every == 0 or step == config.rft_steps:
             row |= evaluate_now(policy)
         log(row)
     policy.eval()
+
+
+def numbers(tensors: dict[str, Tensor], new: Scores, rollout: Rollout) -> dict[str, float]:
+    """The mean of each tensor; left out is what the step's task does not have (NaN, or of poses when none is given)."""
+    row = {name: tensor.nanmean().item() for name, tensor in tensors.items()}
+    if rollout.has_pose.any():
+        row["sigma"] = new.pose.stddev[rollout.has_pose].mean().item()
+    else:
+        row = {name: value for name, value in row.items() if not name.startswith(("pose_", "loss_pose"))}
+    return {name: value for name, value in row.items() if value == value}
 
 
 # ---------------------------------------------------------------- the chain
@@ -132,7 +149,7 @@ def main() -> None:
     if (out / "metrics.json").exists():
         metrics = json.loads((out / "metrics.json").read_text())
         print(evaluate.table({"SFT": metrics["sft"], "RFT": metrics["rft"]}))
-        print(f"This run was finished before: {out}/metrics.json. Name another folder with --out, or delete {out}, to run anew.")
+        print(f"This run was finished before: {out}/metrics.json. To run anew, name another folder with --out.")
         return
     splits = load_world(world)
     policy = load_or_train_sft(world, sft_config, splits)
@@ -162,7 +179,7 @@ def main() -> None:
         "sft": before, "rft": after, "seed": world.seed, "seconds": round(seconds), "device": str(device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "transformers": transformers.__version__, "numpy": np.__version__}}, indent=1) + "\n")
-    print(f"{seconds:.0f} s on {device}. Pictures: {out}/curves.png, {out}/before_after.png; metrics: {out}/metrics.json")
+    print(f"{seconds:.0f} s on {device}. In {out}: curves.png, before_after.png, metrics.json")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Stage one, supervised fine-tuning: imitate true answers and true poses.
 
     loss = - mean_t log pi(a_t | q, a_<t)  +  w  mean_d sg[sigma_d]^(2 b) (-log N(p_d; mu_d, sigma_d))
-The second term is the beta-NLL of Seitzer et al. (2022): weighing each number by its own variance (b = 1/2, no gradient)
-keeps hard numbers from being explained away by a large sigma. Before it the two image encoders of `tiny`, which has no
-pre-trained ones, are made: the pose-aware encoder by regressing poses, the VLM's vision tower and projector by naming
-the statements of a picture (what CLIP and LLaVA's alignment stage are to the paper). From then on both are frozen.
+The second term is the beta-NLL of Seitzer et al. (2022): weighing each number by its own variance (without gradient)
+keeps hard numbers from being explained away by a large sigma; with b = 1 the mean learns as by squared error. Before it
+the two image encoders of `tiny`, which has no pre-trained ones, are made: the pose-aware encoder by regressing poses,
+the VLM's vision tower and projector by naming the statements of a picture (what CLIP and LLaVA's alignment stage are to
+the paper). From then on both are frozen.
 
     python train_sft.py [--steps 1200] [--poses DIR] [--out runs]
 Read next: train_rft.py.
@@ -27,10 +28,12 @@ from body import forward_kinematics, rot6d_to_matrix
 from captions import STATEMENTS
 from data import Example, Split, corpus, draw_batch, load_splits
 from hygrpo import gaussian_log_prob_terms
-from model import PosePolicy, build_tiny, pick_device, quiet
+from model import PosePolicy, pick_device, quiet
+from tiny import build_tiny
 
-BETA_NLL = 0.5
-MIX = {"text2pose": 0.35, "image2pose": 0.25, "image2text": 0.2, "vqa": 0.2}
+BETA_NLL = 1.0
+POSE_WEIGHT = 40.0
+MIX = {"text2pose": 0.25, "image2pose": 0.25, "image2text": 0.1, "vqa": 0.4}
 
 
 @dataclass
@@ -39,23 +42,24 @@ class WorldConfig:
     out: str = field(default="runs", metadata={"help": "folder for all that is made"})
     seed: int = field(default=0, metadata={"help": "seed of data, initialisation, batches and samples"})
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
-    train_poses: int = field(default=10_000, metadata={"help": "poses to train on, each with a picture"})
+    train_poses: int = field(default=8_000, metadata={"help": "poses to train on, each with a picture"})
     eval_poses: int = field(default=500, metadata={"help": "poses of the test split (at most; as many for validation)"})
 
 
 @dataclass
 class SFTConfig:
     covariance: str = field(default="diag", metadata={"help": "of the Gaussian pose head: diag, lowrank or full"})
-    encoder_steps: int = field(default=1200, metadata={"help": "steps of both image encoders, 64 pictures each"})
-    sft_steps: int = field(default=1200, metadata={"help": "steps of supervised fine-tuning"})
-    sft_batch: int = field(default=64, metadata={"help": "examples a step"})
-    sft_lr: float = field(default=2e-3, metadata={"help": "peak learning rate"})
+    encoder_steps: int = field(default=1000, metadata={"help": "steps of both image encoders, 64 pictures each"})
+    sft_steps: int = field(default=900, metadata={"help": "steps of supervised fine-tuning"})
+    sft_batch: int = field(default=48, metadata={"help": "examples a step"})
+    sft_lr: float = field(default=3e-3, metadata={"help": "peak learning rate"})
 
 
 def warm_up_and_decay(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     """The learning rate times a linear warm-up over a tenth of the steps and a cosine down to zero."""
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / (0.1 * steps + 1), 0.5 + 0.5 * math.cos(math.pi * min(step / steps, 1))))
+    def factor(step: int) -> float:
+        return min((step + 1) / (0.1 * steps + 1), 0.5 + 0.5 * math.cos(math.pi * min(step / steps, 1)))
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 # ---------------------------------------------------------------- the two image encoders of `tiny`
@@ -69,42 +73,47 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return (pixels * gain + noise).clamp(0, 255).to(torch.uint8)
 
 
-def pose_regression_loss(predicted: Tensor, rotmats: Tensor) -> Tensor:
-    """Mean absolute error of rotation matrices and of joints (metres, weighed 10), both (N, 24, 3, 3)."""
-    joints, true_joints = forward_kinematics(predicted)[0], forward_kinematics(rotmats)[0]
-    return (predicted - rotmats).abs().mean() + 10 * (joints - true_joints).abs().mean()
+def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batch_size: int = 64) -> None:
+    """Teach the pose-aware encoder to regress poses and the vision tower to name statements, then freeze both.
 
-
-def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batch_size: int = 64) -> dict[str, float]:
-    """Teach the pose-aware encoder to regress poses and the vision tower to name statements, then freeze both."""
+    The pose loss is the mean absolute error of rotation matrices, of joints after kinematics (weighed 10), and of
+    joints read straight from the features (weighed 20), which is learned soonest.
+    """
     generator = torch.Generator().manual_seed(seed)
     device = policy.device
     tower = [policy.vlm.model.vision_tower, policy.vlm.model.multi_modal_projector]
-    namer = nn.Linear(policy.pose_head.trunk[0].normalized_shape[0], len(STATEMENTS)).to(device)
-    modules = nn.ModuleList([policy.pose_encoder, *tower, namer]).requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=2e-3, weight_decay=0.01)
+    # Two readers that are thrown away: statements from the tower's features, joints straight from the pose features.
+    namer = nn.Linear(policy.pose_projector[1].out_features, len(STATEMENTS)).to(device)
+    locator = nn.Linear(policy.pose_encoder.regressor.in_features, 72).to(device)
+    modules = nn.ModuleList([policy.pose_encoder, *tower, namer, locator]).requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=3e-3, weight_decay=0.01, fused=True)
     schedule = warm_up_and_decay(optimizer, steps)
     images, holds = torch.from_numpy(split.images), torch.from_numpy(split.image_holds).float()
+    image_joints = forward_kinematics(split.image_rotmats)[0]
     normalise = policy.processor.image_processor
     mean, std = (torch.tensor(x, device=device)[:, None, None] for x in (normalise.image_mean, normalise.image_std))
     bar = tqdm(range(steps), desc="image encoders", dynamic_ncols=True)
     for step in bar:
         rows = torch.randint(len(images), (batch_size,), generator=generator)
         batch = augment(images[rows], generator).to(device)
-        pose_loss = pose_regression_loss(policy.pose_encoder.regress(batch), split.image_rotmats[rows].to(device))
+        features = policy.pose_encoder(batch)  # (N, tokens, width)
+        predicted, joints = policy.pose_encoder.regress(features), locator(features.mean(1)).unflatten(-1, (24, 3))
+        true, true_joints = split.image_rotmats[rows].to(device), image_joints[rows].to(device)
+        error = (forward_kinematics(predicted)[0] - true_joints).abs().mean()  # metres
+        pose_loss = (predicted - true).abs().mean() + 10 * error + 20 * (joints - true_joints).abs().mean()
         pixels = (batch.movedim(-1, 1) / 255 - mean) / std  # (N, 3, 64, 64)
-        features = torch.stack(list(policy.vlm.get_image_features(pixel_values=pixels).pooler_output))  # (N, 16, H)
-        name_loss = nn.functional.binary_cross_entropy_with_logits(namer(features.mean(1)), holds[rows].to(device))
+        named = torch.stack(list(policy.vlm.get_image_features(pixel_values=pixels).pooler_output))  # (N, 4, H)
+        name_loss = nn.functional.binary_cross_entropy_with_logits(namer(named.mean(1)), holds[rows].to(device))
         loss = pose_loss + name_loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
         if step % 20 == 0:
-            bar.set_postfix(pose=f"{pose_loss.item():.3f}", name=f"{name_loss.item():.3f}")
+            bar.set_postfix(pose=f"{pose_loss.item():.2f}", joint_mm=f"{1000 * error.item():.0f}",
+                            naming=f"{name_loss.item():.2f}")
     policy.freeze_encoders()
     policy.eval()
-    return {"encoder_pose_loss": pose_loss.item(), "encoder_name_loss": name_loss.item()}
 
 
 # ---------------------------------------------------------------- supervised fine-tuning
@@ -122,14 +131,14 @@ def sft_loss(policy: PosePolicy, examples: Sequence[Example]) -> tuple[Tensor, d
     weight = scores.pose.stddev.detach()[:, 0] ** (2 * BETA_NLL)
     pose = -(weight * terms).mean(-1).masked_fill(~has_pose, 0.0).sum() / has_pose.sum().clamp_min(1)
     sigma = scores.pose.stddev[has_pose].mean().item() if has_pose.any() else float("nan")
-    return text + pose, {"text": text.item(), "pose": pose.item(), "sigma": sigma}
+    return text + POSE_WEIGHT * pose, {"text": text.item(), "pose": pose.item(), "sigma": sigma}
 
 
 def train_sft(policy: PosePolicy, split: Split, config: SFTConfig, seed: int, log=None) -> None:
     """Teach the policy in place on fresh words for the poses of `split`."""
     rng = np.random.default_rng([seed, 10])
     parameters = [p for p in policy.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.sft_lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr=config.sft_lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     schedule = warm_up_and_decay(optimizer, config.sft_steps)
     policy.train()
     bar = tqdm(range(config.sft_steps), desc="SFT", dynamic_ncols=True)
@@ -159,20 +168,22 @@ def prepare_folder(folder: Path, name: str, settings: dict) -> None:
     found = json.loads(note.read_text())
     for key, value in settings.items():
         if found.get(key) != value:
-            raise ValueError(f"{folder} holds a run with {key} = {found.get(key)}, not {value}: name another folder with --out, "
-                             f"or delete this one")
+            raise ValueError(f"{folder} holds a run with {key} = {found.get(key)}, not {value}: name another folder "
+                             f"with --out, or delete this one")
 
 
 def load_or_train_sft(world: WorldConfig, config: SFTConfig, splits: dict[str, Split] | None = None) -> PosePolicy:
     """The SFT policy in `world.out`/sft, trained first where it is missing."""
     folder, device = Path(world.out) / "sft", pick_device(world.device)
-    prepare_folder(Path(world.out), "sft_config.json", {k: v for k, v in asdict(world).items() if k not in ("out", "device")}
-                   | asdict(config))
+    settings = asdict(world) | asdict(config)
+    settings = {name: value for name, value in settings.items() if name not in ("out", "device")}
+    prepare_folder(Path(world.out), "sft_config.json", settings)
     if folder.exists():
         return PosePolicy.from_pretrained(folder).to(device)
     splits = splits or load_world(world)
     torch.manual_seed(world.seed)
-    policy = build_tiny(corpus(splits["train"], 1000, np.random.default_rng([world.seed, 11])), config.covariance).to(device)
+    texts = corpus(splits["train"], 1000, np.random.default_rng([world.seed, 11]))
+    policy = PosePolicy(*build_tiny(texts), config.covariance).to(device)
     train_encoders(policy, splits["train"], config.encoder_steps, world.seed)
     train_sft(policy, splits["train"], config, world.seed)
     policy.save_pretrained(folder)
@@ -186,11 +197,12 @@ def load_world(world: WorldConfig) -> dict[str, Split]:
 
 
 def main() -> None:
-    world, config = transformers.HfArgumentParser((WorldConfig, SFTConfig), description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
+    parser = transformers.HfArgumentParser((WorldConfig, SFTConfig), description=__doc__.splitlines()[0])
+    world, config = parser.parse_args_into_dataclasses()
     quiet()
     started = time.time()
     load_or_train_sft(world, config)
-    print(f"SFT policy in {world.out}/sft after {time.time() - started:.0f} s; next: python train_rft.py --out {world.out}")
+    print(f"SFT policy in {world.out}/sft, {time.time() - started:.0f} s; next: python train_rft.py --out {world.out}")
 
 
 if __name__ == "__main__":

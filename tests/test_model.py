@@ -9,7 +9,8 @@ from torch.distributions import Independent, LowRankMultivariateNormal, Multivar
 
 import captions
 import model
-from model import PoseHead, PosePolicy, build_tiny, draw_poses
+from model import PoseHead, PosePolicy, draw_poses
+from tiny import build_tiny
 
 CORPUS = ["The left knee is bent and the right hand is above the head.", captions.POSE_ANSWER, "How bent is it?"] * 30
 
@@ -30,7 +31,7 @@ EXAMPLES = [example("The left knee is bent.", captions.POSE_ANSWER),
 @pytest.fixture(scope="module")
 def policy() -> PosePolicy:
     torch.manual_seed(0)
-    policy = build_tiny(CORPUS).eval()
+    policy = PosePolicy(*build_tiny(CORPUS)).eval()
     for parameter in policy.pose_head.parameters():  # from a sigma that is the same everywhere to one that depends on h
         torch.nn.init.normal_(parameter, std=.1)
     return policy
@@ -62,8 +63,12 @@ def plain_log_prob(policy, examples, tokens, mask):
     """The same by one pass over prompt and answer together for each answer, without any cache: the plain way."""
     B, G, T = tokens.shape
     prompt = policy.encode(examples)
+    embeds = policy.vlm.get_input_embeddings()(prompt.ids)
+    projected = policy.pose_projector(prompt.pose_features)
+    embeds = embeds.masked_scatter((prompt.ids == policy.image_id)[..., None], prompt.vlm_features)
+    embeds = embeds.masked_scatter((prompt.ids == policy.pose_feature_id)[..., None], projected)
     answer = policy.vlm.get_input_embeddings()(tokens.flatten(0, 1))
-    embeds = torch.cat([prompt.embeds.repeat_interleave(G, 0), answer], 1)
+    embeds = torch.cat([embeds.repeat_interleave(G, 0), answer], 1)
     attention = torch.cat([prompt.mask.repeat_interleave(G, 0), mask.flatten(0, 1).long()], 1)
     hidden = policy.vlm.get_decoder()(inputs_embeds=embeds, attention_mask=attention, use_cache=False,
                                       position_ids=(attention.cumsum(-1) - 1).clamp_min(0)).last_hidden_state
@@ -134,8 +139,10 @@ def test_only_language_model_projector_and_head_are_taught(policy):
 def test_images_stay_with_their_prompts_and_are_encoded_once(policy):
     swapped = [example("bent?", "no", 2), example("bent?", "no", 1)]
     a, b = policy.encode(swapped), policy.encode(swapped[::-1])
-    torch.testing.assert_close(a.embeds, b.embeds.flip(0))
-    assert not torch.equal(a.embeds[0], a.embeds[1])
+    for ours, theirs in ((a.pose_features.view(2, 4, -1), b.pose_features.view(2, 4, -1)),
+                         (a.vlm_features.view(2, 4, -1), b.vlm_features.view(2, 4, -1))):
+        torch.testing.assert_close(ours, theirs.flip(0))
+        assert not torch.equal(ours[0], ours[1])
     policy.frozen_features.clear()
     calls = []
     hook = policy.pose_encoder.register_forward_hook(lambda *_: calls.append(1))

@@ -9,8 +9,8 @@ import torch
 import captions
 import rewards
 from body import forward_kinematics, matrix_to_rot6d, mirror, remove_heading
-from model import build_tiny
 from poses import sample_poses
+from tiny import build_tiny
 
 POSES = sample_poses(400, np.random.default_rng(0))
 
@@ -19,7 +19,7 @@ POSES = sample_poses(400, np.random.default_rng(0))
 def retriever():
     rng = np.random.default_rng(1)
     texts = [captions.describe(row, rng)[0] for row in captions.pose_holds(POSES).numpy()]
-    tokenizer = build_tiny(texts).tokenizer.backend_tokenizer
+    tokenizer = build_tiny(texts)[1].tokenizer.backend_tokenizer
     return rewards.train_retriever(POSES[:300], tokenizer, 60, 0, torch.device("cpu"), batch_size=64)
 
 
@@ -59,10 +59,11 @@ def test_each_task_gets_its_own_terms_and_nan_elsewhere(retriever):
     poses = POSES[:24].view(4, 2, 3, 24, 3, 3)
     text, pose = rewards.score(examples, rollout(examples, [[e.answer, "no"] for e in examples], poses), retriever)
     has = {name: [tasks[i] for i in range(4) if not value[i].isnan().any()] for name, value in (text | pose).items()}
-    assert has == {"format": tasks, "text": ["image2text", "vqa"], "description": ["image2text"],
+    assert has == {"format": tasks, "text": ["image2text", "vqa"], "description": ["image2text"], "correct": ["vqa"],
                    "joint": ["image2pose", "image2text"], "semantic": ["text2pose"], "statements": ["text2pose"]}
     assert text["format"].tolist() == [[1, 0]] * 4
     assert text["text"][3, 0].item() == pytest.approx(1, abs=1e-5) and text["text"][3, 1] < .99
+    assert text["correct"][3].tolist() == [1, 0]
     assert text["description"][2].tolist() == [1, 0]  # the truth, and an answer that states nothing
 
 

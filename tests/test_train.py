@@ -1,0 +1,121 @@
+"""The whole chain in small: what it leaves, that a second call reuses it, that a seed is enough, that AMASS files do."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+import train_rft
+import train_sft
+from body import matrix_to_axis_angle
+from data import draw_batch, make_split
+from model import PosePolicy
+from poses import sample_poses, turn
+from tiny import build_tiny
+
+SMALL = ["--train_poses", "96", "--eval_poses", "24", "--encoder_steps", "4", "--sft_steps", "6", "--sft_batch", "16",
+         "--retriever_steps", "4", "--rft_steps", "3", "--prompts", "6", "--group_size", "3", "--poses_per_answer", "4",
+         "--eval_every", "2", "--device", "cpu"]
+
+
+def run(monkeypatch, module, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", [module.__name__ + ".py", *arguments])
+    module.main()
+
+
+def write_amass(folder: Path) -> None:
+    """Made-up poses in AMASS's layout, two train files, one of val and test."""
+    rng = np.random.default_rng(5)
+    for name, count in (("train/a", 30), ("train/b", 30), ("val/c", 12), ("test/d", 12)):
+        rotmats = sample_poses(count, rng)
+        rotmats[:, 0] = turn(0, torch.tensor(90.0)) @ rotmats[:, 0]
+        poses = np.zeros((count, 156), np.float32)
+        poses[:, :66] = matrix_to_axis_angle(rotmats)[:, :22].flatten(1).numpy()
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        np.savez(folder / f"{name}.npz", poses=poses, mocap_framerate=12.0)
+
+
+def without_time(metrics: dict) -> dict:
+    return {key: value for key, value in metrics.items() if key != "seconds"}
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """One small run of the whole chain, its folder and its metrics."""
+    out = tmp_path_factory.mktemp("chain") / "runs"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run(monkeypatch, train_rft, "--out", str(out), *SMALL)
+    return out, json.loads((out / "metrics.json").read_text())
+
+
+def test_what_the_chain_leaves(chain):
+    out, metrics = chain
+    for name in ("sft/model.safetensors", "rft/model.safetensors", "rft/config.json", "rft/tokenizer.json", "reward/config.json",
+                 "judge/config.json", "curves.png", "before_after.png"):
+        assert (out / name).stat().st_size > 0
+    assert not list(out.rglob("*.partial"))
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert "val_judge_r5" in rows[0] and "val_judge_r5" in rows[2] and "val_judge_r5" not in rows[1]
+    for name in ("sft", "rft"):
+        got = metrics[name]
+        assert {"statements_sampled", "statements_mean", "judge_r5", "diversity_mm", "fid"} <= got["text2pose"].keys()
+        assert {"mpjpe_mean", "mpjpe_sampled", "pa_mpjpe_mean", "pve_mean"} <= got["image2pose"].keys()
+        assert got["n"] == 24 and 0 <= got["format_rate"] <= 1 and 0 <= got["vqa_accuracy"] <= 1
+    assert {"seed", "seconds", "device", "versions"} <= metrics.keys()
+    assert metrics["sft"] != metrics["rft"]
+
+
+def test_a_second_call_only_prints(chain, monkeypatch, capsys):
+    out, _ = chain
+    before = (out / "rft" / "model.safetensors").stat().st_mtime_ns
+    run(monkeypatch, train_rft, "--out", str(out), *SMALL)
+    assert "finished before" in capsys.readouterr().out
+    assert (out / "rft" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_evaluate_gives_the_metrics_of_the_run(chain, monkeypatch, tmp_path, capsys):
+    out, metrics = chain
+    run(monkeypatch, evaluate, "--model", str(out / "rft"), "--eval_poses", "24", "--device", "cpu", "--json",
+        str(tmp_path / "m.json"))
+    got = json.loads((tmp_path / "m.json").read_text())
+    assert got.keys() == metrics["rft"].keys()
+    assert got["text2pose"]["judge_r5"] == metrics["rft"]["text2pose"]["judge_r5"]
+    assert got["image2pose"]["mpjpe_mean"] == pytest.approx(metrics["rft"]["image2pose"]["mpjpe_mean"], rel=1e-4)
+    assert "R@5" in capsys.readouterr().out
+
+
+def test_another_run_with_the_same_seed_is_the_same(chain, monkeypatch, tmp_path):
+    _, metrics = chain
+    run(monkeypatch, train_rft, "--out", str(tmp_path / "again"), *SMALL)
+    assert without_time(json.loads((tmp_path / "again" / "metrics.json").read_text())) == without_time(metrics)
+
+
+def test_a_folder_of_another_run_is_refused(chain, monkeypatch):
+    out, _ = chain
+    with pytest.raises(ValueError, match="seed = 0, not 1.*--out"):
+        run(monkeypatch, train_sft, "--out", str(out), "--seed", "1", *SMALL[:10])
+
+
+def test_the_chain_runs_on_motion_capture(monkeypatch, tmp_path):
+    write_amass(tmp_path / "mocap")
+    run(monkeypatch, train_rft, "--poses", str(tmp_path / "mocap"), "--out", str(tmp_path / "runs"), *SMALL)
+    metrics = json.loads((tmp_path / "runs" / "metrics.json").read_text())
+    assert metrics["rft"]["n"] == 12  # all the test poses there are
+
+
+def test_sft_learns_and_teaches_only_what_is_not_frozen():
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    split = make_split(sample_poses(48, rng), rng)
+    policy = PosePolicy(*build_tiny(train_sft.corpus(split, 50, rng)))
+    frozen = {n: p.clone() for n, p in policy.named_parameters() if not p.requires_grad}
+    examples = draw_batch(split, {"text2pose": 1, "image2pose": 1, "vqa": 1}, 24, rng)
+    first = train_sft.sft_loss(policy, examples)[0].item()
+    train_sft.train_sft(policy, split, train_sft.SFTConfig(sft_steps=30, sft_batch=16), seed=0)
+    assert train_sft.sft_loss(policy, examples)[0].item() < .8 * first
+    assert frozen and all(torch.equal(p, frozen[n]) for n, p in policy.named_parameters() if n in frozen)
