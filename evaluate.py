@@ -22,7 +22,7 @@ import captions
 from body import (PALETTE, axis_angle_to_matrix, body_vertices, forward_kinematics, load_body, part_colors,
                   remove_heading, render, rot6d_to_matrix)
 from data import Example, Split, load_splits, make_example
-from model import PosePolicy, pick_device, quiet
+from model import PosePolicy, pick_device, run
 from rewards import Retriever, format_reward, words_of
 
 CHUNK = 100  # prompts run at a time
@@ -228,7 +228,7 @@ def before_after(path: Path, split: Split, policies: dict[str, PosePolicy], body
                 rotmats = torch.cat([(turn @ rotmats[0])[None], rotmats[1:]])
             axis.imshow(picture(body, rotmats[None], example.betas[None] * (not told), 320)[0])
             for line, (text, color) in enumerate(lines[column == 0 and not told:]):
-                axis.text(0.02, -0.02 - 0.062 * line, text, fontsize=11.5, va="top", color=color,
+                axis.text(0.02, -0.02 - 0.062 * line, text, fontsize=10.5, va="top", color=color,
                           transform=axis.transAxes)
     figure.savefig(path, dpi=72)
     plt.close(figure)
@@ -312,7 +312,6 @@ class EvaluateConfig:
 
 def main() -> None:
     config, = HfArgumentParser(EvaluateConfig, description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
-    quiet()
     device = pick_device(config.device)
     policy = PosePolicy.from_pretrained(config.model).to(device)
     judge = Retriever.from_pretrained(config.judge or Path(config.model).parent / "judge").to(device)
@@ -324,4 +323,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -13,7 +13,8 @@ Read next: hygrpo.py for what is done with `log_prob`, train_sft.py for how a po
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,10 +66,14 @@ def pick_device(name: str | None = None) -> torch.device:
         raise ValueError(f"--device {name} is not available here ({reason}); try --device {best}") from error
 
 
-def quiet() -> None:
-    """Nothing on the terminal but our own lines: transformers' bars and hints are for others."""
+def run(main: Callable[[], None]) -> None:
+    """Run a script: transformers keeps quiet, and what the user can mend ends in one sentence, not in a traceback."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 
 # ---------------------------------------------------------------- the Gaussian pose head (eq. 2)
@@ -135,7 +140,7 @@ class PosePolicy(nn.Module):
         tokenizer = processor.tokenizer
         tokenizer.add_special_tokens({"additional_special_tokens": [POSE_TOKEN, POSE_FEATURE_TOKEN]})
         if len(tokenizer) > vlm.get_input_embeddings().num_embeddings:
-            vlm.resize_token_embeddings(len(tokenizer))
+            vlm.resize_token_embeddings(len(tokenizer), mean_resizing=False)  # their mean would start near zero
         self.vlm, self.processor, self.tokenizer, self.pose_encoder = vlm, processor, tokenizer, pose_encoder
         hidden_size = vlm.get_input_embeddings().embedding_dim
         width = pose_encoder.width
@@ -194,7 +199,10 @@ class PosePolicy(nn.Module):
         features = iter(self.image_features([e.image for e in examples if e.image is not None]))
         pieces = []  # texts, cut where an image stands
         for example in examples:
-            content = [{"type": "text", "text": example.prompt}]
+            prompt = example.prompt
+            for token in self.tokenizer.all_special_tokens:  # typed by a user, they stay text
+                prompt = prompt.replace(token, token.replace("<", "< "))
+            content = [{"type": "text", "text": prompt}]
             if example.image is not None:
                 content.insert(0, {"type": "image"})
             message = {"role": "user", "content": content}
@@ -241,7 +249,7 @@ class PosePolicy(nn.Module):
     # ------------------------------------------------ sampling and scoring
 
     @torch.no_grad()
-    def sample(self, prompt: Prompt, group_size: int, poses_per_answer: int, max_tokens: int = 64,
+    def sample(self, prompt: Prompt, group_size: int, poses_per_answer: int, max_tokens: int = 80,
                temperature: float = 1.0, generator: torch.Generator | None = None) -> Rollout:
         """G answers a prompt and K poses an answer. temperature scales the words' logits; 0 is greedy, and then the
         first pose of each answer is the Gaussian's mean."""

@@ -27,9 +27,9 @@ import hygrpo
 import rewards
 from body import load_body
 from data import Split, draw_batch, retrieval_poses
-from model import PosePolicy, Rollout, Scores, pick_device, quiet
+from model import PosePolicy, Rollout, Scores, pick_device, run
 from rewards import Retriever, train_retriever
-from train_sft import SFTConfig, WorldConfig, load_or_train_sft, load_world, prepare_folder, warm_up_and_decay
+from train_sft import SFTConfig, WorldConfig, check_folder, load_or_train_sft, load_world, warm_up_and_decay
 
 MIX = {"text2pose": 0.37, "image2pose": 0.35, "image2text": 0.03, "vqa": 0.25}
 
@@ -44,7 +44,7 @@ class RFTConfig:
     poses_per_answer: int = field(default=64, metadata={"help": "poses an answer (K); the paper has 1"})
     inner_epochs: int = field(default=1, metadata={"help": "updates on the same rollout"})
     rft_lr: float = field(default=5e-4, metadata={"help": "peak learning rate of the language model and the projector"})
-    head_lr: float = field(default=1e-3, metadata={"help": "peak learning rate of the pose head"})
+    head_lr: float = field(default=1.5e-3, metadata={"help": "peak learning rate of the pose head"})
     beta_text: float = field(default=0.5, metadata={"help": "weight of the words' KL to the SFT policy"})
     beta_pose: float = field(default=0.06, metadata={"help": "weight of the pose's KL to the SFT policy"})
     clip_low: float = field(default=0.2, metadata={"help": "ratios below 1 - this are clipped"})
@@ -144,18 +144,18 @@ def quick(policy: PosePolicy, split: Split, judge: Retriever, body, seed: int) -
 def main() -> None:
     world, sft_config, config = transformers.HfArgumentParser(
         (WorldConfig, SFTConfig, RFTConfig), description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
-    quiet()
     started, out, device = time.time(), Path(world.out), pick_device(world.device)
-    if (out / "metrics.json").exists():
+    finished = (out / "metrics.json").exists()
+    splits = {} if finished else load_world(world)
+    policy = load_or_train_sft(world, sft_config, splits)
+    check_folder(out, "rft_config.json", asdict(config))
+    if finished:
         metrics = json.loads((out / "metrics.json").read_text())
         print(evaluate.table({"SFT": metrics["sft"], "RFT": metrics["rft"]}))
         print(f"This run was finished before: {out}/metrics.json. To run anew, name another folder with --out.")
         return
-    splits = load_world(world)
-    policy = load_or_train_sft(world, sft_config, splits)
     retrievers = load_or_train_retrievers(policy, world, config.retriever_steps)
     body = load_body().to(device)
-    prepare_folder(out, "rft_config.json", asdict(config))
     sft = copy.deepcopy(policy)
     before = evaluate.evaluate(sft, splits["test"], retrievers["judge"], body, world.eval_poses, world.seed)
     if (out / "rft").exists():
@@ -183,4 +183,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

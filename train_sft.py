@@ -28,12 +28,12 @@ from body import forward_kinematics, rot6d_to_matrix
 from captions import STATEMENTS
 from data import Example, Split, corpus, draw_batch, load_splits
 from hygrpo import gaussian_log_prob_terms
-from model import PosePolicy, pick_device, quiet
+from model import PosePolicy, pick_device, run
 from tiny import build_tiny
 
 BETA_NLL = 1.0
-POSE_WEIGHT = 40.0
-MIX = {"text2pose": 0.25, "image2pose": 0.25, "image2text": 0.1, "vqa": 0.4}
+POSE_WEIGHT = 20.0
+MIX = {"text2pose": 0.25, "image2pose": 0.25, "image2text": 0.05, "vqa": 0.45}
 
 
 @dataclass
@@ -50,9 +50,9 @@ class WorldConfig:
 class SFTConfig:
     covariance: str = field(default="diag", metadata={"help": "of the Gaussian pose head: diag, lowrank or full"})
     encoder_steps: int = field(default=1000, metadata={"help": "steps of both image encoders, 64 pictures each"})
-    sft_steps: int = field(default=900, metadata={"help": "steps of supervised fine-tuning"})
+    sft_steps: int = field(default=950, metadata={"help": "steps of supervised fine-tuning"})
     sft_batch: int = field(default=48, metadata={"help": "examples a step"})
-    sft_lr: float = field(default=3e-3, metadata={"help": "peak learning rate"})
+    sft_lr: float = field(default=2.5e-3, metadata={"help": "peak learning rate"})
 
 
 def warm_up_and_decay(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
@@ -158,7 +158,7 @@ def train_sft(policy: PosePolicy, split: Split, config: SFTConfig, seed: int, lo
 
 # ---------------------------------------------------------------- the stage as a whole
 
-def prepare_folder(folder: Path, name: str, settings: dict) -> None:
+def check_folder(folder: Path, name: str, settings: dict) -> None:
     """Make `folder` and note the settings in `name`, or check that a run found there was made with the same ones."""
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / name
@@ -172,15 +172,13 @@ def prepare_folder(folder: Path, name: str, settings: dict) -> None:
                              f"with --out, or delete this one")
 
 
-def load_or_train_sft(world: WorldConfig, config: SFTConfig, splits: dict[str, Split] | None = None) -> PosePolicy:
+def load_or_train_sft(world: WorldConfig, config: SFTConfig, splits: dict[str, Split]) -> PosePolicy:
     """The SFT policy in `world.out`/sft, trained first where it is missing."""
     folder, device = Path(world.out) / "sft", pick_device(world.device)
     settings = asdict(world) | asdict(config)
-    settings = {name: value for name, value in settings.items() if name not in ("out", "device")}
-    prepare_folder(Path(world.out), "sft_config.json", settings)
+    check_folder(Path(world.out), "sft_config.json", {k: v for k, v in settings.items() if k not in ("out", "device")})
     if folder.exists():
         return PosePolicy.from_pretrained(folder).to(device)
-    splits = splits or load_world(world)
     torch.manual_seed(world.seed)
     texts = corpus(splits["train"], 1000, np.random.default_rng([world.seed, 11]))
     policy = PosePolicy(*build_tiny(texts), config.covariance).to(device)
@@ -199,11 +197,10 @@ def load_world(world: WorldConfig) -> dict[str, Split]:
 def main() -> None:
     parser = transformers.HfArgumentParser((WorldConfig, SFTConfig), description=__doc__.splitlines()[0])
     world, config = parser.parse_args_into_dataclasses()
-    quiet()
     started = time.time()
-    load_or_train_sft(world, config)
+    load_or_train_sft(world, config, load_world(world))
     print(f"SFT policy in {world.out}/sft, {time.time() - started:.0f} s; next: python train_rft.py --out {world.out}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
