@@ -109,7 +109,7 @@ def test_the_camera_turns_the_root_only(split):
     lean = torch.rad2deg(torch.acos(turn[:, 1, 1].clamp(-1, 1)))  # of the vertical
     assert lean.max() < 15.1
     heading = torch.rad2deg(torch.atan2(turn[:, 0, 2], turn[:, 0, 0]))
-    assert heading.min() < -120 and heading.max() > 120
+    assert heading.abs().median() < 60 and heading.min() < -60 and heading.max() > 60  # mostly facing the camera
     assert np.array_equal(split.holds, captions.pose_holds(split.rotmats).numpy())
     assert np.array_equal(split.image_holds, captions.pose_holds(split.image_rotmats).numpy())
 
@@ -167,7 +167,7 @@ def test_every_description_is_true_and_read_back(split):
 def test_tasks_and_where_the_pose_token_stands(split):
     rng = np.random.default_rng(0)
     batches = [data.draw_batch(split, dict.fromkeys(data.TASKS, 1), 20, rng) for _ in range(60)]
-    assert all(len({example.task == "image2text" for example in batch}) == 1 for batch in batches)
+    assert all(len({example.task for example in batch}) == 1 for batch in batches)
     batch = sum(batches, [])
     shares = [sum(example.task == task for example in batch) / len(batch) for task in data.TASKS]
     assert min(shares) > 0.1 and max(shares) < 0.45  # a quarter each
