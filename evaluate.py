@@ -23,7 +23,7 @@ from body import (PALETTE, axis_angle_to_matrix, body_vertices, forward_kinemati
                   remove_heading, render, rot6d_to_matrix)
 from data import Example, Split, load_splits, make_example
 from model import PosePolicy, pick_device, run
-from rewards import Retriever, format_reward, words_of
+from rewards import Retriever, format_reward
 
 CHUNK = 100  # prompts run at a time
 SAMPLES = 8  # poses drawn for each prompt
@@ -158,7 +158,7 @@ def evaluate(policy: PosePolicy, split: Split, judge: Retriever, body, count: in
         "statements_held": float(np.mean([captions.check(m, e.rotmats) if m else 0.0 for m, e in made])),
         "statements_made": float(np.mean([len(m) for m, _ in made]))}
 
-    examples = eval_examples(split, "vqa", 2 * count, seed)
+    examples = eval_examples(split, "vqa", count, seed)
     answers = respond(policy, examples, 1, seed, greedy=True)["answers"]
     forms += [format_reward("vqa", a) for a in answers]
     result["vqa_accuracy"] = float(np.mean([a == e.answer for a, e in zip(answers, examples)]))
@@ -264,7 +264,8 @@ def curves(path: Path, rows: list[dict]) -> None:
         axis.set_xlabel("HyGRPO step", fontsize=11)
         axis.tick_params(labelsize=11)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=11, frameon=False)
+        if axis.lines:
+            axis.legend(fontsize=11, frameon=False)
     figure.savefig(path, dpi=80)
     plt.close(figure)
 

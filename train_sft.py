@@ -24,7 +24,7 @@ import transformers
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from body import forward_kinematics, rot6d_to_matrix
+from body import forward_kinematics, matrix_to_rot6d
 from captions import STATEMENTS
 from data import Example, Split, corpus, draw_batch, load_splits
 from hygrpo import gaussian_log_prob_terms
@@ -125,8 +125,7 @@ def sft_loss(policy: PosePolicy, examples: Sequence[Example]) -> tuple[Tensor, d
     scores = policy.log_prob(prompt, tokens, mask)
     text = -(scores.log_prob * mask).sum() / mask.sum()
     has_pose = (tokens == policy.pose_id).any(-1)[:, 0]  # (B,)
-    true = torch.stack([e.rotmats for e in examples]).to(policy.device)
-    true = torch.cat([true[..., 0], true[..., 1]], -1).flatten(1)  # (B, 144) 6D
+    true = matrix_to_rot6d(torch.stack([e.rotmats for e in examples])).flatten(1).to(policy.device)  # (B, 144)
     terms = gaussian_log_prob_terms(scores.pose, true[:, None])[:, 0]  # (B, 144)
     weight = scores.pose.stddev.detach()[:, 0] ** (2 * BETA_NLL)
     pose = -(weight * terms).mean(-1).masked_fill(~has_pose, 0.0).sum() / has_pose.sum().clamp_min(1)
@@ -134,7 +133,7 @@ def sft_loss(policy: PosePolicy, examples: Sequence[Example]) -> tuple[Tensor, d
     return text + POSE_WEIGHT * pose, {"text": text.item(), "pose": pose.item(), "sigma": sigma}
 
 
-def train_sft(policy: PosePolicy, split: Split, config: SFTConfig, seed: int, log=None) -> None:
+def train_sft(policy: PosePolicy, split: Split, config: SFTConfig, seed: int) -> None:
     """Teach the policy in place on fresh words for the poses of `split`."""
     rng = np.random.default_rng([seed, 10])
     parameters = [p for p in policy.parameters() if p.requires_grad]
@@ -151,8 +150,6 @@ def train_sft(policy: PosePolicy, split: Split, config: SFTConfig, seed: int, lo
         schedule.step()
         if step % 10 == 0:
             bar.set_postfix({name: f"{value:.3f}" for name, value in metrics.items()})
-            if log:
-                log({"stage": "sft", "step": step, **metrics})
     policy.eval()
 
 
