@@ -7,7 +7,7 @@ the two image encoders of `tiny`, which has no pre-trained ones, are made: the p
 the VLM's vision tower and projector by naming the statements of a picture (what CLIP and LLaVA's alignment stage are to
 the paper). From then on both are frozen.
 
-    python train_sft.py [--steps 1200] [--poses DIR] [--out runs]
+    python train_sft.py [--sft_steps 950] [--poses DIR] [--out runs]
 Read next: train_rft.py.
 """
 
