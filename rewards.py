@@ -15,7 +15,7 @@ Read next: hygrpo.py, which turns rewards into advantages.
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import captions
 from body import forward_kinematics, matrix_to_rot6d, remove_heading, rot6d_to_matrix
@@ -94,7 +95,7 @@ class Retriever(nn.Module):
 
 
 def train_retriever(rotmats: Tensor, tokenizer: Tokenizer, steps: int, seed: int, device: torch.device,
-                    progress: Callable = lambda steps: range(steps), batch_size: int = 96) -> Retriever:
+                    name: str = "", batch_size: int = 96) -> Retriever:
     """A retrieval model of poses (N, 24, 3, 3) and sentences written for them anew at each step: symmetric InfoNCE.
 
     One text in five is the answer to a question about the pose, so that short answers have a place on the sphere too.
@@ -107,7 +108,7 @@ def train_retriever(rotmats: Tensor, tokenizer: Tokenizer, steps: int, seed: int
     holds = captions.pose_holds(rotmats).cpu().numpy()
     optimizer = torch.optim.AdamW(retriever.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    bar = progress(steps)
+    bar = tqdm(range(steps), desc=f"retrieval model: {name}", dynamic_ncols=True)
     for _ in bar:
         rows = rng.choice(len(holds), batch_size, replace=len(holds) < batch_size)
         texts = [captions.questions(holds[i], rng)[1] if rng.random() < 0.2 else captions.describe(holds[i], rng)[0]
@@ -121,8 +122,7 @@ def train_retriever(rotmats: Tensor, tokenizer: Tokenizer, steps: int, seed: int
         loss.backward()
         optimizer.step()
         schedule.step()
-        if hasattr(bar, "set_postfix"):
-            bar.set_postfix(loss=f"{loss.item():.3f}")
+        bar.set_postfix(loss=f"{loss.item():.3f}")
     return retriever.eval().requires_grad_(False)
 
 
@@ -172,7 +172,6 @@ def score(examples: Sequence, rollout, retriever: Retriever) -> tuple[dict[str, 
     for i in rows("image2text").tolist():
         made = [captions.parse(a) for a in rollout.answers[i]]
         text["description"][i] = torch.tensor([captions.check(m, examples[i].rotmats) if m else 0.0 for m in made])
-
     for i in rows("vqa").tolist():
         text["correct"][i] = torch.tensor([float(a == examples[i].answer) for a in rollout.answers[i]])
 

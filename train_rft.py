@@ -4,7 +4,8 @@ What is missing is made first (pictures, encoders, SFT policy, two retrieval mod
 the algorithm in seven lines; then the policy before and after is compared on poses it never saw.
 
     python train_rft.py [--poses DIR] [--out runs] [--seed 0]
-Departure from the paper: all four tasks stay in the batch throughout, each with the rewards that fit it.
+Departures from the paper: all four tasks take turns, a batch each, with the rewards that fit them; questions are also
+rewarded for the exact answer; the pose head takes larger steps than the language model.
 Read next: evaluate.py, which judges what came out.
 """
 
@@ -124,8 +125,7 @@ def load_or_train_retrievers(policy: PosePolicy, world: WorldConfig, steps: int)
             continue
         poses = poses or retrieval_poses(world.poses, world.train_poses, world.seed)
         retrievers[name] = train_retriever(
-            poses[i], policy.tokenizer.backend_tokenizer, steps, world.seed + 100 + i, policy.device,
-            lambda steps: tqdm(range(steps), desc=f"retrieval model: {name}", dynamic_ncols=True))
+            poses[i], policy.tokenizer.backend_tokenizer, steps, world.seed + 100 + i, policy.device, name)
         retrievers[name].save_pretrained(out / name)
     return retrievers
 
