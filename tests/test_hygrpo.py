@@ -34,6 +34,13 @@ def test_text_loss_golden_numbers(aggregation, length, value):
     assert metrics["text_clip_fraction"].item() == pytest.approx(.2)  # where the clip is active, not |r - 1| > eps
 
 
+def test_the_clip_is_active_only_where_it_takes_the_gradient_away():
+    ratio, advantage = torch.tensor([1.5, .5, 1.5, .5]), torch.tensor([1.0, 1, -1, -1])
+    surrogate, active = hygrpo.clipped(ratio.log(), advantage, .2, .28)
+    assert active.tolist() == [True, False, False, True]
+    torch.testing.assert_close(surrogate, torch.tensor([1.28, .5, -1.5, -.8]))
+
+
 @pytest.mark.parametrize("aggregation", ["grpo", "bnpo"])
 def test_text_loss_ignores_padding(aggregation):
     assert golden(aggregation, 3)[0].item() == pytest.approx(golden(aggregation, 9)[0].item(), abs=1e-12)
