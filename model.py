@@ -3,7 +3,7 @@
     pi(a, p | q) = prod_t pi(a_t | q, a_<t) x N(p; mu(h), Sigma(h)),   h = hidden state at <POSE>     (Pose-RFT eq. 1-2)
 An image enters twice: through the VLM's own vision tower and through a *pose-aware encoder*, pre-trained on pose
 regression, whose projected features follow the image's tokens. Both are frozen, so each image is encoded once and kept.
-A prompt is run once for all the answers of its group: its key/value cache is repeated, then only the answers run.
+A prompt is run once for all the answers of its group: they follow it side by side in one row, blind to each other.
 
 Departures from the paper: the VLM's own projector is aligned before SFT and frozen with the tower, so that an image is
 one cached tensor; the language model of `tiny` (tiny.py) is trained whole where the paper uses LoRA.
@@ -224,8 +224,8 @@ class PosePolicy(nn.Module):
         gather = lambda kept: torch.cat(kept) if kept else torch.empty(0, device=self.device)
         return Prompt(ids.to(self.device), mask.long().to(self.device), gather(vlm_features), gather(pose_features))
 
-    def _prefill(self, prompt: Prompt, group_size: int):
-        """Run the prompt once. Returns its cache repeated for the group, hidden state (B*G, H), mask (B*G, P)."""
+    def _prefill(self, prompt: Prompt):
+        """Run the prompts once. Returns their key/value cache and the hidden state (B, H) at their end."""
         embeds = self.vlm.get_input_embeddings()(prompt.ids)  # (B, P, H)
         if len(prompt.vlm_features):
             projected = self.pose_projector(prompt.pose_features).to(embeds)
@@ -233,18 +233,19 @@ class PosePolicy(nn.Module):
             embeds = embeds.masked_scatter((prompt.ids == self.pose_feature_id)[..., None], projected)
         output = self.vlm.get_decoder()(inputs_embeds=embeds, attention_mask=prompt.mask, use_cache=True,
                                         position_ids=(prompt.mask.cumsum(-1) - 1).clamp_min(0))
-        cache = output.past_key_values
-        cache.batch_repeat_interleave(group_size)
-        last = output.last_hidden_state[:, -1].repeat_interleave(group_size, 0)
-        return cache, last, prompt.mask.repeat_interleave(group_size, 0)
+        return output.past_key_values, output.last_hidden_state[:, -1]
 
-    def _continue(self, tokens: Tensor, cache, mask: Tensor) -> Tensor:
-        """Hidden states (R, T, H) of tokens (R, T) that follow what the cache holds. mask (R, P + T) covers both."""
-        T = tokens.shape[1]
-        position_ids = (mask.cumsum(-1) - 1).clamp_min(0)[:, -T:]
-        output = self.vlm.get_decoder()(inputs_embeds=self.vlm.get_input_embeddings()(tokens), attention_mask=mask,
-                                        position_ids=position_ids, past_key_values=cache, use_cache=True)
-        return output.last_hidden_state
+    def _continue(self, tokens: Tensor, place: Tensor | int, own: Tensor, prompt: Prompt, cache) -> Tensor:
+        """Hidden states (B, N, H) of answer tokens (B, N). A group's answers share a row behind the prompt, whose cache
+        is never copied: a token sees the prompt and, by own (N, C) bool, those of the row's C answer tokens that are of
+        its own answer and not after it. place (N,): where in its answer a token stands."""
+        embeds = self.vlm.get_input_embeddings()(tokens)
+        rows = *tokens.shape, -1
+        seen = torch.cat([prompt.mask.bool()[:, None].expand(rows), own.expand(rows)], -1)  # (B, N, P + C)
+        bias = torch.zeros_like(seen, dtype=embeds.dtype).masked_fill(~seen, torch.finfo(embeds.dtype).min)
+        position_ids = (prompt.mask.sum(-1, keepdim=True) + place).expand_as(tokens)
+        return self.vlm.get_decoder()(inputs_embeds=embeds, attention_mask=bias[:, None], position_ids=position_ids,
+                                      past_key_values=cache, use_cache=True).last_hidden_state
 
     # ------------------------------------------------ sampling and scoring
 
@@ -254,53 +255,54 @@ class PosePolicy(nn.Module):
         """G answers a prompt and K poses an answer. temperature scales the words' logits; 0 is greedy, and then the
         first pose of each answer is the Gaussian's mean."""
         B, G = prompt.mask.shape[0], group_size
-        cache, hidden, mask = self._prefill(prompt, G)
+        cache, last = self._prefill(prompt)
+        hidden = last[:, None].expand(-1, G, -1)  # (B, G, H)
         eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        finished = torch.zeros(B * G, dtype=torch.bool, device=self.device)
+        finished = torch.zeros(B, G, dtype=torch.bool, device=self.device)
         pose_hidden, has_pose = torch.zeros_like(hidden), finished.clone()
         tokens, masks = [], []
-        for _ in range(max_tokens):
-            logits = self.vlm.get_output_embeddings()(hidden).float()  # (B*G, W)
+        for t in range(max_tokens):
+            logits = self.vlm.get_output_embeddings()(hidden).float()  # (B, G, W)
             if temperature == 0:
                 token = logits.argmax(-1)
             else:
-                token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator).squeeze(-1)
+                odds = (logits / temperature).softmax(-1).flatten(0, 1)
+                token = torch.multinomial(odds, 1, generator=generator).view(B, G)
             token = token.masked_fill(finished, pad)
             tokens.append(token)
             masks.append(~finished)
             finished = finished | (token == eos)
             if finished.all():
                 break
-            mask = torch.cat([mask, masks[-1][:, None].long()], -1)
-            hidden = self._continue(token[:, None], cache, mask)[:, 0]
+            own = torch.eye(G, dtype=torch.bool, device=self.device).repeat(1, t + 1)  # (G, G * (t + 1))
+            hidden = self._continue(token, t, own, prompt, cache)
             first_pose = (token == self.pose_id) & ~has_pose
-            pose_hidden = torch.where(first_pose[:, None], hidden, pose_hidden)
+            pose_hidden = torch.where(first_pose[..., None], hidden, pose_hidden)
             has_pose = has_pose | first_pose
-        pose = self.pose_head(pose_hidden.unflatten(0, (B, G)))
+        pose = self.pose_head(pose_hidden)
         samples = draw_poses(pose, poses_per_answer, generator)  # (B, G, K, 144)
         if temperature == 0:
             samples[..., 0, :] = pose.mean
-        tokens, masks = torch.stack(tokens, -1), torch.stack(masks, -1)  # (B*G, T)
-        answers = [self.tokenizer.decode(t[m & (t != eos)]) for t, m in zip(tokens, masks)]
-        return Rollout(tokens.unflatten(0, (B, G)), masks.unflatten(0, (B, G)), has_pose.unflatten(0, (B, G)), samples,
-                       [answers[i * G:(i + 1) * G] for i in range(B)])
+        tokens, masks = torch.stack(tokens, -1), torch.stack(masks, -1)  # (B, G, T)
+        answers = [[self.tokenizer.decode(t[m & (t != eos)]) for t, m in zip(*group)] for group in zip(tokens, masks)]
+        return Rollout(tokens, masks, has_pose, samples, answers)
 
     def log_prob(self, prompt: Prompt, tokens: Tensor, token_mask: Tensor, temperature: float = 1.0) -> Scores:
         """Score answers (B, G, T), with gradient: log-probabilities of their tokens and the Gaussian at their <POSE>.
 
         temperature must be the one sampled with, or the ratio would not be 1 on the first inner step.
         """
-        B, G, T = tokens.shape
-        cache, last, mask = self._prefill(prompt, G)
-        tokens, token_mask = tokens.flatten(0, 1), token_mask.flatten(0, 1)  # (B*G, T)
-        hidden = self._continue(tokens, cache, torch.cat([mask, token_mask.long()], -1))  # (B*G, T, H)
-        before = torch.cat([last[:, None], hidden[:, :-1]], 1)  # the state that foretells token t
-        logits = self.vlm.get_output_embeddings()(before).float() / temperature
-        log_softmax = logits.log_softmax(-1)  # (B*G, T, W)
+        G, T = tokens.shape[1:]
+        cache, last = self._prefill(prompt)
+        place = torch.arange(T, device=self.device).repeat(G)  # (G*T,)
+        own = torch.block_diag(*[torch.ones(T, T, dtype=torch.bool, device=self.device).tril()] * G)  # (G*T, G*T)
+        hidden = self._continue(tokens.flatten(1), place, own, prompt, cache).unflatten(1, (G, T))  # (B, G, T, H)
+        before = torch.cat([last[:, None, None].expand(-1, G, 1, -1), hidden[:, :, :-1]], 2)  # foretells token t
+        log_softmax = (self.vlm.get_output_embeddings()(before).float() / temperature).log_softmax(-1)  # (B, G, T, W)
         log_prob = log_softmax.gather(-1, tokens[..., None]).squeeze(-1)
         at_pose = ((tokens == self.pose_id) & token_mask).float().argmax(-1)  # the first one; 0 where there is none
-        pose = self.pose_head(hidden[torch.arange(B * G, device=self.device), at_pose].unflatten(0, (B, G)))
-        return Scores(log_prob.unflatten(0, (B, G)), log_softmax.unflatten(0, (B, G)), pose)
+        pose = self.pose_head(hidden.take_along_dim(at_pose[..., None, None], 2).squeeze(2))
+        return Scores(log_prob, log_softmax, pose)
 
     def tokenize_answers(self, examples: Sequence) -> tuple[Tensor, Tensor]:
         """The true answers with their end token: ids and bool mask, (B, 1, T)."""
