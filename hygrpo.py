@@ -21,6 +21,8 @@ Shapes: B prompts, G answers, K poses, T answer tokens, W words in the vocabular
 Read next: train_rft.py, where these functions stand in the loop.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
@@ -36,7 +38,7 @@ def group_advantage(reward: Tensor, valid: Tensor, normalize: str = "std", basel
     reward: (B, n), one group a row. valid: (B, n) bool. baseline: `leave_one_out` compares with the mean of the *other*
     valid members (unbiased; Kool et al. 2019), `mean` with the mean of all (GRPO; scales the gradient by (n-1)/n).
     normalize: `std` divides by the group's standard deviation (GRPO), which over-weights groups that hardly differ;
-    `batch` by the root mean square of all advantages of the batch, so that rewards of different units can be added;
+    `batch` by the root mean square over all groups with spread, so that rewards of different units can be added;
     `none` leaves the reward's unit (Dr. GRPO, Liu et al. 2025).
     """
     if baseline not in ("leave_one_out", "mean"):
@@ -46,15 +48,16 @@ def group_advantage(reward: Tensor, valid: Tensor, normalize: str = "std", basel
     count = valid.sum(-1, keepdim=True)  # (B, 1)
     reward = reward.float().masked_fill(~valid, 0.0)
     mean = reward.sum(-1, keepdim=True) / count.clamp_min(1)
-    centred = (reward - mean).masked_fill(~valid | (count < 2), 0.0)  # (B, n)
+    centred = (reward - mean).masked_fill(~valid, 0.0)  # (B, n)
     std = (centred.square().sum(-1, keepdim=True) / (count - 1).clamp_min(1)).sqrt()
     # Below the rounding error of its rewards a group has no spread: it says nothing, and must not be blown up.
-    centred = centred.masked_fill(std <= 1e-6 * (1 + mean.abs()), 0.0)
-    advantage = centred * count / (count - 1).clamp_min(1) if baseline == "leave_one_out" else centred
+    told = valid & (std > 1e-6 * (1 + mean.abs()))
+    advantage = centred.masked_fill(~told, 0.0)
+    if baseline == "leave_one_out":  # r_i - mean of the others = (r_i - mean of all) n / (n - 1)
+        advantage = advantage * count / (count - 1).clamp_min(1)
     if normalize == "std":
         return advantage / (std + 1e-4)
     if normalize == "batch":
-        told = advantage != 0
         return advantage / (advantage.square().sum() / told.sum().clamp_min(1)).sqrt().clamp_min(1e-8)
     return advantage
 
@@ -94,7 +97,7 @@ def gaussian_log_prob_terms(pose: Distribution, sample: Tensor) -> Tensor:
     L = pose.scale_tril  # (..., D, D)
     L = L.expand(*sample.shape[:-1], *L.shape[-2:])
     z = torch.linalg.solve_triangular(L, (sample - pose.mean)[..., None], upper=False).squeeze(-1)
-    return -0.5 * z.square() - L.diagonal(dim1=-2, dim2=-1).log() - 0.5 * torch.log(torch.tensor(2 * torch.pi))
+    return -0.5 * z.square() - L.diagonal(dim1=-2, dim2=-1).log() - 0.5 * math.log(2 * math.pi)
 
 
 def pose_log_ratio(new_terms: Tensor, old_terms: Tensor, pose_ratio: str = "per_joint") -> Tensor:
@@ -131,6 +134,17 @@ def clipped(log_ratio: Tensor, advantage: Tensor, clip_low: float, clip_high: fl
     return torch.minimum(free, held), held < free
 
 
+@torch.no_grad()
+def ratio_metrics(kind: str, log_ratio: Tensor, advantage: Tensor, active: Tensor, seen: Tensor) -> dict[str, Tensor]:
+    """Mean and spread of the ratios, and the shares of them held by the clip from below (A < 0) and from above (A > 0).
+
+    log_ratio, active: one shape. advantage broadcasts to it. seen: bool, over its leading dimensions: what counts.
+    """
+    ratio, rises, active = log_ratio.exp()[seen], (advantage > 0).expand_as(active)[seen], active[seen]
+    return {f"{kind}_ratio": ratio.mean(), f"{kind}_ratio_std": (ratio - ratio.mean()).square().mean().sqrt(),
+            f"{kind}_clip_low": (active & ~rises).float().mean(), f"{kind}_clip_high": (active & rises).float().mean()}
+
+
 def aggregate(per_token: Tensor, mask: Tensor, aggregation: str = "grpo") -> Tensor:
     """One number from the tokens (..., T) of many answers. mask: (..., T), by length.
 
@@ -155,9 +169,8 @@ def text_loss(log_prob: Tensor, old_log_prob: Tensor, kl: Tensor, F: Tensor, mas
     log_ratio = (log_prob - old_log_prob).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).masked_fill(~mask, 0.0)
     kl = kl.masked_fill(~mask, 0.0)
     surrogate, active = clipped(log_ratio, F[..., None], clip_low, clip_high)
-    return aggregate(beta * kl - surrogate, mask, aggregation), {
-        "text_ratio": log_ratio.exp()[mask].mean(), "text_clip_fraction": active[mask].float().mean(),
-        "text_kl": kl[mask].mean()}
+    metrics = ratio_metrics("text", log_ratio, F[..., None], active, mask)
+    return aggregate(beta * kl - surrogate, mask, aggregation), metrics | {"text_kl": kl[mask].mean()}
 
 
 def pose_loss(pose: Distribution, old_terms: Tensor, ref_pose: Distribution, sample: Tensor, Delta: Tensor,
@@ -171,15 +184,16 @@ def pose_loss(pose: Distribution, old_terms: Tensor, ref_pose: Distribution, sam
     D = sample.shape[-1]
     terms = gaussian_log_prob_terms(pose, sample.movedim(-2, 0))  # (K, ..., D): the distribution broadcasts over K
     log_ratio = pose_log_ratio(terms, old_terms.movedim(-2, 0), pose_ratio)  # (K, ..., 1 or 24)
-    surrogate, active = clipped(log_ratio, Delta.movedim(-1, 0)[..., None], clip_low, clip_high)
+    advantage = Delta.movedim(-1, 0)[..., None]  # (K, ..., 1)
+    surrogate, active = clipped(log_ratio, advantage, clip_low, clip_high)
     # A ratio of the whole density, or of each joint's, moves all D numbers; the mean over numbers each by only 1/D.
     surrogate = surrogate.sum(-1).mean(0) * (D if pose_ratio == "mean" else 1)  # (...,)
     kl = kl_divergence(pose, ref_pose)  # (...,) nats
     V = has_pose.sum().clamp_min(1)
     loss = ((beta * kl - surrogate) / D).masked_fill(~has_pose, 0.0).sum() / V
     seen = has_pose.expand(log_ratio.shape[:-1])  # (K, ...)
-    return loss, {"pose_ratio": log_ratio.exp()[seen].mean(), "pose_clip_fraction": active[seen].float().mean(),
-                  "pose_kl": kl.masked_fill(~has_pose, 0.0).sum() / V}
+    return loss, ratio_metrics("pose", log_ratio, advantage, active, seen) | {
+        "pose_kl": kl[has_pose].mean(), "pose_entropy": pose.entropy()[has_pose].mean() / D}
 
 
 def detached(new, sample: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,7 +206,8 @@ def detached(new, sample: Tensor) -> tuple[Tensor, Tensor]:
 def loss(new, old_log_prob: Tensor, old_terms: Tensor, reference, rollout, F: Tensor, Delta: Tensor, *, clip_low: float,
          clip_high: float, beta_text: float, beta_pose: float, pose_ratio: str = "per_joint",
          aggregation: str = "grpo") -> tuple[Tensor, dict[str, Tensor]]:
-    """Eq. 6, negated: the discrete half plus the continuous half. Returns the scalar and diagnostics of both.
+    """Eq. 6, negated: the discrete half plus the continuous half. Returns the scalar and diagnostics of both halves,
+    `valid`, the share of answers that hold a pose, and `flat_groups`, that of prompts with nothing to compare.
 
     new, reference: scores with `log_prob` (B, G, T), `log_softmax` (B, G, T, W) and `pose`, a Gaussian of batch shape
     (B, G). old_log_prob (B, G, T), old_terms (B, G, K, D): under the policy that sampled. rollout: `token_mask`
@@ -204,5 +219,9 @@ def loss(new, old_log_prob: Tensor, old_terms: Tensor, reference, rollout, F: Te
     pose, pose_metrics = pose_loss(
         new.pose, old_terms, reference.pose, rollout.pose, Delta, rollout.has_pose,
         clip_low=clip_low, clip_high=clip_high, beta=beta_pose, pose_ratio=pose_ratio)
-    metrics = {"loss_text": text, "loss_pose": pose} | text_metrics | pose_metrics
+    entropy = -(new.log_softmax.detach().exp() * new.log_softmax.detach()).sum(-1)  # (B, G, T) nats
+    metrics = {"loss_text": text, "loss_pose": pose} | text_metrics | pose_metrics | {
+        "text_entropy": entropy[rollout.token_mask].mean(), "valid": rollout.has_pose.float().mean(),
+        "text_flat_groups": (F == 0).all(-1).float().mean(),
+        "pose_flat_groups": (Delta == 0).flatten(1).all(-1).float().mean()}
     return text + pose, {name: value.detach() for name, value in metrics.items()}

@@ -13,9 +13,10 @@ import copy
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,8 +28,8 @@ import evaluate
 import hygrpo
 import rewards
 from body import load_body
-from data import Split, draw_batch, retrieval_poses
-from model import PosePolicy, Rollout, Scores, pick_device, run
+from data import Example, Split, draw_batch, retrieval_poses
+from model import PoseHead, PosePolicy, Rollout, Scores, pick_device, run
 from rewards import Retriever, train_retriever
 from train_sft import SFTConfig, WorldConfig, check_folder, load_or_train_sft, load_world, warm_up_and_decay
 
@@ -50,17 +51,25 @@ class RFTConfig:
     beta_pose: float = field(default=0.06, metadata={"help": "weight of the pose's KL to the SFT policy"})
     clip_low: float = field(default=0.2, metadata={"help": "ratios below 1 - this are clipped"})
     clip_high: float = field(default=0.28, metadata={"help": "ratios above 1 + this are clipped"})
-    pose_ratio: str = field(default="per_joint", metadata={"help": "joint (the paper), per_joint or mean"})
+    pose_ratio: Literal["joint", "per_joint", "mean"] = field(
+        default="per_joint", metadata={"help": "of which numbers of a pose a ratio is taken; the paper: joint"})
+    normalize: Literal["std", "batch", "none"] = field(
+        default="std", metadata={"help": "what advantages are divided by: spread of the group, of the batch, nothing"})
+    sigma: Literal["learned", "frozen"] = field(
+        default="learned", metadata={"help": "frozen: reward and KL teach the pose's mean alone"})
+    sigma_floor: float = field(default=0.02, metadata={"help": "what the head adds to each standard deviation"})
     retriever_steps: int = field(default=400, metadata={"help": "steps of each of the two retrieval models"})
     eval_every: int = field(default=100, metadata={"help": "steps between evaluations on validation poses"})
 
 
 def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RFTConfig, seed: int,
-              log: Callable[[dict], None], evaluate_now: Callable[[PosePolicy], dict]) -> None:
+              log: Callable[[dict], None], evaluate_now: Callable[[PosePolicy], dict],
+              show: Callable[[dict], None] = lambda sample: None) -> None:
     """HyGRPO in place. log gets a dict of numbers a step; evaluate_now(policy) is called at step 0, at intervals and at
-    the end, and its numbers join those of the step."""
+    the end, and its numbers join those of the step; show then gets what was last sampled in each task."""
     rng = np.random.default_rng([seed, 20])
     generator = torch.Generator(policy.device).manual_seed(seed + 20)
+    set_sigma(policy.pose_head, config)
     reference = copy.deepcopy(policy).requires_grad_(False).eval()
     reference.frozen_features.clear()  # it is given encoded prompts
     parameters = [p for p in policy.parameters() if p.requires_grad]
@@ -72,13 +81,14 @@ def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RF
     schedule = warm_up_and_decay(optimizer, config.rft_steps * config.inner_epochs)
     log({"step": 0, **evaluate_now(policy)})
     bar = tqdm(range(1, config.rft_steps + 1), desc="HyGRPO", dynamic_ncols=True)
-    latest = {}
+    latest, recent = {}, {}
     for step in bar:
         examples = draw_batch(split, MIX, config.prompts, rng)
         prompt = policy.encode(examples)
         rollout = policy.sample(prompt, config.group_size, config.poses_per_answer, generator=generator)
         text_rewards, pose_rewards = rewards.score(examples, rollout, retriever)
-        F, Delta = hygrpo.advantages(text_rewards, pose_rewards, rollout.has_pose, rewards.WEIGHTS)
+        F, Delta = hygrpo.advantages(text_rewards, pose_rewards, rollout.has_pose, rewards.WEIGHTS,
+                                     normalize=config.normalize)
         with torch.no_grad():
             ref = reference.log_prob(prompt, rollout.tokens, rollout.token_mask)
         for epoch in range(config.inner_epochs):
@@ -96,15 +106,41 @@ def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RF
         row = {"step": step, "task": examples[0].task} | numbers(text_rewards | pose_rewards | metrics, new, rollout)
         latest |= {name: f"{row[name]:.3f}" for name in SHOWN if name in row}
         bar.set_postfix(latest)
+        recent[examples[0].task] = samples(step, examples, rollout, text_rewards | pose_rewards)
         if step % config.eval_every == 0 or step == config.rft_steps:
             row |= evaluate_now(policy)
+            for sample in sum(recent.values(), []):
+                show(sample)
+            recent.clear()
         log(row)
     policy.eval()
 
 
+def set_sigma(head: PoseHead, config: RFTConfig) -> None:
+    """Set the floor; frozen, sigma is read off the hidden state as SFT taught, and no gradient goes that way."""
+    head.sigma_floor = config.sigma_floor
+    for layer in (head.sigma, head.correlation):
+        if config.sigma == "frozen" and layer is not None:
+            layer.requires_grad_(False).register_forward_pre_hook(lambda layer, inputs: inputs[0].detach())
+
+
+def samples(step: int, examples: Sequence[Example], rollout: Rollout, scored: dict[str, Tensor]) -> list[dict]:
+    """The first two examples, each with its G sampled answers and their rewards (of poses the mean over K)."""
+    rows = []
+    for i, example in enumerate(examples[:2]):
+        answers = []
+        for g, answer in enumerate(rollout.answers[i]):
+            told = {name: r[i, g].mean().item() for name, r in scored.items() if r.dim() == 2 or rollout.has_pose[i, g]}
+            answers.append({"answer": answer} | {name: round(r, 4) for name, r in told.items() if r == r})
+        rows.append({"step": step, "task": example.task, "prompt": example.prompt, "truth": example.answer,
+                     "answers": answers})
+    return rows
+
+
 def numbers(tensors: dict[str, Tensor], new: Scores, rollout: Rollout) -> dict[str, float]:
     """The mean of each tensor; left out is what the step's task does not have (NaN, or of poses when none is given)."""
-    row = {name: tensor.nanmean().item() for name, tensor in tensors.items()}
+    given = lambda tensor: tensor[rollout.has_pose] if tensor.dim() == 3 else tensor  # rewards of poses are (B, G, K)
+    row = {name: given(tensor).nanmean().item() for name, tensor in tensors.items()}
     if rollout.has_pose.any():
         row["sigma"] = new.pose.stddev[rollout.has_pose].mean().item()
     else:
@@ -162,13 +198,16 @@ def main() -> None:
         policy = PosePolicy.from_pretrained(out / "rft").to(device)
     else:
         rows = []
-        with open(out / "log.jsonl", "w") as file:
+        with open(out / "log.jsonl", "w") as file, open(out / "samples.jsonl", "w") as shown:
             def log(row: dict) -> None:
                 rows.append(row)
                 file.write(json.dumps(row) + "\n")
                 file.flush()
+            def show(sample: dict) -> None:
+                shown.write(json.dumps(sample) + "\n")
+                shown.flush()
             train_rft(policy, splits["train"], retrievers["reward"], config, world.seed, log,
-                      lambda policy: quick(policy, splits["val"], retrievers["judge"], body, world.seed))
+                      lambda policy: quick(policy, splits["val"], retrievers["judge"], body, world.seed), show)
         policy.save_pretrained(out / "rft")
         evaluate.curves(out / "curves.png", rows)
     after = evaluate.evaluate(policy, splits["test"], retrievers["judge"], body, world.eval_poses, world.seed)

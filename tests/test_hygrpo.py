@@ -31,7 +31,9 @@ def golden(aggregation: str, length: int = 3):
 def test_text_loss_golden_numbers(aggregation, length, value):
     loss, metrics = golden(aggregation, length)
     assert loss.item() == pytest.approx(value, abs=1e-6)
-    assert metrics["text_clip_fraction"].item() == pytest.approx(.2)  # where the clip is active, not |r - 1| > eps
+    # Of the ratios 1, .8, 2 (A = 1) and 1, 1.5 (A = -1) only 2 is held: where the clip is active, not |r - 1| > eps.
+    assert metrics["text_clip_low"] == 0 and metrics["text_clip_high"].item() == pytest.approx(.2)
+    assert metrics["text_ratio"].item() == pytest.approx(1.26) and metrics["text_ratio_std"].item() == pytest.approx(.43635, abs=1e-5)
 
 
 def test_the_clip_is_active_only_where_it_takes_the_gradient_away():
