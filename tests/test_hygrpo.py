@@ -5,16 +5,28 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
+from torch.distributions import (Categorical, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal,
+                                 kl_divergence)
 
 import hygrpo
+from model import PoseHead, PosePolicy
+from test_model import CORPUS, EXAMPLES
+from tiny import build_tiny
 
+RATIOS = ("joint", "per_joint", "mean")
+KINDS = ("diag", "lowrank", "full")
 PI = torch.tensor([[.5, .4, .2], [.3, .6, .9]], dtype=torch.float64)
 OLD = torch.tensor([[.5, .5, .1], [.3, .4, .9]], dtype=torch.float64)
 REF = torch.tensor([[.4, .4, .2], [.3, .5, .9]], dtype=torch.float64)
 ADVANTAGE = torch.tensor([1.0, -1.0], dtype=torch.float64)
 MASK = torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()
 
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# ---------------------------------------------------------------- the loss of the words
 
 def padded(x: torch.Tensor, length: int) -> torch.Tensor:
     return torch.cat([x, torch.ones(len(x), length - x.shape[1]).to(x)], 1) if x.dtype != torch.bool else torch.cat(
@@ -27,20 +39,25 @@ def golden(aggregation: str, length: int = 3):
                             clip_high=.28, beta=.04, aggregation=aggregation)
 
 
-@pytest.mark.parametrize("aggregation, length, value", [("grpo", 3, .111978), ("bnpo", 3, -.115690), ("dr_grpo", 4, -.072306)])
+@pytest.mark.parametrize("aggregation, length, value",
+                         [("grpo", 3, .111978), ("bnpo", 3, -.115690), ("dr_grpo", 4, -.072306)])
 def test_text_loss_golden_numbers(aggregation, length, value):
     loss, metrics = golden(aggregation, length)
     assert loss.item() == pytest.approx(value, abs=1e-6)
     # Of the ratios 1, .8, 2 (A = 1) and 1, 1.5 (A = -1) only 2 is held: where the clip is active, not |r - 1| > eps.
     assert metrics["text_clip_low"] == 0 and metrics["text_clip_high"].item() == pytest.approx(.2)
-    assert metrics["text_ratio"].item() == pytest.approx(1.26) and metrics["text_ratio_std"].item() == pytest.approx(.43635, abs=1e-5)
+    assert metrics["text_ratio"].item() == pytest.approx(1.26)
+    assert metrics["text_ratio_std"].item() == pytest.approx(.43635, abs=1e-5)
 
 
 def test_the_clip_is_active_only_where_it_takes_the_gradient_away():
-    ratio, advantage = torch.tensor([1.5, .5, 1.5, .5]), torch.tensor([1.0, 1, -1, -1])
-    surrogate, active = hygrpo.clipped(ratio.log(), advantage, .2, .28)
-    assert active.tolist() == [True, False, False, True]
-    torch.testing.assert_close(surrogate, torch.tensor([1.28, .5, -1.5, -.8]))
+    ratio, advantage = torch.tensor([1.5, .5, 1.5, .5, 5]), torch.tensor([1.0, 1, -1, -1, 0])
+    log_ratio = ratio.log().requires_grad_()
+    surrogate, active = hygrpo.clipped(log_ratio, advantage, .2, .28)
+    assert active.tolist() == [True, False, False, True, False]
+    torch.testing.assert_close(surrogate, torch.tensor([1.28, .5, -1.5, -.8, 0]))
+    surrogate.sum().backward()
+    torch.testing.assert_close(log_ratio.grad, torch.tensor([0, .5, -1.5, 0, 0]))
 
 
 @pytest.mark.parametrize("aggregation", ["grpo", "bnpo"])
@@ -48,18 +65,29 @@ def test_text_loss_ignores_padding(aggregation):
     assert golden(aggregation, 3)[0].item() == pytest.approx(golden(aggregation, 9)[0].item(), abs=1e-12)
 
 
+def test_an_answer_without_a_token_counts_as_nothing():
+    per_token, mask = torch.ones(2, 3), torch.tensor([[True, True, False], [False, False, False]])
+    assert hygrpo.aggregate(per_token, mask, "grpo") == .5
+    assert hygrpo.aggregate(per_token, mask & False, "grpo") == hygrpo.aggregate(per_token, mask & False, "bnpo") == 0
+
+
 def test_the_end_token_is_trained_even_where_it_is_the_padding_token():
     log_prob = torch.zeros(1, 3, requires_grad=True)  # word, end, padding: the mask goes by length
     loss, _ = hygrpo.text_loss(log_prob, torch.zeros(1, 3), torch.zeros(1, 3), torch.ones(1),
                                torch.tensor([[True, True, False]]), clip_low=.2, clip_high=.2, beta=0.0)
     loss.backward()
-    assert log_prob.grad[0, 1] < 0 and log_prob.grad[0, 2] == 0
+    torch.testing.assert_close(log_prob.grad, torch.tensor([[-.5, -.5, 0]]))
 
 
-def test_standardised_advantages_golden_numbers():
-    reward, valid = torch.tensor([[1.0, 2, 3, 6]]), torch.ones(1, 4).bool()
-    got = hygrpo.group_advantage(reward, valid, "std", "mean")
-    torch.testing.assert_close(got, torch.tensor([[-.92578, -.46289, 0, 1.38867]]), atol=1e-5, rtol=0)
+# ---------------------------------------------------------------- advantages
+
+@pytest.mark.parametrize("normalize, baseline, expected", [
+    ("none", "mean", [-2, -1, 0, 3]), ("none", "leave_one_out", [-8 / 3, -4 / 3, 0, 4]),
+    ("std", "mean", [-.92578, -.46289, 0, 1.38867]), ("std", "leave_one_out", [-1.23437, -.61719, 0, 1.85156]),
+    ("batch", "mean", [-1.06904, -.53452, 0, 1.60357]), ("batch", "leave_one_out", [-1.06904, -.53452, 0, 1.60357])])
+def test_advantages_of_every_kind_golden_numbers(normalize, baseline, expected):
+    got = hygrpo.group_advantage(torch.tensor([[1.0, 2, 3, 6]]), torch.ones(1, 4).bool(), normalize, baseline)
+    torch.testing.assert_close(got, torch.tensor([expected], dtype=torch.float32), atol=1e-5, rtol=0)
 
 
 def test_leave_one_out_compares_with_the_mean_of_the_others():
@@ -67,33 +95,87 @@ def test_leave_one_out_compares_with_the_mean_of_the_others():
     torch.testing.assert_close(got, torch.tensor([[1 - 4.0, 2 - 3.5, 6 - 1.5, 0]]))
 
 
+@pytest.mark.parametrize("normalize", ["std", "none"])
+@pytest.mark.parametrize("baseline", ["leave_one_out", "mean"])
+def test_what_is_not_valid_is_as_if_it_were_not_there(normalize, baseline):
+    reward, valid = randn(6, 7), randn(6, 7, seed=1) < .5
+    got = hygrpo.group_advantage(reward.masked_fill(~valid, torch.nan), valid, normalize, baseline)
+    for g, r, v in zip(got, reward, valid):
+        alone = hygrpo.group_advantage(r[v][None], torch.ones(1, v.sum()).bool(), normalize, baseline)
+        torch.testing.assert_close(g[v], alone[0])
+        assert (g[~v] == 0).all()
+
+
 @pytest.mark.parametrize("normalize", ["std", "batch", "none"])
 @pytest.mark.parametrize("baseline", ["leave_one_out", "mean"])
-def test_groups_that_say_nothing_have_no_advantage(normalize, baseline):
-    reward = torch.tensor([[.3, .3, .3], [1.0, 2, 3], [torch.nan, 5, torch.nan], [torch.nan] * 3])
+def test_groups_that_say_nothing_have_no_advantage_and_change_none(normalize, baseline):
+    nan = torch.nan
+    reward = torch.tensor([[.3, .3, .3], [1.0, 2, 3], [nan, 5, nan], [nan, nan, nan], [1e3 + 1e-4, 1e3, 1e3]])
     got = hygrpo.group_advantage(reward, ~reward.isnan(), normalize, baseline)
     assert torch.isfinite(got).all()
-    assert (got[[0, 2, 3]] == 0).all() and (got[1] != 0).any()
+    assert (got[[0, 2, 3, 4]] == 0).all()
+    alone = hygrpo.group_advantage(reward[1:2], torch.ones(1, 3).bool(), normalize, baseline)
+    torch.testing.assert_close(got[1:2], alone)
 
 
-def test_batch_normalisation_has_unit_root_mean_square():
-    reward = torch.randn(16, 8, generator=torch.Generator().manual_seed(0)) * 37
-    got = hygrpo.group_advantage(reward, torch.ones(16, 8).bool(), "batch")
-    assert got.square().mean().sqrt().item() == pytest.approx(1, abs=1e-5)
+@pytest.mark.parametrize("normalize", ["std", "batch", "none"])
+@pytest.mark.parametrize("baseline", ["leave_one_out", "mean"])
+def test_advantages_follow_the_order_of_a_group_and_forget_the_level_of_its_rewards(normalize, baseline):
+    reward, valid = randn(5, 6), randn(5, 6, seed=1) < .8
+    got = hygrpo.group_advantage(reward, valid, normalize, baseline)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    turned = hygrpo.group_advantage(reward[:, order], valid[:, order], normalize, baseline)
+    torch.testing.assert_close(turned, got[:, order], atol=1e-5, rtol=1e-4)
+    raised = hygrpo.group_advantage(reward + 7, valid, normalize, baseline)
+    torch.testing.assert_close(raised, got, atol=1e-5, rtol=1e-4)
+    scaled = hygrpo.group_advantage(100 * reward, valid, normalize, baseline)
+    torch.testing.assert_close(scaled, 100 * got if normalize == "none" else got, atol=1e-3, rtol=1e-3)
+
+
+def test_batch_normalisation_has_unit_root_mean_square_over_the_groups_with_spread():
+    reward = torch.cat([randn(16, 8) * 37, torch.ones(4, 8, dtype=torch.float64)])
+    got = hygrpo.group_advantage(reward, torch.ones(20, 8).bool(), "batch")
+    assert got[:16].square().mean().sqrt().item() == pytest.approx(1, abs=1e-5)
 
 
 def test_nested_advantages_with_one_pose_are_the_papers():
-    g = torch.Generator().manual_seed(0)
-    text, pose = torch.randn(5, 6, generator=g), torch.randn(5, 6, 1, generator=g)
-    has_pose = torch.rand(5, 6, generator=g) < .7
-    F, Delta = hygrpo.advantages({"t": text}, {"p": pose}, has_pose, {"t": 1.0, "p": 1.0}, normalize="std", baseline="mean")
+    text, pose, has_pose = randn(5, 6).float(), randn(5, 6, 1, seed=1).float(), randn(5, 6, seed=2) < .5
+    F, Delta = hygrpo.advantages({"t": text}, {"p": pose}, has_pose, {"t": 1.0, "p": 1.0}, baseline="mean")
     for b in range(5):
         row, valid = pose[b, :, 0], has_pose[b]
         paper = torch.zeros(6)
         if valid.sum() > 1:
             paper[valid] = (row[valid] - row[valid].mean()) / (row[valid].std() + 1e-4)
         torch.testing.assert_close(Delta[b, :, 0], paper, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(F[b], (text[b] - text[b].mean()) / (text[b].std() + 1e-4) + paper, atol=1e-5, rtol=1e-5)
+        words = (text[b] - text[b].mean()) / (text[b].std() + 1e-4)
+        torch.testing.assert_close(F[b], words + paper, atol=1e-5, rtol=1e-5)
+
+
+def test_nested_advantages_with_equal_poses_are_those_with_one():
+    pose, has_pose, how = randn(5, 6, 1), randn(5, 6, seed=2) < .5, {"normalize": "none", "baseline": "mean"}
+    one = hygrpo.advantages({}, {"p": pose}, has_pose, {"p": 1.0}, **how)
+    four = hygrpo.advantages({}, {"p": pose.expand(5, 6, 4)}, has_pose, {"p": 1.0}, **how)
+    torch.testing.assert_close(four[0], one[0])
+    torch.testing.assert_close(four[1], one[1].expand(5, 6, 4))
+
+
+def test_nested_advantages_with_several_poses_by_hand():
+    """Two answers with two poses each and one without: a pose against the other three, an answer against the other."""
+    pose = torch.tensor([[[1.0, 2], [3, 6], [99, torch.nan]]])
+    F, Delta = hygrpo.advantages({"t": torch.tensor([[1.0, 0, 0]])}, {"p": pose}, torch.tensor([[True, True, False]]),
+                                 {"t": 10.0, "p": 2.0}, normalize="none")
+    torch.testing.assert_close(Delta, 2 * torch.tensor([[[1 - 11 / 3, 2 - 10 / 3], [3 - 3.0, 6 - 2.0], [0, 0]]]))
+    torch.testing.assert_close(F, torch.tensor([[10 * 1 + 2 * (1.5 - 4.5), 10 * -.5 + 2 * (4.5 - 1.5), 10 * -.5]]))
+
+
+def test_each_reward_is_compared_before_it_is_added():
+    """In another unit a reward weighs the same: a sum that is normalised afterwards would hear the loud one only."""
+    quiet, loud, pose = randn(4, 5), randn(4, 5, seed=1), randn(4, 5, 3, seed=2)
+    weights, yes = {"quiet": 1.0, "loud": .5, "pose": 2.0}, torch.ones(4, 5).bool()
+    before = hygrpo.advantages({"quiet": quiet, "loud": loud}, {"pose": pose}, yes, weights)
+    after = hygrpo.advantages({"quiet": quiet, "loud": 1e3 * loud}, {"pose": 1e3 * pose}, yes, weights)
+    for got, expected in zip(after, before):
+        torch.testing.assert_close(got, expected, atol=2e-3, rtol=2e-3)
 
 
 def test_rewards_that_a_task_does_not_have_leave_no_trace():
@@ -102,88 +184,245 @@ def test_rewards_that_a_task_does_not_have_leave_no_trace():
     assert (F[1] == 0).all() and (Delta[1] == 0).all() and (F[0] != 0).all()
 
 
-def gaussians(D: int, batch: tuple[int, ...], seed: int):
-    g = torch.Generator().manual_seed(seed)
-    mean = torch.randn(*batch, D, generator=g, dtype=torch.float64)
-    sigma = .1 + torch.rand(*batch, D, generator=g, dtype=torch.float64)
-    factor = torch.randn(*batch, D, 3, generator=g, dtype=torch.float64)
-    tril = torch.diag_embed(sigma) + .1 * torch.randn(*batch, D, D, generator=g, dtype=torch.float64).tril(-1)
-    return {"diag": Independent(Normal(mean, sigma), 1), "lowrank": LowRankMultivariateNormal(mean, factor, sigma ** 2),
-            "full": MultivariateNormal(mean, scale_tril=tril)}
+# ---------------------------------------------------------------- densities
+
+def gaussian(kind: str, mean: torch.Tensor, log_sigma: torch.Tensor, factor: torch.Tensor):
+    """mean, log_sigma: (..., D). factor: (..., D, D), 3 columns for lowrank, what is below the diagonal for full."""
+    if kind == "diag":
+        return Independent(Normal(mean, log_sigma.exp()), 1)
+    if kind == "lowrank":
+        return LowRankMultivariateNormal(mean, factor[..., :3], (2 * log_sigma).exp())
+    return MultivariateNormal(mean, scale_tril=torch.diag_embed(log_sigma.exp()) + .2 * factor.tril(-1))
 
 
-@pytest.mark.parametrize("kind", ["diag", "lowrank", "full"])
-def test_log_prob_terms_add_up_to_the_log_density(kind):
-    pose = gaussians(12, (4,), 0)[kind]
-    sample = torch.randn(5, 4, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(hygrpo.gaussian_log_prob_terms(pose, sample).sum(-1), pose.log_prob(sample))
+def some_gaussian(kind: str, seed: int, batch: tuple[int, ...] = (4,), D: int = 12):
+    log_sigma, factor = .4 * randn(*batch, D, seed=seed + 1), randn(*batch, D, D, seed=seed + 2)
+    return gaussian(kind, randn(*batch, D, seed=seed), log_sigma, factor)
+
+
+def covariance(pose) -> torch.Tensor:
+    return torch.diag_embed(pose.variance) if isinstance(pose, Independent) else pose.covariance_matrix
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_log_prob_terms_are_conditional_densities_that_add_up_to_the_whole(kind):
+    pose, sample = some_gaussian(kind, 0), randn(5, 4, 12, seed=9)
+    terms = hygrpo.gaussian_log_prob_terms(pose, sample)
+    torch.testing.assert_close(terms.sum(-1), pose.log_prob(sample))
+    for n in (1, 5, 12):  # the first n terms are the density of the first n numbers
+        first = MultivariateNormal(pose.mean[:, :n], covariance(pose)[:, :n, :n])
+        torch.testing.assert_close(terms[..., :n].sum(-1), first.log_prob(sample[..., :n]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pose_kl_and_entropy_are_the_closed_forms(kind):
+    """Against torch.distributions' dense Gaussian and against the formula written out; of the answers with a pose."""
+    pose, ref = some_gaussian(kind, 0), some_gaussian(kind, 3)
+    sample, has_pose = randn(4, 2, 12, seed=6), torch.tensor([True, False, True, True])
+    terms = hygrpo.gaussian_log_prob_terms(pose, sample.movedim(1, 0)).movedim(0, 1)
+    loss, metrics = hygrpo.pose_loss(pose, terms, ref, sample, torch.zeros(4, 2), has_pose, clip_low=.2, clip_high=.2,
+                                     beta=.5)
+    dense = [MultivariateNormal(p.mean, covariance(p)) for p in (pose, ref)]
+    kl = kl_divergence(*dense)
+    S, R, apart = covariance(pose), covariance(ref), ref.mean - pose.mean
+    trace = torch.linalg.solve(R, S).diagonal(dim1=-2, dim2=-1).sum(-1)
+    distance = (apart * torch.linalg.solve(R, apart[..., None])[..., 0]).sum(-1)
+    torch.testing.assert_close(kl, .5 * (trace + distance - 12 + torch.logdet(R) - torch.logdet(S)))
+    torch.testing.assert_close(metrics["pose_kl"], kl[has_pose].mean())
+    torch.testing.assert_close(metrics["pose_entropy"], dense[0].entropy()[has_pose].mean() / 12)
+    torch.testing.assert_close(loss, .5 * kl[has_pose].mean() / 12)
 
 
 def test_categorical_kl_is_exact():
-    a, b = (torch.randn(3, 7, dtype=torch.float64).log_softmax(-1) for _ in range(2))
-    expected = torch.distributions.kl_divergence(torch.distributions.Categorical(logits=a), torch.distributions.Categorical(logits=b))
-    torch.testing.assert_close(hygrpo.categorical_kl(a, b), expected)
+    a, b = (randn(3, 7, seed=s).log_softmax(-1) for s in (0, 1))
+    torch.testing.assert_close(hygrpo.categorical_kl(a, b), kl_divergence(Categorical(logits=a), Categorical(logits=b)))
 
 
-def rollout(B=3, G=4, K=5, T=6, D=12, W=9, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    rand = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)
-    logits, ref_logits = rand(B, G, T, W), rand(B, G, T, W)
-    tokens = torch.randint(W, (B, G, T), generator=g)
-    length = torch.randint(1, T + 1, (B, G, 1), generator=g)
+def test_k3_has_the_value_of_the_kl_but_not_its_gradient():
+    """N(mu = .3, .8^2) against N(0, 1), the expectation as a sum over a fine grid. The exact gradient is mu; that
+    through k3 is mu / .8^2, the gradient of the KL the other way round."""
+    x = torch.linspace(-9, 9, 20_001, dtype=torch.float64)
+    mu = torch.tensor(.3, dtype=torch.float64, requires_grad=True)
+    pi, ref = Normal(mu, .8), Normal(0.0, 1.0)
+    k3 = (pi.log_prob(x).exp().detach() * hygrpo.k3_kl(pi.log_prob(x), ref.log_prob(x))).sum() * 18 / 20_000
+    for kl, gradient in ((k3, .46875), (kl_divergence(pi, ref), .300)):
+        assert kl.item() == pytest.approx(.08814, abs=2e-5)
+        assert torch.autograd.grad(kl, mu)[0].item() == pytest.approx(gradient, abs=1e-5)
+
+
+def test_share_of_clipped_samples_in_144_dimensions():
+    """All means shifted by delta sigma, eps = 0.2: the joint ratio clips nearly everything, the mean ratio nothing."""
+    sample = randn(20_000, 144)
+    for delta, joint, per_joint in ((.02, .40, 0), (.05, .74, .10), (.10, .89, .41)):
+        old, new = (Independent(Normal(torch.full((144,), m, dtype=torch.float64), 1.0), 1) for m in (0.0, delta))
+        terms = [hygrpo.gaussian_log_prob_terms(p, sample) for p in (new, old)]
+        outside = {kind: ((hygrpo.pose_log_ratio(*terms, kind).exp() - 1).abs() > .2).double().mean().item()
+                   for kind in RATIOS}
+        assert outside["joint"] == pytest.approx(joint, abs=.015)
+        assert outside["per_joint"] == pytest.approx(per_joint, abs=.015)
+        assert outside["mean"] == 0
+
+
+def test_log_ratios_are_clamped():
+    terms = torch.full((1, 144), 5.0)
+    for kind in RATIOS:
+        assert hygrpo.pose_log_ratio(terms, -terms, kind).abs().max() <= hygrpo.LOG_RATIO_LIMIT
+    loss, _ = hygrpo.text_loss(torch.zeros(1, 1), torch.full((1, 1), -1e3), torch.zeros(1, 1), -torch.ones(1),
+                               torch.ones(1, 1).bool(), clip_low=.2, clip_high=.2, beta=0.0)
+    assert loss.item() == pytest.approx(math.exp(hygrpo.LOG_RATIO_LIMIT))
+
+
+# ---------------------------------------------------------------- the whole loss
+
+def rollout(B=3, G=4, K=5, T=6, D=12, W=9):
+    length = torch.randint(1, T + 1, (B, G, 1), generator=torch.Generator().manual_seed(0))
     return SimpleNamespace(
-        logits=logits, ref_logits=ref_logits, tokens=tokens, token_mask=torch.arange(T) < length, pose=rand(B, G, K, D),
-        has_pose=torch.rand(B, G, generator=g) < .7, mean=rand(B, G, D), log_sigma=.3 * rand(B, G, D),
-        ref_mean=rand(B, G, D), F=rand(B, G), Delta=rand(B, G, K))
+        logits=randn(B, G, T, W), ref_logits=randn(B, G, T, W, seed=1), old_logits=randn(B, G, T, W, seed=2),
+        tokens=randn(B, G, T, W, seed=3).argmax(-1), token_mask=torch.arange(T) < length,
+        pose=randn(B, G, K, D, seed=4), has_pose=randn(B, G, seed=5) < .5, mean=randn(B, G, D, seed=6),
+        log_sigma=.3 * randn(B, G, D, seed=7), factor=randn(B, G, D, D, seed=8), ref_mean=randn(B, G, D, seed=9),
+        F=randn(B, G, seed=10), Delta=randn(B, G, K, seed=11))
 
 
-def scores(r, logits, mean, log_sigma):
+def scores(r, logits, *parameters, kind="diag"):
     log_softmax = logits.log_softmax(-1)
     return SimpleNamespace(log_prob=log_softmax.gather(-1, r.tokens[..., None]).squeeze(-1), log_softmax=log_softmax,
-                           pose=Independent(Normal(mean, log_sigma.exp()), 1))
+                           pose=gaussian(kind, *parameters))
 
 
-def full_loss(r, rows=slice(None), pose_ratio="per_joint", shift=0.0):
-    """The loss of some prompts of a rollout, and its gradients with respect to logits, mean and log sigma."""
+def full_loss(r, rows=slice(None), pose_ratio="per_joint", shift=0.0, kind="diag"):
+    """The loss of some prompts of a rollout, its metrics, and its gradients by logits, mean, log sigma and factor.
+
+    shift: how far the policy that sampled stands from the one that is scored, 0 on the first inner step.
+    """
     r = SimpleNamespace(**{k: v[rows] for k, v in vars(r).items()})
-    leaves = [x.clone().requires_grad_() for x in (r.logits, r.mean, r.log_sigma)]
-    new = scores(r, *leaves)
-    old = scores(r, r.logits, r.mean + shift, r.log_sigma)
-    terms = hygrpo.gaussian_log_prob_terms(old.pose, r.pose.movedim(2, 0)).movedim(0, 2)
-    reference = scores(r, r.ref_logits, r.ref_mean, 0 * r.log_sigma)
-    value, metrics = hygrpo.loss(new, old.log_prob, terms, reference, r, r.F, r.Delta, clip_low=.2, clip_high=.28,
-                                 beta_text=.03, beta_pose=.07, pose_ratio=pose_ratio)
-    return value, metrics, torch.autograd.grad(value, leaves)
+    leaves = [x.clone().requires_grad_() for x in (r.logits, r.mean, r.log_sigma, r.factor)]
+    new = scores(r, *leaves, kind=kind)
+    old = scores(r, r.logits + shift * r.old_logits, r.mean + shift, r.log_sigma, r.factor, kind=kind)
+    reference = scores(r, r.ref_logits, r.ref_mean, 0 * r.log_sigma, r.factor, kind=kind)
+    value, metrics = hygrpo.loss(new, *hygrpo.detached(old, r.pose), reference, r, r.F, r.Delta, clip_low=.2,
+                                 clip_high=.28, beta_text=.03, beta_pose=.07, pose_ratio=pose_ratio)
+    return value, metrics, torch.autograd.grad(value, leaves, materialize_grads=True)
 
 
-@pytest.mark.parametrize("pose_ratio", ["joint", "per_joint", "mean"])
-def test_first_inner_step_is_the_plain_policy_gradient(pose_ratio):
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("pose_ratio", RATIOS)
+def test_first_inner_step_is_the_plain_policy_gradient(pose_ratio, kind):
     r = rollout()
-    _, metrics, grads = full_loss(r, pose_ratio=pose_ratio)
-    assert metrics["text_ratio"] == 1 and metrics["pose_ratio"] == 1  # exactly
-    leaves = [x.clone().requires_grad_() for x in (r.logits, r.mean, r.log_sigma)]
-    new = scores(r, *leaves)
-    reference = scores(r, r.ref_logits, r.ref_mean, 0 * r.log_sigma)
+    _, metrics, grads = full_loss(r, pose_ratio=pose_ratio, kind=kind)
+    for half in ("text", "pose"):  # exactly
+        assert metrics[f"{half}_ratio"] == 1
+        assert metrics[f"{half}_ratio_std"] == metrics[f"{half}_clip_low"] == metrics[f"{half}_clip_high"] == 0
+    leaves = [x.clone().requires_grad_() for x in (r.logits, r.mean, r.log_sigma, r.factor)]
+    new = scores(r, *leaves, kind=kind)
+    reference = scores(r, r.ref_logits, r.ref_mean, 0 * r.log_sigma, r.factor, kind=kind)
     kl = hygrpo.categorical_kl(new.log_softmax, reference.log_softmax)
     per_token = (r.F[..., None] * new.log_prob - .03 * kl) * r.token_mask
     text = (per_token.sum(-1) / r.token_mask.sum(-1)).mean()
     density = new.pose.log_prob(r.pose.movedim(2, 0)).movedim(0, 2)  # (B, G, K)
-    pose = (r.Delta * density).mean(-1) - .07 * torch.distributions.kl_divergence(new.pose, reference.pose)
+    pose = (r.Delta * density).mean(-1) - .07 * kl_divergence(new.pose, reference.pose)
     objective = text + pose[r.has_pose].sum() / r.has_pose.sum() / 12
-    for got, expected in zip(grads, torch.autograd.grad(-objective, leaves)):
+    for got, expected in zip(grads, torch.autograd.grad(-objective, leaves, materialize_grads=True)):
         torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("pose_ratio", ["joint", "per_joint", "mean"])
-def test_loss_does_not_depend_on_order_or_on_how_a_batch_is_split(pose_ratio):
-    r = rollout(B=6)
-    r.has_pose[:] = torch.tensor([True, True, False, True])  # equal V in each part, so that parts weigh alike
-    whole, _, grads = full_loss(r, pose_ratio=pose_ratio, shift=.05)
-    parts = [full_loss(r, rows, pose_ratio, .05) for rows in (slice(0, 3), slice(3, 6))]
-    assert whole.item() == pytest.approx(sum(p[0].item() for p in parts) / 2)
-    torch.testing.assert_close(grads[1], torch.cat([p[2][1] for p in parts]) / 2)
-    order = torch.randperm(6, generator=torch.Generator().manual_seed(2))
-    assert full_loss(r, order, pose_ratio, .05)[0].item() == pytest.approx(whole.item())
+@pytest.mark.parametrize("pose_ratio", RATIOS)
+def test_later_inner_steps_are_equation_6_number_by_number(pose_ratio):
+    """The loss and the diagnostics of both halves, off the policy that sampled, in plain loops."""
+    r = rollout()
+    value, metrics, _ = full_loss(r, pose_ratio=pose_ratio, shift=.3)
+    log_softmax, old, ref = (x.log_softmax(-1) for x in (r.logits, r.logits + .3 * r.old_logits, r.ref_logits))
+    pose, old_pose = (Normal(r.mean + shift, r.log_sigma.exp()) for shift in (0, .3))
+    ref_pose = Normal(r.ref_mean, torch.ones_like(r.mean))
+    J, seen, entropy = 0.0, {"text": [], "pose": []}, []
+
+    def surrogate(half: str, ratio: float, advantage: float) -> float:
+        clip = min(max(ratio, .8), 1.28)
+        seen[half].append((ratio, advantage < 0 and ratio < .8, advantage > 0 and ratio > 1.28))
+        return min(ratio * advantage, clip * advantage)
+
+    V, whole, joints = r.has_pose.sum().item(), [range(12)], [range(6), range(6, 12)]
+    for b in range(3):
+        for g in range(4):
+            n = r.token_mask[b, g].sum().item()
+            for t in range(n):
+                word = r.tokens[b, g, t]
+                p, q = log_softmax[b, g, t].exp(), ref[b, g, t].exp()
+                ratio = (log_softmax[b, g, t, word] - old[b, g, t, word]).exp().item()
+                kl = (p * (p / q).log()).sum().item()
+                J += (surrogate("text", ratio, r.F[b, g].item()) - .03 * kl) / n / 12
+                entropy.append(-(p * p.log()).sum().item())
+            if r.has_pose[b, g]:
+                J -= .07 * kl_divergence(pose, ref_pose)[b, g].sum().item() / 12 / V
+                for k in range(5):
+                    apart = (pose.log_prob(r.pose[:, :, k]) - old_pose.log_prob(r.pose[:, :, k]))[b, g].tolist()
+                    for group in joints if pose_ratio == "per_joint" else whole:
+                        total = sum(apart[d] for d in group) / (12 if pose_ratio == "mean" else 1)
+                        weight = 1 if pose_ratio == "mean" else 1 / 12
+                        J += weight * surrogate("pose", math.exp(total), r.Delta[b, g, k].item()) / 5 / V
+    assert value.item() == pytest.approx(-J)
+    for half, rows in seen.items():
+        ratio, low, high = torch.tensor(rows, dtype=torch.float64).T
+        assert metrics[f"{half}_ratio"].item() == pytest.approx(ratio.mean().item())
+        assert metrics[f"{half}_ratio_std"].item() == pytest.approx(ratio.std(correction=0).item())
+        assert metrics[f"{half}_clip_low"].item() == pytest.approx(low.mean().item())
+        assert metrics[f"{half}_clip_high"].item() == pytest.approx(high.mean().item())
+        if (half, pose_ratio) != ("pose", "mean"):  # which hardly ever clips
+            assert low.any() and high.any() and low.sum() != high.sum()
+    assert metrics["text_entropy"].item() == pytest.approx(sum(entropy) / len(entropy))
+    assert metrics["valid"].item() == pytest.approx(V / 12)
+
+
+def test_what_later_steps_compare_with_is_a_constant_of_the_same_pass():
+    r = rollout()
+    new = scores(r, *(x.requires_grad_() for x in (r.logits, r.mean, r.log_sigma, r.factor)))
+    log_prob, terms = hygrpo.detached(new, r.pose)
+    assert not log_prob.requires_grad and not terms.requires_grad
+    assert torch.equal(log_prob, new.log_prob) and terms.shape == r.pose.shape
+    torch.testing.assert_close(terms[:, :, 3], new.pose.base_dist.log_prob(r.pose[:, :, 3]).detach())
+
+
+@pytest.mark.parametrize("pose_ratio", RATIOS)
+def test_loss_does_not_depend_on_order(pose_ratio):
+    """Of the prompts, of a group's answers, of an answer's poses."""
+    r = rollout()
+    value = full_loss(r, pose_ratio=pose_ratio, shift=.05)[0].item()
+    assert full_loss(r, torch.tensor([2, 0, 1]), pose_ratio, .05)[0].item() == pytest.approx(value)
+    answers, poses = torch.tensor([3, 1, 0, 2]), torch.tensor([4, 2, 0, 1, 3])
+    turned = SimpleNamespace(**{name: x[:, answers] for name, x in vars(r).items()})
+    assert full_loss(turned, pose_ratio=pose_ratio, shift=.05)[0].item() == pytest.approx(value)
+    r.pose, r.Delta = r.pose[:, :, poses], r.Delta[:, :, poses]
+    assert full_loss(r, pose_ratio=pose_ratio, shift=.05)[0].item() == pytest.approx(value)
+
+
+@pytest.mark.parametrize("pose_ratio", RATIOS)
+def test_loss_does_not_depend_on_how_a_batch_is_split(pose_ratio):
+    """The words' halves weigh as many prompts as they have, the poses' as many poses: V differs from part to part."""
+    r = rollout(B=5)
+    whole, metrics, grads = full_loss(r, pose_ratio=pose_ratio, shift=.05)
+    parts = [full_loss(r, rows, pose_ratio, .05) for rows in (slice(0, 2), slice(2, 5))]
+    V = [r.has_pose[rows].sum().item() for rows in (slice(0, 2), slice(2, 5))]
+    assert V[0] * 3 != V[1] * 2
+    for name, weights in (("loss_text", (2, 3)), ("loss_pose", V)):
+        got = sum(w * p[1][name].item() for w, p in zip(weights, parts)) / sum(weights)
+        assert metrics[name].item() == pytest.approx(got)
+    for i, weights in ((0, (2, 3)), (1, V)):
+        got = torch.cat([w * p[2][i] for w, p in zip(weights, parts)]) / sum(weights)
+        torch.testing.assert_close(grads[i], got)
+
+
+def test_padding_and_poses_that_were_not_given_leave_no_trace():
+    """Whatever stands behind the end of an answer, or in the pose of an answer without <POSE>."""
+    r, other = rollout(), rollout()
+    hidden = ~other.token_mask[..., None]
+    other.logits, other.ref_logits, other.old_logits = (
+        torch.where(hidden, 5 * randn(*x.shape, seed=20 + i), x)
+        for i, x in enumerate((r.logits, r.ref_logits, r.old_logits)))
+    other.tokens = torch.where(other.token_mask, other.tokens, 0)
+    other.pose, other.mean, other.Delta = (torch.where(r.has_pose.view(3, 4, *[1] * (x.dim() - 2)), x, 3 * x + 1)
+                                           for x in (r.pose, r.mean, r.Delta))
+    for one, two in zip(full_loss(r, shift=.1), full_loss(other, shift=.1)):
+        torch.testing.assert_close(one, two)
 
 
 def test_an_answer_without_a_pose_gets_no_pose_gradient_and_none_at_all_gives_zero():
@@ -193,59 +432,105 @@ def test_an_answer_without_a_pose_gets_no_pose_gradient_and_none_at_all_gives_ze
     r.has_pose[:] = False
     value, metrics, grads = full_loss(r)
     assert metrics["loss_pose"] == 0 and torch.isfinite(value) and (grads[1] == 0).all() and (grads[0] != 0).any()
+    assert metrics["valid"] == 0 and metrics["pose_kl"].isnan()
 
 
-def test_share_of_clipped_samples_in_144_dimensions():
-    """All means shifted by delta sigma, eps = 0.2: the joint ratio clips nearly everything, the mean ratio nothing."""
-    g = torch.Generator().manual_seed(0)
-    sample = torch.randn(20_000, 144, generator=g, dtype=torch.float64)
-    for delta, joint, per_joint in ((.02, .40, 0), (.05, .74, .10), (.10, .89, .41)):
-        old, new = (Independent(Normal(torch.full((144,), m, dtype=torch.float64), 1.0), 1) for m in (0.0, delta))
-        terms = [hygrpo.gaussian_log_prob_terms(p, sample) for p in (new, old)]
-        outside = {kind: ((hygrpo.pose_log_ratio(*terms, kind).exp() - 1).abs() > .2).double().mean().item()
-                   for kind in ("joint", "per_joint", "mean")}
-        assert outside["joint"] == pytest.approx(joint, abs=.015)
-        assert outside["per_joint"] == pytest.approx(per_joint, abs=.015)
-        assert outside["mean"] == 0
+def test_groups_without_spread_are_counted_by_prompt():
+    r = rollout()
+    r.F[0], r.F[1, 1:] = 0, 0
+    r.Delta[:2], r.Delta[2, :, 1:] = 0, 0
+    metrics = full_loss(r)[1]
+    assert metrics["text_flat_groups"].item() == pytest.approx(1 / 3)
+    assert metrics["pose_flat_groups"].item() == pytest.approx(2 / 3)
 
 
-def test_log_ratios_are_clamped():
-    terms = torch.full((1, 144), 5.0)
-    for kind in ("joint", "per_joint", "mean"):
-        assert hygrpo.pose_log_ratio(terms, -terms, kind).abs().max() <= hygrpo.LOG_RATIO_LIMIT
+# ---------------------------------------------------------------- a bandit with a closed form
 
+def bandit(N: int, G: int, K: int, pose_ratio: str = "per_joint", **how):
+    """One token of 3 words w, with a reward c_w, then K poses from N(mu_w, s_w^2) in 6 dimensions, with reward -|p|^2:
 
-def test_bandit_gradient_agrees_with_its_closed_form():
-    """One token of 3 words, then a pose N(mu[word], s^2) in 6 dimensions, reward -|p|^2: E R = sum_w pi_w (-|mu_w|^2 - 6 s^2).
-
-    The mean of the estimator over many draws must agree with the exact gradient within its standard error.
+        E R = sum_w pi_w (c_w - |mu_w|^2 - 6 s_w^2)
+    Returns the gradients of HyGRPO's objective by logits (N, 3), mu (N, 18) and log s (N, 3), one row for each of N
+    groups drawn anew, and the exact gradients of E R.
     """
     torch.manual_seed(0)
-    logits = torch.tensor([.2, -.3, .5], dtype=torch.float64)
-    mu, s = torch.randn(3, 6, dtype=torch.float64), .7
-    leaves = [logits.clone().requires_grad_(), mu.clone().requires_grad_()]
-    exact = (leaves[0].softmax(0) * (-(leaves[1] ** 2).sum(-1) - 6 * s * s)).sum()
-    exact = torch.autograd.grad(exact, leaves)
-    N, G, K = 4000, 4, 3
+    logits, mu, log_s = torch.tensor([.2, -.3, .5]).double(), randn(3, 6), torch.tensor([-.5, -.2, .1]).double()
+    words = torch.tensor([1.0, -2, 3]).double()
+    leaves = [x.clone().requires_grad_() for x in (logits, mu, log_s)]
+    reward = words - leaves[1].square().sum(-1) - 6 * (2 * leaves[2]).exp()
+    exact = torch.autograd.grad((leaves[0].softmax(0) * reward).sum(), leaves)
     tokens = torch.multinomial(logits.softmax(0), N * G, replacement=True).view(N, G, 1)
-    sample = mu[tokens[..., 0]][:, :, None] + s * torch.randn(N, G, K, 6, dtype=torch.float64)
-    reward = -(sample ** 2).sum(-1).float()
-    yes = torch.ones(N, G).bool()
-    F, Delta = hygrpo.advantages({}, {"r": reward}, yes, {"r": 1.0}, normalize="none")
-    # A copy of the parameters for each of the N prompts gives N independent gradients, and so their spread.
-    leaves = [logits.expand(N, 3).clone().requires_grad_(), mu.expand(N, 3, 6).clone().requires_grad_()]
+    w = tokens[..., 0]  # (N, G)
+    sample = mu[w][:, :, None] + log_s[w].exp()[..., None, None] * torch.randn(N, G, K, 6, dtype=torch.float64)
+    r = SimpleNamespace(token_mask=torch.ones(N, G, 1).bool(), pose=sample, has_pose=torch.ones(N, G).bool())
+    F, Delta = hygrpo.advantages({"w": words[w]}, {"p": -sample.square().sum(-1)}, r.has_pose, {"w": 1.0, "p": 1.0},
+                                 normalize="none", **how)
+    # A copy of the parameters for each group gives N independent gradients, and so their spread.
+    leaves = [x.expand(N, *x.shape).clone().requires_grad_() for x in (logits, mu, log_s)]
     log_softmax = leaves[0].log_softmax(-1)[:, None, None].expand(N, G, 1, 3)
-    mean = leaves[1].gather(1, tokens.expand(N, G, 6))
+    sigma = leaves[2].exp().gather(1, w)[..., None].expand(N, G, 6)
     new = SimpleNamespace(log_softmax=log_softmax, log_prob=log_softmax.gather(-1, tokens[..., None]).squeeze(-1),
-                          pose=Independent(Normal(mean, s), 1))
-    terms = hygrpo.gaussian_log_prob_terms(new.pose, sample.movedim(2, 0)).detach().movedim(0, 2)
-    value, _ = hygrpo.loss(new, new.log_prob.detach(), terms, new, SimpleNamespace(token_mask=yes[..., None], pose=sample,
-                           has_pose=yes), F.double(), Delta.double(), clip_low=.2, clip_high=.2, beta_text=0, beta_pose=0)
+                          pose=Independent(Normal(leaves[1].gather(1, tokens.expand(N, G, 6)), sigma), 1))
+    value, _ = hygrpo.loss(new, *hygrpo.detached(new, sample), new, r, F.double(), Delta.double(), clip_low=.2,
+                           clip_high=.2, beta_text=0, beta_pose=0, pose_ratio=pose_ratio)
     grads = torch.autograd.grad(-value, leaves)
-    for grad, expected, scale in zip(grads, exact, (1, 6)):  # the pose terms are divided by D = 6
-        per_prompt = grad * N * scale
-        error = per_prompt.std(0) / math.sqrt(N)
-        assert ((per_prompt.mean(0) - expected).abs() < 4.5 * error).all()
+    scale = (N, 6 * N, 6 * N)  # the loss is a mean over groups, and its pose terms are divided by D = 6
+    return [s * g.flatten(1) for s, g in zip(scale, grads)], [e.flatten() for e in exact]
+
+
+def off_by(draws: torch.Tensor, expected) -> torch.Tensor:
+    """How many standard errors the mean of draws (N, ...) lies from what is expected."""
+    return (draws.mean(0) - expected).abs() / (draws.std(0) / math.sqrt(len(draws)))
+
+
+@pytest.mark.parametrize("pose_ratio, K", [("joint", 1), ("per_joint", 3), ("mean", 3)])
+def test_the_mean_gradient_of_a_bandit_is_the_exact_one(pose_ratio, K):
+    for got, expected in zip(*bandit(8000, 4, K, pose_ratio)):
+        assert (off_by(got, expected) < 4).all()
+        assert (off_by(got, 0) > 10).any()  # the test sees the gradient well above the noise
+
+
+@pytest.mark.parametrize("G", [2, 4, 8])
+def test_the_mean_of_all_as_a_baseline_shrinks_the_gradient_and_leave_one_out_does_not(G):
+    """By (n - 1) / n, n = G members of a group: .5, .75, .875."""
+    for baseline, scale in (("leave_one_out", 1), ("mean", (G - 1) / G)):
+        for got, expected in zip(*bandit(30_000, G, 1, baseline=baseline)):
+            along = got @ expected / expected.square().sum()  # (N,), the gradient in units of the exact one
+            assert off_by(along, scale) < 4
+            assert baseline == "leave_one_out" or off_by(along, 1) > 4
+
+
+# ---------------------------------------------------------------- the tiny policy
+
+@pytest.fixture(scope="module")
+def policy() -> PosePolicy:
+    torch.manual_seed(0)
+    return PosePolicy(*build_tiny(CORPUS)).eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_under_temperature_the_ratio_of_the_first_step_is_exactly_one(policy, kind):
+    torch.manual_seed(1)
+    policy.pose_head = PoseHead(policy.pose_projector[1].out_features, kind)
+    prompt = policy.encode(EXAMPLES)
+    r = policy.sample(prompt, 3, 2, max_tokens=8, temperature=.6, generator=torch.Generator().manual_seed(0))
+    r = r._replace(has_pose=torch.ones_like(r.has_pose))  # every answer has a Gaussian, if a meaningless one
+    new = policy.log_prob(prompt, r.tokens, r.token_mask, temperature=.6)
+    _, metrics = hygrpo.loss(new, *hygrpo.detached(new, r.pose), new, r, randn(4, 3), randn(4, 3, 2), clip_low=.2,
+                             clip_high=.2, beta_text=.1, beta_pose=.1)
+    for half in ("text", "pose"):
+        assert metrics[f"{half}_ratio"] == 1 and metrics[f"{half}_ratio_std"] == 0
+
+
+def test_words_are_scored_with_the_odds_they_were_drawn_with(policy):
+    """The mean of -log pi of what was drawn is the entropy of pi, at the temperature of sampling and at no other."""
+    prompt = policy.encode(EXAMPLES)
+    r = policy.sample(prompt, 200, 1, max_tokens=1, temperature=.6, generator=torch.Generator().manual_seed(0))
+    for temperature, fits in ((.6, True), (1.0, False)):
+        with torch.no_grad():
+            new = policy.log_prob(prompt, r.tokens, r.token_mask, temperature)
+        surprise = (-new.log_prob - Categorical(logits=new.log_softmax).entropy()).flatten()
+        assert (off_by(surprise, 0) < 4) == fits
 
 
 @pytest.mark.parametrize("call", [
