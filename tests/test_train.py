@@ -3,18 +3,21 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.distributions import Independent, Normal
 
 import evaluate
 import train_rft
 import train_sft
 from body import matrix_to_axis_angle
 from data import draw_batch, make_split
-from model import PosePolicy
+from model import PoseHead, PosePolicy
 from poses import sample_poses, turn
+from rewards import Retriever
 from tiny import build_tiny
 
 SMALL = ["--train_poses", "96", "--eval_poses", "24", "--encoder_steps", "4", "--sft_steps", "6", "--sft_batch", "16",
@@ -54,13 +57,22 @@ def chain(tmp_path_factory):
 
 def test_what_the_chain_leaves(chain):
     out, metrics = chain
-    for name in ("sft/model.safetensors", "rft/model.safetensors", "rft/config.json", "rft/tokenizer.json", "reward/config.json",
-                 "judge/config.json", "curves.png", "before_after.png"):
+    for name in ("sft/model.safetensors", "rft/model.safetensors", "rft/config.json", "rft/tokenizer.json",
+                 "reward/config.json", "judge/config.json", "curves.png", "before_after.png"):
         assert (out / name).stat().st_size > 0
     assert not list(out.rglob("*.partial"))
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert "val_judge_r5" in rows[0] and "val_judge_r5" in rows[2] and "val_judge_r5" not in rows[1]
+    for row in rows[1:]:
+        assert {"format", "text_ratio", "text_ratio_std", "text_clip_low", "text_clip_high", "text_kl", "text_entropy",
+                "text_flat_groups", "valid", "loss_text", "grad_norm"} <= row.keys()
+        assert all(value == value for value in row.values())
+    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert samples and {sample["step"] for sample in samples} <= {1, 2, 3}
+    for sample in samples:
+        assert sample["task"] == rows[sample["step"]]["task"] and sample["prompt"] and sample["truth"]
+        assert len(sample["answers"]) == 3 and all(0 <= answer["format"] <= 1 for answer in sample["answers"])
     for name in ("sft", "rft"):
         got = metrics[name]
         assert {"statements_sampled", "statements_mean", "judge_r5", "diversity_mm", "fid"} <= got["text2pose"].keys()
@@ -119,3 +131,53 @@ def test_sft_learns_and_teaches_only_what_is_not_frozen():
     train_sft.train_sft(policy, split, train_sft.SFTConfig(sft_steps=30, sft_batch=16), seed=0)
     assert train_sft.sft_loss(policy, examples)[0].item() < .8 * first
     assert frozen and all(torch.equal(p, frozen[n]) for n, p in policy.named_parameters() if n in frozen)
+
+
+def test_numbers_of_a_step_are_of_what_its_task_has_and_of_poses_that_were_given():
+    nan = torch.tensor(torch.nan)
+    rollout = SimpleNamespace(has_pose=torch.tensor([[True, False]]))
+    pose = Independent(Normal(torch.zeros(1, 2, 144), torch.tensor([[[.5], [9.0]]]).expand(1, 2, 144)), 1)
+    tensors = {"format": torch.tensor([[1.0, 0]]), "joint": torch.tensor([[[1.0, 2], [50, 60]]]),
+               "semantic": nan.expand(1, 2, 2), "text_kl": torch.tensor(.25), "pose_kl": torch.tensor(3.0)}
+    new = SimpleNamespace(pose=pose)
+    row = train_rft.numbers(tensors, new, rollout)
+    assert row == {"format": .5, "joint": 1.5, "text_kl": .25, "pose_kl": 3, "sigma": .5}
+    rollout.has_pose[:] = False
+    tensors |= {"pose_kl": nan, "loss_pose": torch.tensor(0.0)}
+    assert train_rft.numbers(tensors, new, rollout) == {"format": .5, "text_kl": .25}
+
+
+@pytest.mark.parametrize("covariance", ["diag", "lowrank", "full"])
+def test_a_frozen_sigma_gets_no_gradient_and_the_floor_holds(covariance):
+    torch.manual_seed(0)
+    head, hidden = PoseHead(16, covariance), torch.randn(5, 16)
+    before = head(hidden)
+    train_rft.set_sigma(head, train_rft.RFTConfig(sigma="frozen"))
+    pose = head(hidden)
+    assert torch.equal(pose.stddev, before.stddev) and before.stddev.requires_grad
+    assert pose.mean.requires_grad and not pose.stddev.requires_grad
+    train_rft.set_sigma(head, train_rft.RFTConfig(sigma_floor=.5))
+    assert (head(hidden).stddev >= .5).all() and head.sigma_floor == .5
+
+
+def test_a_run_with_every_option_changed(chain):
+    """Two inner epochs, joint ratio, no KL, batch normalisation, a frozen sigma: all finite, sigma's layer untouched."""
+    out, _ = chain
+    policy, retriever = PosePolicy.from_pretrained(out / "sft"), Retriever.from_pretrained(out / "reward")
+    rng = np.random.default_rng(0)
+    split = make_split(sample_poses(16, rng), rng)
+    config = train_rft.RFTConfig(
+        rft_steps=3, prompts=3, group_size=2, poses_per_answer=1, inner_epochs=2, beta_text=0.0, beta_pose=0.0,
+        pose_ratio="joint", normalize="batch", sigma="frozen", sigma_floor=.01)
+    sigma = {name: p.clone() for name, p in policy.pose_head.sigma.named_parameters()}
+    trunk = policy.pose_head.trunk[1].weight.clone()
+    policy.vlm.get_output_embeddings().register_forward_hook(  # every token is <POSE>
+        lambda module, inputs, logits: logits.index_fill(-1, torch.tensor([policy.pose_id]), 50.0))
+    rows, samples = [], []
+    train_rft.train_rft(policy, split, retriever, config, 0, rows.append, lambda policy: {}, samples.append)
+    assert all(torch.isfinite(torch.tensor(v)) for row in rows for k, v in row.items() if k != "task")
+    assert all("pose_ratio_std" in row and row["valid"] == 1 for row in rows[1:])
+    assert any(row["pose_ratio_std"] > 0 for row in rows[1:])  # the second epoch is off the policy that sampled
+    assert all(torch.equal(p, sigma[name]) for name, p in policy.pose_head.sigma.named_parameters())
+    assert not torch.equal(policy.pose_head.trunk[1].weight, trunk)
+    assert {row["task"] for row in rows[1:]} == {sample["task"] for sample in samples}
