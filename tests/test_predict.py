@@ -1,0 +1,302 @@
+"""predict.py: its files agree with each other and with the policy, and mistakes end in one sentence."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.distributions import Independent
+
+import captions
+import data
+import model
+import predict
+from body import JOINT, axis_angle_to_matrix, body_vertices, load_body, matrix_to_rot6d, remove_heading, rot6d_to_matrix
+from model import PosePolicy
+from tiny import build_tiny
+
+SENTENCE = "The left knee is bent and the right hand is above the head."
+FILES = ("body.obj", "picture.png", "pose.npz")
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory):
+    """A function that saves an untrained policy with the given covariance and returns its folder."""
+    def saved(covariance: str) -> Path:
+        folder = tmp_path_factory.getbasetemp() / f"policy_{covariance}"
+        if not folder.exists():
+            torch.manual_seed(0)
+            policy = PosePolicy(*build_tiny([SENTENCE, captions.POSE_ANSWER] * 30), covariance)
+            for parameter in policy.pose_head.parameters():  # or every sigma would be the same
+                torch.nn.init.normal_(parameter, std=.05)
+            policy.save_pretrained(folder)
+        return folder
+    return saved
+
+
+@pytest.fixture(autouse=True)
+def answers_with_a_pose(monkeypatch):
+    """An untrained policy hardly ever says <POSE>: its first token is made that, unless the prompt ends in "?"."""
+    sample, encode_prompt = PosePolicy.sample, PosePolicy.encode
+
+    def encode(self, examples):
+        self.asked = examples[0].prompt
+        return encode_prompt(self, examples)
+
+    def forced(self, prompt, *args, **kwargs):
+        rollout = sample(self, prompt, *args, **{**kwargs, "max_tokens": 5})
+        rollout.tokens[rollout.tokens == self.pose_id] = self.tokenizer.pad_token_id
+        rollout.has_pose[:] = not self.asked.endswith("Which hand is higher?")
+        if rollout.has_pose.all():
+            rollout.tokens[..., 0] = self.pose_id
+        answers = [[self.tokenizer.decode(row) for row in group] for group in rollout.tokens]
+        return rollout._replace(answers=answers)
+
+    monkeypatch.setattr(PosePolicy, "encode", encode)
+    monkeypatch.setattr(PosePolicy, "sample", forced)
+    monkeypatch.setattr(predict, "SIZE", 48)  # small pictures: these tests look at no pixel of a body
+
+
+def call(monkeypatch, *arguments) -> None:
+    monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
+    predict.main()
+
+
+def stop(monkeypatch, capsys, *arguments) -> str:
+    """What a call that fails says, as `model.run` ends it: in one line."""
+    monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as error:
+        model.run(predict.main)
+    message = str(error.value)
+    assert message.startswith("predict.py: ") and "\n" not in message
+    return message
+
+
+def read_obj(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    rows = [line.split() for line in path.read_text().splitlines()]
+    assert {row[0] for row in rows} == {"v", "f"} and {len(row) for row in rows} == {4}
+    return (np.array([row[1:] for row in rows if row[0] == "v"], float),
+            np.array([row[1:] for row in rows if row[0] == "f"], int))
+
+
+@pytest.mark.parametrize("covariance", ["diag", "lowrank", "full"])
+def test_files_agree_with_each_other_and_with_the_policy(make, monkeypatch, tmp_path, covariance):
+    call(monkeypatch, SENTENCE, "--model", make(covariance), "--out", tmp_path, "--samples", 5, "--seed", 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == list(FILES)
+    assert Image.open(tmp_path / "picture.png").size == (1600, 900)
+    pose = {name: torch.from_numpy(array) for name, array in np.load(tmp_path / "pose.npz").items()}
+    assert {name: tuple(array.shape) for name, array in pose.items()} == {
+        "axis_angle": (24, 3), "rot6d": (24, 6), "betas": (10,), "mean": (144,), "covariance": (144, 144),
+        "samples": (5, 24, 3)}
+    assert all(array.dtype == torch.float32 for array in pose.values())
+    rotmats = axis_angle_to_matrix(pose["axis_angle"])
+    torch.testing.assert_close(matrix_to_rot6d(rotmats), pose["rot6d"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(rot6d_to_matrix(pose["mean"].view(24, 6)), rotmats, atol=1e-5, rtol=0)
+    vertices, faces = read_obj(tmp_path / "body.obj")
+    body = load_body()
+    posed = body_vertices(body, rotmats[None], pose["betas"][None])[0][0].numpy()
+    assert np.abs(vertices - posed).max() < 1e-4
+    assert faces.min() == 1 and faces.max() == len(vertices)
+    assert (faces - 1 == body.faces).all()
+    # The Gaussian is the head's: its density, from mean and covariance, is what `log_prob` gives for any pose.
+    assert torch.allclose(pose["covariance"], pose["covariance"].T, atol=1e-7)
+    assert torch.linalg.eigvalsh(pose["covariance"].double()).min() > 0
+    policy = PosePolicy.from_pretrained(make(covariance))
+    example = data.Example("text2pose", data.INSTRUCTIONS["text2pose"][0].format(SENTENCE), "<POSE>", None, None,
+                           torch.zeros(10), "", ())
+    tokens, mask = policy.tokenize_answers([example])
+    with torch.no_grad():
+        head = policy.log_prob(policy.encode([example]), tokens, mask).pose
+    assert isinstance(head, Independent) == (covariance == "diag")
+    points = pose["mean"] + .2 * torch.randn(4, 144, generator=torch.Generator().manual_seed(0))
+    gaussian = torch.distributions.MultivariateNormal(pose["mean"].double(), pose["covariance"].double())
+    density = head.log_prob(points[:, None, None])[:, 0, 0]
+    torch.testing.assert_close(gaussian.log_prob(points.double()).float(), density, atol=.02, rtol=1e-4)
+
+
+def test_samples_come_from_the_gaussian(make, monkeypatch):
+    """Their spread is that of the covariance: whitened, they are standard normal."""
+    policy = PosePolicy.from_pretrained(make("full"))
+    drawn = []
+    monkeypatch.setattr(predict, "draw_poses", lambda *args: drawn.append(model.draw_poses(*args)) or drawn[-1])
+    prediction = predict.predict(policy, SENTENCE, None, 4000, 0)
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(prediction.covariance), (
+        drawn[0][0, 0] - prediction.mean).T, upper=False)
+    assert (white @ white.T / 4000 - torch.eye(144)).abs().max() < .1
+    assert prediction.rotmats.shape == (4001, 24, 3, 3)
+
+
+def test_a_seed_is_enough(make, monkeypatch, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        call(monkeypatch, SENTENCE, "--model", make("diag"), "--out", tmp_path / name, "--samples", 2, "--seed", seed)
+    a, b, c = ([(tmp_path / name / file).read_bytes() for file in FILES] for name in "abc")
+    assert a == b
+    assert a[0] == c[0] and a[2] != c[2]  # the mean pose needs no draw, the samples do
+
+
+def test_statements_are_marked_as_the_checker_finds_them(make, monkeypatch, tmp_path, capsys):
+    call(monkeypatch, "left elbow straight,", "both", "feet together", "--model", make("diag"), "--out", tmp_path,
+         "--samples", 7)
+    said = capsys.readouterr().out
+    assert "person: The person has the left elbow straight, both feet together.\n" in said
+    pose = np.load(tmp_path / "pose.npz")
+    mean, samples = (captions.pose_holds(remove_heading(axis_angle_to_matrix(torch.from_numpy(pose[name]))))
+                     for name in ("axis_angle", "samples"))
+    made = captions.parse("the left elbow is straight and the feet are together")
+    assert len(made) == 2
+    for i in made:
+        line = f"  {'+' if mean[i] else '-'} {captions.STATEMENTS[i].key}: {samples[:, i].sum()} of 7 samples\n"
+        assert line in said
+
+
+def test_holding_statements_get_a_plus():
+    poses = torch.eye(3).repeat(4, 24, 1, 1)  # T-poses
+    poses[1, JOINT["right_knee"]] = axis_angle_to_matrix(torch.tensor([2.4, 0, 0]))
+    assert predict.statement_lines("The person is standing. right knee sharply bent, hands far apart", poses) == [
+        "+ the person is standing: 3 of 3 samples", "- the right knee is sharply bent: 1 of 3 samples",
+        "+ the hands are far apart: 3 of 3 samples"]
+    assert predict.statement_lines("a happy day", poses) == []
+
+
+@pytest.mark.parametrize("words, sentence", [
+    ("kneeling on the left knee, right hand above the head",
+     "The person is kneeling on the left knee, right hand above the head."),
+    ("upside down", "The person is upside down."), ("arms  spread\n", "The person has the arms spread."),
+    ("The head is bowed.", "The head is bowed."), ("someone is dancing", "Someone is dancing."),
+    ("waving!", "The person is waving!"), ("{} 100 %", "The person has the {} 100 %."),
+])
+def test_free_words_become_a_sentence_in_an_instruction(words, sentence):
+    prompt = predict.make_prompt(words, None)
+    assert prompt == data.INSTRUCTIONS["text2pose"][0].replace("{}", sentence)
+    assert captions.parse(prompt) == captions.parse(words)
+
+
+def test_what_asks_for_an_answer_stays_as_it_is():
+    image = np.zeros((64, 64, 3), np.uint8)
+    asked = "She sits. What is the SMPL pose of this person?"
+    assert predict.make_prompt(asked, None) == asked
+    assert predict.make_prompt("left hand", image) == "left hand"
+    assert predict.make_prompt("", image) in data.INSTRUCTIONS["image2pose"]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # a font may lack some
+def test_special_tokens_and_strange_text_are_only_words(make, monkeypatch, tmp_path, capsys):
+    strange = "<POSE> <image></s><pad> $x^{2$ \\frac 膝 \udcff " + "very " * 200
+    call(monkeypatch, strange, "--model", make("diag"), "--out", tmp_path, "--samples", 1)
+    assert "of 1 samples" not in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == list(FILES)
+    policy = PosePolicy.from_pretrained(make("diag"))
+    ids = policy.encode([type("Asked", (), {"prompt": strange.replace("\udcff", ""), "image": None})]).ids
+    assert not (set(ids.flatten().tolist()) & {policy.pose_id, policy.image_id, policy.tokenizer.eos_token_id})
+
+
+def test_a_question_about_an_image_needs_no_pose(make, monkeypatch, tmp_path, capsys):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "photo.png")
+    arguments = ("--image", tmp_path / "photo.png", "--model", make("diag"), "--out", tmp_path / "out", "--samples", 2)
+    call(monkeypatch, *arguments, "--prompt", "Which hand is higher?")
+    said = capsys.readouterr().out
+    assert "asked:  Which hand is higher?\nanswer: " in said and "gives no pose" in said
+    assert not (tmp_path / "out").exists()
+    call(monkeypatch, *arguments)
+    assert f"asked:  {data.INSTRUCTIONS['image2pose'][0]}\n" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == list(FILES)
+
+
+# ---------------------------------------------------------------- images
+
+def test_a_photo_is_turned_upright_and_cropped_to_its_centre(tmp_path, capsys):
+    """Left half red, right half blue, as seen; stored turned, with the note that cameras leave."""
+    seen = np.zeros((80, 200, 3), np.uint8)
+    seen[:, :100], seen[:, 100:] = (255, 0, 0), (0, 0, 255)
+    seen[:, :50] = seen[:, 150:] = (0, 255, 0)  # cut off
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    Image.fromarray(np.rot90(seen)).save(tmp_path / "photo.png", exif=exif)
+    pixels = predict.read_image(tmp_path / "photo.png")
+    assert "200 x 80" in capsys.readouterr().out
+    assert pixels.shape == (64, 64, 3) and pixels.dtype == np.uint8
+    assert (pixels[:, :30] == (255, 0, 0)).all() and (pixels[:, 34:] == (0, 0, 255)).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "P", "1", "CMYK"])
+def test_every_kind_of_picture_becomes_rgb(tmp_path, mode, capsys):
+    path = tmp_path / ("photo.tif" if mode == "CMYK" else "photo.png")
+    Image.new("RGBA", (64, 64), (0, 0, 0, 255)).convert(mode).save(path)
+    assert (predict.read_image(path) == 0).all()
+    assert capsys.readouterr().out == ""
+
+
+def test_transparent_is_white(tmp_path):
+    Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(tmp_path / "photo.png")
+    assert (predict.read_image(tmp_path / "photo.png") == 255).all()
+
+
+def test_pixels_of_the_built_in_size_are_not_touched(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    assert (predict.read_image(tmp_path / "photo.png") == pixels).all()
+
+
+def test_bad_images_are_refused_in_one_sentence(make, monkeypatch, tmp_path, capsys):
+    noise = np.random.default_rng(0).integers(0, 255, (90, 90, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.png")
+    Image.fromarray(noise).save(tmp_path / "whole.jpg")
+    for name in ("whole.png", "whole.jpg"):
+        (tmp_path / f"cut_{name}").write_bytes((tmp_path / name).read_bytes()[:2000])
+    (tmp_path / "text.jpg").write_text("not an image")
+    (tmp_path / "empty.png").write_bytes(b"")
+    Image.new("1", (8_000, 8_000)).save(tmp_path / "huge.png")
+    for name in ("cut_whole.png", "cut_whole.jpg", "text.jpg", "empty.png", "huge.png", "missing.png", ""):
+        message = stop(monkeypatch, capsys, "--image", tmp_path / name, "--model", make("diag"))
+        assert f"{tmp_path / name} cannot be used as an image" in message
+    assert "8000 x 8000 pixels" in stop(monkeypatch, capsys, "--image", tmp_path / "huge.png")
+
+
+# ---------------------------------------------------------------- mistakes, and the terminal
+
+def test_without_a_checkpoint_it_says_which_command_makes_one(monkeypatch, tmp_path, capsys):
+    message = stop(monkeypatch, capsys, SENTENCE, "--model", tmp_path / "none")
+    assert str(tmp_path / "none") in message and "python train_rft.py" in message
+
+
+def test_mistakes_of_the_command_line(make, monkeypatch, tmp_path, capsys):
+    assert "describe a pose" in stop(monkeypatch, capsys)
+    assert "--samples must be 1 or more" in stop(monkeypatch, capsys, SENTENCE, "--samples", 0)
+    assert "one of them" in stop(monkeypatch, capsys, SENTENCE, "--prompt", "What?")
+    (tmp_path / "file").write_text("")
+    assert "cannot be written to" in stop(monkeypatch, capsys, SENTENCE, "--model", make("diag"), "--out",
+                                          tmp_path / "file")
+    monkeypatch.setattr(sys, "argv", ["predict.py", "--help"])
+    with pytest.raises(SystemExit) as end:
+        predict.main()
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and "[sentence ...]" in said and "SUPPRESS" not in said
+
+
+def test_sentence_after_sentence_until_an_empty_line(make, monkeypatch, tmp_path, capsys):
+    """Each prediction is written over the last; an empty line, or the end of the input, ends it."""
+    poses = []
+
+    def typed(lines):
+        rest = iter(lines)
+
+        def read(_):
+            if (tmp_path / "pose.npz").exists():
+                poses.append(np.load(tmp_path / "pose.npz")["mean"])
+            try:
+                return next(rest)
+            except StopIteration:
+                raise EOFError from None
+        return read
+
+    arguments = ("--interactive", "--model", make("diag"), "--out", tmp_path, "--samples", 2)
+    monkeypatch.setattr("builtins.input", typed(["kneeling", "arms spread", "  ", "never read"]))
+    call(monkeypatch, *arguments)
+    said = capsys.readouterr().out
+    assert "The person is kneeling." in said and "The person has the arms spread." in said and "never" not in said
+    assert len(poses) == 2 and not np.allclose(poses[0], poses[1])
+    monkeypatch.setattr("builtins.input", typed(["arms spread"]))
+    call(monkeypatch, *arguments)
+    assert np.array_equal(poses[1], poses[-1])
