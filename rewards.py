@@ -169,9 +169,11 @@ def score(examples: Sequence, rollout, retriever: Retriever) -> tuple[dict[str, 
         truth = retriever.encode_text([words_of(examples[i].answer) for i in said])  # (n, dim)
         answers = retriever.encode_text([words_of(a) for i in said for a in rollout.answers[i]]).unflatten(0, (-1, G))
         text["text"][said] = (answers * truth[:, None]).sum(-1)
-    for i in rows("image2text").tolist():
-        made = [captions.parse(a) for a in rollout.answers[i]]
-        text["description"][i] = torch.tensor([captions.check(m, examples[i].rotmats) if m else 0.0 for m in made])
+    if len(shown := rows("image2text")):
+        truth = captions.pose_holds(torch.stack([examples[i].rotmats for i in shown]))  # (n, S)
+        for i, holds in zip(shown.tolist(), truth.double()):
+            made = [list(captions.parse(a)) for a in rollout.answers[i]]
+            text["description"][i] = torch.tensor([holds[m].mean().item() if m else 0.0 for m in made])
     for i in rows("vqa").tolist():
         text["correct"][i] = torch.tensor([float(a == examples[i].answer) for a in rollout.answers[i]])
 

@@ -1,0 +1,350 @@
+"""How fast a step of HyGRPO is here against the plain way (plain.py), and where its time goes: `python benchmark.py`.
+
+Both ways do the same step on the same model: sampling, rewards, reference, training. Ours runs the prompt once a group
+and keeps the features of images (model.py). A bias on the logits, the same for both, forbids the end token and favours
+<POSE>, so that every answer has all its tokens and nearly always a pose. Timed in turn, medians; each ratio is of one
+run. Floating-point work is what torch's FlopCounterMode counts (products, convolutions, attention in full), against the
+rate of a large matrix product timed in the same run.
+
+    python benchmark.py [--vlm DIR] [--json FILE] [--group_sizes 4 8 16 32] [--prompt_tokens 32 256 1024]
+The default model is a LLaVA of 9 M parameters with random weights and 196 tokens an image.
+"""
+
+import copy
+import ctypes
+import json
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessorPil, CLIPVisionConfig,
+                          LlamaConfig, LlavaConfig, LlavaForConditionalGeneration)
+
+import hygrpo
+import rewards
+from captions import describe
+from data import Example, corpus, make_example, make_split
+from model import PosePolicy, Rollout, Scores, draw_poses, pick_device, run
+from plain import PlainWay
+from poses import sample_poses
+from rewards import Retriever
+from tiny import PoseEncoder, build_tiny
+
+PARTS = ("sampling", "rewards", "reference", "training", "rest")
+KINDS = {"matrix products": ("mm", "addmm", "bmm", "baddbmm"), "attention": ("scaled_dot_product",),
+         "copies": ("cat", "copy_", "index", "masked_scatter", "gather", "fill_", "zero_"),
+         "optimizer": ("fused_adamw", "Optimizer")}
+
+
+@dataclass
+class BenchmarkConfig:
+    group_sizes: list[int] = field(default_factory=lambda: [4, 8, 16, 32], metadata={"help": "answers a prompt (G)"})
+    prompt_tokens: list[int] = field(default_factory=lambda: [32, 256, 1024],
+                                     metadata={"help": "tokens of a prompt (P), those of its image not counted"})
+    prompts: int = field(default=4, metadata={"help": "prompts a step (B), each with an image of its own"})
+    new_tokens: int = field(default=12, metadata={"help": "tokens an answer (T)"})
+    poses_per_answer: int = field(default=32, metadata={"help": "poses an answer (K)"})
+    repeats: int = field(default=5, metadata={"help": "timed steps of each way, in turn; medians are shown"})
+    patience: float = field(default=8.0, metadata={"help": "seconds after which a row's plain way is not repeated"})
+    plain_tokens: int = field(default=12_000, metadata={"help": "where its sequences hold more tokens than this, the "
+                                                        "plain way runs fewer prompts, and its time is scaled"})
+    micro_batch: int = field(default=16, metadata={"help": "sequences at once in the plain way's scoring and training"})
+    vlm: str | None = field(default=None, metadata={"help": "folder of a transformers checkpoint, or of a policy"})
+    dtypes: list[str] = field(default_factory=list, metadata={"help": "default: float32, on CUDA also bfloat16",
+                                                              "choices": ["float32", "bfloat16"]})
+    device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
+    json: str | None = field(default=None, metadata={"help": "file to write the figures to"})
+
+
+# ---------------------------------------------------------------- the problem
+
+def build_llava(texts: Sequence[str]) -> tuple:
+    """A LLaVA of 9 M parameters, 196 tokens an image, with the tokenizer and the pose encoder of `tiny`."""
+    tiny, processor, pose_encoder = build_tiny(texts)
+    processor.patch_size = 16
+    processor.image_processor = CLIPImageProcessorPil(size={"height": 224, "width": 224}, do_center_crop=False)
+    text = tiny.config.text_config
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(hidden_size=192, intermediate_size=768, num_hidden_layers=4,
+                                       num_attention_heads=4, image_size=224, patch_size=16),
+        text_config=LlamaConfig(vocab_size=text.vocab_size, hidden_size=256, intermediate_size=1024,
+                                num_hidden_layers=6, num_attention_heads=4, max_position_embeddings=4096,
+                                pad_token_id=text.pad_token_id, eos_token_id=text.eos_token_id),
+        image_token_index=tiny.config.image_token_index, image_seq_length=196, vision_feature_layer=-1)
+    return LlavaForConditionalGeneration(config), processor, pose_encoder
+
+
+def load_policy(folder: str) -> PosePolicy:
+    """A policy that PosePolicy saved, or one around any image-text-to-text checkpoint that transformers saved."""
+    if (Path(folder) / "pose.json").is_file():
+        return PosePolicy.from_pretrained(folder)
+    if not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(f"--vlm {folder}: no checkpoint there (no config.json)")
+    try:
+        vlm, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+        return PosePolicy(vlm, processor, PoseEncoder())
+    except Exception as error:  # each model and processor class raises its own
+        raise ValueError(f"--vlm {folder} cannot be loaded as an image-text-to-text model with its processor: "
+                         f"{str(error).strip().splitlines()[0]}") from error
+
+
+def steer(policy: PosePolicy) -> None:
+    """Bias the logits of every pass: no end token, no token that stands for a feature, <POSE> a quarter of the time."""
+    bias = torch.zeros(policy.vlm.get_output_embeddings().weight.shape[0], device=policy.device)
+    bias[[policy.tokenizer.eos_token_id, policy.image_id, policy.pose_feature_id]] = -1e4
+    bias[policy.pose_id] = float(np.log(len(bias) / 3))
+    policy.vlm.get_output_embeddings().register_forward_hook(lambda module, inputs, logits: logits + bias.to(logits))
+
+
+def make_examples(policy: PosePolicy, count: int, tokens: int) -> list[Example]:
+    """`count` examples with an image and `tokens` tokens of text around it, rewarded as text2pose and image2text in
+    turn, so that kinematics, statements and the retrieval model all have their part."""
+    rng = np.random.default_rng(0)
+    split = make_split(sample_poses(count, rng), rng)
+    examples = []
+    for i in range(count):
+        example = make_example(split, ("text2pose", "image2text")[i % 2], i, rng)
+        example = replace(example, image=split.images[i], prompt="")
+        frame = int((policy.encode([example]).ids != policy.image_id).sum()) - policy.pose_encoder.tokens
+        text = " ".join(describe(split.holds[i], rng)[0] for _ in range(tokens // 8 + 8))
+        ids = policy.tokenizer(text, add_special_tokens=False).input_ids[:max(1, tokens - frame)]
+        examples.append(replace(example, prompt=policy.tokenizer.decode(ids)))
+    return examples
+
+
+# ---------------------------------------------------------------- a step, and what is measured of it
+
+class SharedPrompt:
+    """Our way, in the form of plain.py's: all answers in one batch."""
+
+    def __init__(self, policy: PosePolicy, examples: Sequence, group_size: int):
+        self.policy, self.examples, self.group_size = policy, examples, group_size
+
+    def sample(self, poses: int, tokens: int) -> Rollout:
+        self.prompt = self.policy.encode(self.examples)
+        return self.policy.sample(self.prompt, self.group_size, poses, tokens)
+
+    def batches(self, rollout: Rollout, F: Tensor, Delta: Tensor) -> list[tuple]:
+        return [(slice(None), rollout, F, Delta)]
+
+    def log_prob(self, policy: PosePolicy, rows: slice, rollout: Rollout) -> Scores:
+        return policy.log_prob(self.prompt, rollout.tokens, rollout.token_mask)
+
+
+def step(way, examples: Sequence, meter: Callable, config: BenchmarkConfig, reference: PosePolicy, retriever: Retriever,
+         optimizer: torch.optim.Optimizer) -> None:
+    """One step of HyGRPO, as in train_rft.py. meter(name) is a context around each part."""
+    with meter("sampling"):
+        rollout = way.sample(config.poses_per_answer, config.new_tokens)
+    with meter("rewards"):
+        text_rewards, pose_rewards = rewards.score(examples, rollout, retriever)
+    with meter("rest"):
+        F, Delta = hygrpo.advantages(text_rewards, pose_rewards, rollout.has_pose, rewards.WEIGHTS)
+        batches = way.batches(rollout, F, Delta)
+    with meter("reference"), torch.no_grad():
+        references = [way.log_prob(reference, rows, rollout) for rows, rollout, _, _ in batches]
+    with meter("training"):
+        optimizer.zero_grad(set_to_none=True)
+        for (rows, rollout, F, Delta), ref in zip(batches, references):
+            new = way.log_prob(way.policy, rows, rollout)
+            loss, _ = hygrpo.loss(new, *hygrpo.detached(new, rollout.pose), ref, rollout, F, Delta, clip_low=0.2,
+                                  clip_high=0.28, beta_text=0.5, beta_pose=0.06)
+            (loss / len(batches)).backward()
+        torch.nn.utils.clip_grad_norm_([p for p in way.policy.parameters() if p.requires_grad], 1.0)
+        optimizer.step()
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str):
+    """Add to seconds[name]; an accelerator works behind our back and must have finished."""
+    wait = torch.accelerator.synchronize if torch.accelerator.is_available() else lambda: None
+    wait()
+    start = time.perf_counter()
+    yield
+    wait()
+    seconds[name] += time.perf_counter() - start
+
+
+@contextmanager
+def counted(operations: dict[str, float], name: str):
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # the CPU's kernel is not counted
+        yield
+    operations[name] += counter.get_total_flops()
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+    """Operations a second of a large matrix product."""
+    a, seconds = torch.randn(size, size, device=device, dtype=dtype), defaultdict(float)
+    for i in range(5):  # the first warms up
+        with timed(seconds, "products" if i else "warm-up"):
+            a @ a
+    return 4 * 2 * size ** 3 / seconds["products"]
+
+
+def peak_memory(device: torch.device, reset: bool = False) -> float:
+    """MB: the most since the last reset, of the GPU's tensors or of the process; NaN where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.reset_peak_memory_stats() if reset else torch.cuda.max_memory_allocated() / 1e6
+    try:
+        if reset:
+            ctypes.CDLL(None).malloc_trim(0)  # what an earlier, larger step freed goes back to the system
+            return Path("/proc/self/clear_refs").write_text("5")
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1e3
+    except (OSError, AttributeError):
+        return float("nan")
+
+
+def kinds_of_operation(run_step: Callable[[], None]) -> dict[str, float]:
+    """Shares of a step's time on the CPU, by kind of operation."""
+    with torch.autograd.profiler.profile(use_kineto=False) as profile:
+        run_step()
+    shares = dict.fromkeys([*KINDS, "all else"], 0.0)
+    for event in profile.key_averages():
+        name = event.key.removeprefix("aten::").lstrip("_")
+        kind = next((kind for kind, names in KINDS.items() if name.startswith(names)), "all else")
+        shares[kind] += event.self_cpu_time_total
+    return {kind: time / sum(shares.values()) for kind, time in shares.items()}
+
+
+def measure(policy: PosePolicy, retriever: Retriever, P: int, G: int, config: BenchmarkConfig) -> dict:
+    """One row of the tables: both ways in turn on prompts of P tokens and groups of G answers."""
+    device, dtype, B = policy.device, next(policy.vlm.parameters()).dtype, config.prompts
+    reference = copy.deepcopy(policy).requires_grad_(False)
+    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-6, fused=True)
+    go = partial(step, config=config, reference=reference, retriever=retriever, optimizer=optimizer)
+    examples = make_examples(policy, B, P)
+    images = defaultdict(float)
+    policy.frozen_features.clear()
+    with timed(images, "once"):  # what an image never seen before costs us
+        length = policy.encode(examples).ids.shape[1]
+    plain_prompts = min(B, max(1, config.plain_tokens // (G * length)))
+    ways = {"ours": (SharedPrompt(policy, examples, G), examples), "plain": (
+        PlainWay(policy, examples[:plain_prompts], G, config.micro_batch), examples[:plain_prompts])}
+    one_each = PlainWay(policy, examples, 1)  # a single answer a prompt, for `generate`
+    one_each.prepare()
+    work, one_row = defaultdict(float), defaultdict(float)  # the plain way's work is that of one row, times B x G
+    go(*ways["ours"], partial(counted, work))  # warms up as well
+    go(PlainWay(policy, examples[:1], 1), examples[:1], partial(counted, one_row))
+    runs, rates, peaks = {"ours": [], "plain": [], "others": []}, [], {}
+    for repeat in range(config.repeats):
+        for name, (way, prompts) in ways.items():
+            if name == "plain" and sum(seconds["step"] for seconds in runs[name]) > config.patience:
+                continue
+            peak_memory(device, reset=True)
+            seconds = defaultdict(float)
+            with timed(seconds, "step"):
+                go(way, prompts, partial(timed, seconds))
+            seconds["rest"] = seconds["step"] - sum(seconds[part] for part in PARTS if part != "rest")
+            runs[name].append(seconds)
+            peaks[name] = peak_memory(device)
+        runs["others"].append(defaultdict(float))
+        with timed(runs["others"][-1], "generate"):
+            one_each.generate(config.new_tokens)
+        with timed(runs["others"][-1], "poses"), torch.no_grad():
+            hidden = torch.zeros(B, G, policy.pose_projector[1].out_features, device=device)
+            draw_poses(policy.pose_head(hidden), config.poses_per_answer)
+        rates.append(matrix_rate(device, dtype))
+    median = lambda runs: {name: statistics.median(seconds[name] for seconds in runs) for name in runs[0]}
+    ours, others, rate = median(runs["ours"]), median(runs["others"]), statistics.median(rates)
+    plain = {name: seconds * B / plain_prompts for name, seconds in median(runs["plain"]).items()}
+    row = {"dtype": str(dtype).removeprefix("torch."), "P": P, "G": G, "length": length, "ours": ours, "plain": plain,
+           "speedup": plain["step"] / ours["step"], "plain_prompts": plain_prompts, "plain_runs": len(runs["plain"]),
+           "answers_per_second": B * G / ours["step"], "peak_mb": peaks, "matrix_rate": rate, "images": images["once"],
+           "generate_one": others["generate"], "poses_and_rewards": (others["poses"] + ours["rewards"]) / ours["step"],
+           "gflop": {"ours": sum(work.values()) / 1e9, "plain": sum(one_row.values()) * B * G / 1e9},
+           "of_rate": {part: work[part] / ours[part] / rate for part in ("sampling", "reference", "training")}}
+    row["of_rate"]["step"] = sum(work.values()) / ours["step"] / rate
+    if device.type == "cpu":
+        row["kinds"] = kinds_of_operation(lambda: go(*ways["ours"], partial(timed, defaultdict(float))))
+    return row
+
+
+# ---------------------------------------------------------------- what is printed
+
+def table(rows: Sequence[dict], columns: dict[str, Callable[[dict], str]]) -> str:
+    lines = [columns, ["---:"] * len(columns), *([show(row) for show in columns.values()] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def report(rows: Sequence[dict], config: BenchmarkConfig) -> str:
+    """The tables, and below them, for groups of 16, the figures that this project aims at."""
+    some = lambda r: "*" * (r["plain_prompts"] < config.prompts)
+    percent = lambda share: f"{100 * share:.0f} %"
+    where = {name: lambda r, name=name: f"{r[name]}" for name in ("dtype", "P", "G")}
+    texts = [table(rows, where | {
+        "step, s": lambda r: f"{r['ours']['step']:.2f}",
+        "plain way, s": lambda r: f"{r['plain']['step']:.1f}{some(r)}",
+        "times as fast": lambda r: f"{r['speedup']:.1f}",
+        "answers a second, ours / plain": lambda r: f"{r['answers_per_second']:.0f} / "
+                                                    f"{r['answers_per_second'] / r['speedup']:.1f}",
+        "GFLOP, ours / plain": lambda r: f"{r['gflop']['ours']:.0f} / {r['gflop']['plain']:.0f}",
+        "peak MB, ours / plain": lambda r: f"{r['peak_mb']['ours']:.0f} / {r['peak_mb']['plain']:.0f}{some(r)}"})]
+    if any(map(some, rows)):
+        texts.append("* The plain way on fewer prompts: its time is scaled to all, its memory is as measured.")
+    texts += ["Where our time goes, and at what share of the measured matrix rate:", table(rows, where | {
+        part: lambda r, part=part: percent(r["ours"][part] / r["ours"]["step"])
+        + (f", at {percent(r['of_rate'][part])}" if part in r["of_rate"] else "") for part in PARTS} | {
+        "whole step": lambda r: f"at {percent(r['of_rate']['step'])} of {r['matrix_rate'] / 1e9:.0f} GFLOP/s"})]
+    if "kinds" in rows[0]:
+        texts += ["The same time by kind of operation:", table(rows, where | {
+            kind: lambda r, kind=kind: percent(r["kinds"][kind]) for kind in rows[0]["kinds"]})]
+    for row in rows:
+        half = [r["ours"]["step"] for r in rows if (r["dtype"], r["P"], r["G"]) == (row["dtype"], row["P"], 8)]
+        if row["G"] == 16 and half:
+            texts.append(
+                f"{row['dtype']}, P = {row['P']}, G = 16: {row['speedup']:.1f} times as fast as the plain way; "
+                f"{row['ours']['step'] / half[0]:.2f} times the step of G = 8; the poses and all rewards "
+                f"{100 * row['poses_and_rewards']:.1f} % of a step; sampling {config.prompts * 16} answers takes "
+                f"{row['ours']['sampling'] / row['generate_one']:.2f} times `generate` of {config.prompts}; images not "
+                f"seen before add {row['images']:.2f} s")
+    return "\n\n".join(texts)
+
+
+def main() -> None:
+    parser = transformers.HfArgumentParser(BenchmarkConfig, description=__doc__.splitlines()[0])
+    config, = parser.parse_args_into_dataclasses()
+    if min([*config.group_sizes, *config.prompt_tokens, config.prompts, config.new_tokens, config.poses_per_answer,
+            config.repeats, config.micro_batch]) < 1:
+        raise ValueError("sizes, counts and repeats must be 1 or more")
+    if config.json and not Path(config.json).parent.is_dir():
+        raise FileNotFoundError(f"--json {config.json}: there is no folder {Path(config.json).parent}")
+    device, rng = pick_device(config.device), np.random.default_rng(0)
+    torch.manual_seed(0)
+    policy = load_policy(config.vlm) if config.vlm else PosePolicy(
+        *build_llava(corpus(make_split(sample_poses(200, rng), rng), 1000, rng)))
+    policy = policy.to(device).eval()
+    steer(policy)
+    retriever = Retriever(policy.tokenizer.backend_tokenizer).to(device).eval().requires_grad_(False)
+    size = sum(p.numel() for p in policy.vlm.parameters()) / 1e6
+    machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{device}, {torch.get_num_threads()} threads"
+    print(f"{type(policy.vlm).__name__} of {size:.1f} M parameters on {machine}; {config.prompts} prompts of P tokens "
+          f"and an image; G answers of {config.new_tokens} tokens and {config.poses_per_answer} poses; the plain way "
+          f"in micro-batches of {config.micro_batch}", flush=True)
+    rows = []
+    for dtype in config.dtypes or ["float32"] + ["bfloat16"] * (device.type == "cuda"):
+        policy.vlm.to(getattr(torch, dtype))
+        for P in config.prompt_tokens:
+            for G in config.group_sizes:
+                rows.append(measure(policy, retriever, P, G, config))
+                print(f"{dtype}, P = {P}, G = {G}: {rows[-1]['speedup']:.1f} times as fast", flush=True)
+    print("\n" + report(rows, config))
+    if config.json:
+        Path(config.json).write_text(json.dumps({
+            "model": type(policy.vlm).__name__, "million_parameters": round(size, 1), "machine": machine,
+            "torch": torch.__version__, "transformers": transformers.__version__, "config": asdict(config),
+            "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run(main)

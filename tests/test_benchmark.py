@@ -1,0 +1,99 @@
+"""The benchmark in small: what it prints and writes, that both its ways do the same step, what it says of mistakes."""
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+
+import benchmark
+from model import PosePolicy
+from test_model import CORPUS
+from tiny import build_tiny
+
+SMALL = ["--group_sizes", "8", "16", "--prompt_tokens", "20", "--prompts", "2", "--new_tokens", "3",
+         "--poses_per_answer", "2", "--repeats", "1", "--plain_tokens", "400", "--device", "cpu"]
+
+
+def run(monkeypatch, *arguments) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, arguments)])
+    benchmark.main()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A checkpoint as transformers save it, and a policy as PosePolicy does."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    torch.manual_seed(0)
+    vlm, processor, pose_encoder = build_tiny(CORPUS)
+    vlm.save_pretrained(folder / "checkpoint")
+    processor.save_pretrained(folder / "checkpoint")
+    PosePolicy(vlm, processor, pose_encoder).save_pretrained(folder / "policy")
+    return folder
+
+
+def test_the_tables_are_printed_and_written(folders, monkeypatch, tmp_path, capsys):
+    run(monkeypatch, "--vlm", folders / "checkpoint", "--json", tmp_path / "b.json", *SMALL)
+    printed = capsys.readouterr().out
+    for text in ("times as fast", "matrix rate", "peak MB", "attention", "P = 20, G = 16: ", "`generate` of 2", "*"):
+        assert text in printed
+    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert [(row["P"], row["G"]) for row in rows] == [(20, 8), (20, 16)]
+    for row in rows:
+        assert row["length"] == 20 + 4 + 8  # words, image, pose features
+        for way in ("ours", "plain"):
+            parts = [row[way][part] for part in benchmark.PARTS]
+            assert min(parts) >= 0 and row["gflop"][way] > 0 and row["peak_mb"][way] > 0
+        assert sum(row["ours"][part] for part in benchmark.PARTS) == pytest.approx(row["ours"]["step"])
+        assert sum(row["kinds"].values()) == pytest.approx(1) and math.isfinite(row["of_rate"]["step"])
+        assert row["gflop"]["plain"] > 2 * row["gflop"]["ours"]  # the work that sharing saves
+
+
+def test_both_kinds_of_folder_are_read(folders):
+    new, saved = (benchmark.load_policy(folders / name).state_dict() for name in ("checkpoint", "policy"))
+    assert new.keys() == saved.keys()
+    assert torch.equal(new["vlm.lm_head.weight"][:100], saved["vlm.lm_head.weight"][:100])
+
+
+def test_every_answer_has_all_its_tokens_and_most_a_pose(folders):
+    policy = benchmark.load_policy(folders / "checkpoint").eval()
+    benchmark.steer(policy)
+    examples = benchmark.make_examples(policy, 2, 20)
+    for way in (benchmark.SharedPrompt(policy, examples, 16), benchmark.PlainWay(policy, examples, 16)):
+        rollout = way.sample(2, 12)
+        assert rollout.tokens.shape == (2, 16, 12) and rollout.token_mask.all()
+        assert rollout.has_pose.float().mean() > .8 and rollout.pose.shape == (2, 16, 2, 144)
+        assert not torch.isin(rollout.tokens, torch.tensor([policy.tokenizer.eos_token_id, policy.image_id])).any()
+
+
+def test_the_plain_step_takes_the_same_gradient(folders):
+    """On one rollout: micro-batches of single answers add up to the step of whole groups."""
+    policy = benchmark.load_policy(folders / "policy").eval()
+    benchmark.steer(policy)
+    shared = benchmark.SharedPrompt(policy, benchmark.make_examples(policy, 2, 20), 4)
+    plain = benchmark.PlainWay(policy, shared.examples, 4, micro_batch=2)
+    rollout = shared.sample(2, 6)
+    plain.prepare()
+    weights, poses = torch.randn(2, 4), torch.randn(2, 4, 2)
+    grads = []
+    for way in (shared, plain):
+        policy.zero_grad()
+        for rows, part, F, Delta in way.batches(rollout, weights, poses):
+            (way.log_prob(policy, rows, part).log_prob * F[..., None] * part.token_mask).sum().backward()
+        grads.append({name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None})
+    for name, grad in grads[0].items():
+        assert (grad - grads[1][name]).norm() <= 1e-4 * grad.norm() + 1e-8, name
+
+
+def test_a_wrong_folder_is_named(folders, monkeypatch, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.*no checkpoint"):
+        run(monkeypatch, "--vlm", tmp_path / "nowhere")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(ValueError, match="broken cannot be loaded"):
+        run(monkeypatch, "--vlm", tmp_path / "broken")
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        run(monkeypatch, "--json", tmp_path / "nowhere" / "b.json")
+    with pytest.raises(ValueError, match="1 or more"):
+        run(monkeypatch, "--repeats", "0")
