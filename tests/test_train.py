@@ -1,4 +1,4 @@
-"""The whole chain in small: what it leaves, that a second call reuses it, that a seed is enough, that AMASS files do."""
+"""The whole chain in small: what it leaves, that a second call reuses it, that a seed is enough, that AMASS does."""
 
 import json
 import sys
@@ -161,7 +161,7 @@ def test_a_frozen_sigma_gets_no_gradient_and_the_floor_holds(covariance):
 
 
 def test_a_run_with_every_option_changed(chain):
-    """Two inner epochs, joint ratio, no KL, batch normalisation, a frozen sigma: all finite, sigma's layer untouched."""
+    """Two inner epochs, joint ratio, no KL, batch normalisation, frozen sigma: all finite, its layer untouched."""
     out, _ = chain
     policy, retriever = PosePolicy.from_pretrained(out / "sft"), Retriever.from_pretrained(out / "reward")
     rng = np.random.default_rng(0)
