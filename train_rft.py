@@ -29,7 +29,7 @@ import hygrpo
 import rewards
 from body import load_body
 from data import Example, Split, draw_batch, retrieval_poses
-from model import PoseHead, PosePolicy, Rollout, Scores, pick_device, run
+from model import PosePolicy, Rollout, Scores, pick_device, run
 from rewards import Retriever, train_retriever
 from train_sft import SFTConfig, WorldConfig, check_folder, load_or_train_sft, load_world, warm_up_and_decay
 
@@ -56,7 +56,7 @@ class RFTConfig:
     normalize: Literal["std", "batch", "none"] = field(
         default="std", metadata={"help": "what advantages are divided by: spread of the group, of the batch, nothing"})
     sigma: Literal["learned", "frozen"] = field(
-        default="learned", metadata={"help": "frozen: reward and KL teach the pose's mean alone"})
+        default="learned", metadata={"help": "frozen: one for each number, never taught"})
     sigma_floor: float = field(default=0.02, metadata={"help": "what the head adds to each standard deviation"})
     retriever_steps: int = field(default=400, metadata={"help": "steps of each of the two retrieval models"})
     eval_every: int = field(default=100, metadata={"help": "steps between evaluations on validation poses"})
@@ -69,7 +69,9 @@ def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RF
     the end, and its numbers join those of the step; show then gets what was last sampled in each task."""
     rng = np.random.default_rng([seed, 20])
     generator = torch.Generator(policy.device).manual_seed(seed + 20)
-    set_sigma(policy.pose_head, config)
+    policy.pose_head.sigma_floor = config.sigma_floor
+    if config.sigma == "frozen":
+        freeze_sigma(policy, split, seed)
     reference = copy.deepcopy(policy).requires_grad_(False).eval()
     reference.frozen_features.clear()  # it is given encoded prompts
     parameters = [p for p in policy.parameters() if p.requires_grad]
@@ -116,12 +118,17 @@ def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RF
     policy.eval()
 
 
-def set_sigma(head: PoseHead, config: RFTConfig) -> None:
-    """Set the floor; frozen, sigma is read off the hidden state as SFT taught, and no gradient goes that way."""
-    head.sigma_floor = config.sigma_floor
-    for layer in (head.sigma, head.correlation):
-        if config.sigma == "frozen" and layer is not None:
-            layer.requires_grad_(False).register_forward_pre_hook(lambda layer, inputs: inputs[0].detach())
+@torch.no_grad()
+def freeze_sigma(policy: PosePolicy, split: Split, seed: int) -> None:
+    """From here on each of the 144 numbers has one sigma, the mean of what the policy gives to some prompts, and no
+    correlations. To freeze the layers alone is not enough: sigma then moves with the hidden state it is read from."""
+    rng, head = np.random.default_rng([seed, 21]), policy.pose_head
+    examples = [e for task in ("text2pose", "image2pose") for e in draw_batch(split, {task: 1.0}, 64, rng)]
+    sigma = policy.log_prob(policy.encode(examples), *policy.tokenize_answers(examples)).pose.stddev.mean((0, 1))
+    for layer in filter(None, (head.sigma, head.correlation)):
+        for parameter in layer.requires_grad_(False).parameters():
+            parameter.zero_()
+    head.sigma.bias.copy_((sigma - head.sigma_floor).expm1().log())  # what softplus takes back
 
 
 def samples(step: int, examples: Sequence[Example], rollout: Rollout, scored: dict[str, Tensor]) -> list[dict]:
