@@ -27,6 +27,7 @@ from rewards import Retriever, format_reward
 
 CHUNK = 100  # prompts run at a time
 SAMPLES = 8  # poses drawn for each prompt
+QUESTIONS = 4  # asked about each picture
 RECALL_AT = (1, 5, 10, 20)
 
 
@@ -79,10 +80,10 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 # ---------------------------------------------------------------- the evaluation
 
-def eval_examples(split: Split, task: str, count: int, seed: int = 0) -> list[Example]:
-    """The first `count` poses of a split as examples of a task, always with the same words."""
+def eval_examples(split: Split, task: str, count: int, seed: int = 0, each: int = 1) -> list[Example]:
+    """The first `count` poses of a split as examples of a task, `each` times, always with the same words."""
     rng = np.random.default_rng([seed, 77])
-    return [make_example(split, task, i, rng) for i in range(min(count, len(split.rotmats)))]
+    return [make_example(split, task, i, rng) for i in range(min(count, len(split.rotmats))) for _ in range(each)]
 
 
 @torch.no_grad()
@@ -109,13 +110,13 @@ def statements_held(examples: Sequence[Example], rotmats: Tensor) -> float:
 
 def evaluate(policy: PosePolicy, split: Split, judge: Retriever, body, count: int = 500, seed: int = 0) -> dict:
     """All metrics of a policy on a split. An answer without a pose counts with the pose head's guess at its place
-    (and against `format_rate`). Lengths in mm, shares in [0, 1]."""
+    (and against `format_rate`, the mean of the four tasks'). Lengths in mm, shares in [0, 1]."""
     policy.eval()
     result, forms = {}, []
 
     examples = eval_examples(split, "text2pose", count, seed)
     out = respond(policy, examples, SAMPLES, seed)
-    forms += [format_reward("text2pose", a) for a in out["answers"]]
+    forms.append(np.mean([format_reward("text2pose", a) for a in out["answers"]]))
     texts = judge.encode_text([e.caption for e in examples])
     true = torch.stack([e.rotmats for e in examples]).to(policy.device)
     sampled = remove_heading(out["samples"])
@@ -135,7 +136,7 @@ def evaluate(policy: PosePolicy, split: Split, judge: Retriever, body, count: in
 
     examples = eval_examples(split, "image2pose", count, seed)
     out = respond(policy, examples, 2 * SAMPLES, seed)
-    forms += [format_reward("image2pose", a) for a in out["answers"]]
+    forms.append(np.mean([format_reward("image2pose", a) for a in out["answers"]]))
     true = torch.stack([e.rotmats for e in examples]).to(policy.device)
     betas = torch.stack([e.betas for e in examples]).to(policy.device)
     true_vertices, true_joints = body_vertices(body, true, betas)
@@ -152,15 +153,15 @@ def evaluate(policy: PosePolicy, split: Split, judge: Retriever, body, count: in
 
     examples = eval_examples(split, "image2text", count, seed)
     answers = respond(policy, examples, 1, seed)["answers"]
-    forms += [format_reward("image2text", a) for a in answers]
+    forms.append(np.mean([format_reward("image2text", a) for a in answers]))
     made = [(captions.parse(a), e) for a, e in zip(answers, examples)]
     result["description"] = {
         "statements_held": float(np.mean([captions.check(m, e.rotmats) if m else 0.0 for m, e in made])),
         "statements_made": float(np.mean([len(m) for m, _ in made]))}
 
-    examples = eval_examples(split, "vqa", count, seed)
+    examples = eval_examples(split, "vqa", count, seed, QUESTIONS)
     answers = respond(policy, examples, 1, seed, greedy=True)["answers"]
-    forms += [format_reward("vqa", a) for a in answers]
+    forms.append(np.mean([format_reward("vqa", a) for a in answers]))
     result["vqa_accuracy"] = float(np.mean([a == e.answer for a, e in zip(answers, examples)]))
     result["vqa_commonest"] = commonest_answer_accuracy(examples)
     result["format_rate"] = float(np.mean(forms))
@@ -296,8 +297,8 @@ def table(results: dict[str, dict]) -> str:
     return "\n".join(lines + [
         f"n = {first['n']} poses never trained on. Errors: SMPL's 24 joints, pelvis aligned. R@5: pool of all n; true "
         f"poses {text['judge_ceiling']['t2p_r5']:.3f}, shuffled {text['judge_floor']['t2p_r5']:.3f}.",
-        f"Statements of shuffled true poses: {text['statements_shuffled']:.3f}. Questions: the commonest answer is "
-        f"right in {first['vqa_commonest']:.3f}."])
+        f"Statements of shuffled true poses: {text['statements_shuffled']:.3f}. {QUESTIONS} questions a picture: the "
+        f"commonest answer to each is right in {first['vqa_commonest']:.3f}."])
 
 
 @dataclass

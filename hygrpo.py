@@ -205,9 +205,10 @@ def detached(new, sample: Tensor) -> tuple[Tensor, Tensor]:
 
 def loss(new, old_log_prob: Tensor, old_terms: Tensor, reference, rollout, F: Tensor, Delta: Tensor, *, clip_low: float,
          clip_high: float, beta_text: float, beta_pose: float, pose_ratio: str = "per_joint",
-         aggregation: str = "grpo") -> tuple[Tensor, dict[str, Tensor]]:
-    """Eq. 6, negated: the discrete half plus the continuous half. Returns the scalar and diagnostics of both halves,
-    `valid`, the share of answers that hold a pose, and `flat_groups`, that of prompts with nothing to compare.
+         aggregation: str = "grpo", pose_weight: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+    """Eq. 6, negated: the discrete half plus `pose_weight` times the continuous half. Returns the scalar
+    and diagnostics of both halves, `valid`, the share of answers that hold a pose, and `flat_groups`, that of prompts
+    with nothing to compare.
 
     new, reference: scores with `log_prob` (B, G, T), `log_softmax` (B, G, T, W) and `pose`, a Gaussian of batch shape
     (B, G). old_log_prob (B, G, T), old_terms (B, G, K, D): under the policy that sampled. rollout: `token_mask`
@@ -224,4 +225,4 @@ def loss(new, old_log_prob: Tensor, old_terms: Tensor, reference, rollout, F: Te
         "text_entropy": entropy[rollout.token_mask].mean(), "valid": rollout.has_pose.float().mean(),
         "text_flat_groups": (F == 0).all(-1).float().mean(),
         "pose_flat_groups": (Delta == 0).flatten(1).all(-1).float().mean()}
-    return text + pose, {name: value.detach() for name, value in metrics.items()}
+    return text + pose_weight * pose, {name: value.detach() for name, value in metrics.items()}

@@ -29,7 +29,7 @@ import captions
 from body import forward_kinematics, matrix_to_rot6d, remove_heading, rot6d_to_matrix
 
 WITH_IMAGE_AND_POSE = ("image2pose", "image2text")
-WEIGHTS = {"joint": 1.0, "semantic": 1.0, "format": 1.0, "text": 1.0, "statements": 3.0, "description": 1.0,
+WEIGHTS = {"joint": 2.0, "semantic": 1.0, "format": 2.0, "text": 1.0, "statements": 3.0, "description": 1.0,
            "correct": 1.0}
 
 
@@ -49,8 +49,8 @@ class Retriever(nn.Module):
         layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
         self.text_tower = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.text_out = nn.Linear(width, dim)
-        self.pose_tower = nn.Sequential(nn.Linear(24 * 9, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(),
-                                        nn.Linear(512, dim))
+        self.pose_tower = nn.Sequential(nn.Linear(24 * 9, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(),
+                                        nn.Linear(256, dim))
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:

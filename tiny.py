@@ -19,6 +19,8 @@ from body import rot6d_to_matrix
 CHAT_TEMPLATE = ("{% for message in messages %}USER: {% for part in message.content %}{% if part.type == 'image' %}"
                  "<image>\n{% else %}{{ part.text }}{% endif %}{% endfor %} {% endfor %}ASSISTANT:")
 
+CHAT_WORDS = ["USER: ", " ASSISTANT:"]
+
 
 def build_tiny(corpus: Sequence[str], hidden_size: int = 128, layers: int = 2) -> tuple:
     """The untrained parts of a policy: VLM, processor and pose-aware encoder, about 3 M parameters in all.
@@ -27,7 +29,8 @@ def build_tiny(corpus: Sequence[str], hidden_size: int = 128, layers: int = 2) -
     """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    bpe.train_from_iterator(corpus, trainers.BpeTrainer(
+    template = CHAT_WORDS * len(corpus)  # or USER and ASSISTANT would be spelled letter by letter, at every prompt
+    bpe.train_from_iterator([*corpus, *template], trainers.BpeTrainer(
         vocab_size=1200, special_tokens=["<pad>", "<s>", "</s>", "<image>"], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     tokenizer = PreTrainedTokenizerFast(

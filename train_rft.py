@@ -33,7 +33,7 @@ from model import PosePolicy, Rollout, Scores, pick_device, run
 from rewards import Retriever, train_retriever
 from train_sft import SFTConfig, WorldConfig, check_folder, load_or_train_sft, load_world, warm_up_and_decay
 
-MIX = {"text2pose": 0.37, "image2pose": 0.35, "image2text": 0.03, "vqa": 0.25}
+MIX = {"text2pose": 0.36, "image2pose": 0.32, "image2text": 0.04, "vqa": 0.28}
 
 SHOWN = ("statements", "semantic", "joint", "correct", "sigma", "pose_kl")  # on the progress bar
 
@@ -45,8 +45,8 @@ class RFTConfig:
     group_size: int = field(default=3, metadata={"help": "answers a prompt (G)"})
     poses_per_answer: int = field(default=64, metadata={"help": "poses an answer (K); the paper has 1"})
     inner_epochs: int = field(default=1, metadata={"help": "updates on the same rollout"})
-    rft_lr: float = field(default=5e-4, metadata={"help": "peak learning rate of the language model and the projector"})
-    head_lr: float = field(default=1.5e-3, metadata={"help": "peak learning rate of the pose head"})
+    rft_lr: float = field(default=3e-4, metadata={"help": "peak learning rate of the language model and the projector"})
+    head_lr: float = field(default=1e-3, metadata={"help": "peak learning rate of the pose head"})
     beta_text: float = field(default=0.5, metadata={"help": "weight of the words' KL to the SFT policy"})
     beta_pose: float = field(default=0.06, metadata={"help": "weight of the pose's KL to the SFT policy"})
     clip_low: float = field(default=0.2, metadata={"help": "ratios below 1 - this are clipped"})
@@ -58,6 +58,8 @@ class RFTConfig:
     sigma: Literal["learned", "frozen"] = field(
         default="learned", metadata={"help": "frozen: one for each number, never taught"})
     sigma_floor: float = field(default=0.02, metadata={"help": "what the head adds to each standard deviation"})
+    pose_weight: float = field(default=1.0, metadata={"help": "weight of the pose's half of the loss; 0: words alone"})
+    without: str | None = field(default=None, metadata={"help": "a reward to leave out"})
     retriever_steps: int = field(default=400, metadata={"help": "steps of each of the two retrieval models"})
     eval_every: int = field(default=100, metadata={"help": "steps between evaluations on validation poses"})
 
@@ -69,6 +71,9 @@ def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RF
     the end, and its numbers join those of the step; show then gets what was last sampled in each task."""
     rng = np.random.default_rng([seed, 20])
     generator = torch.Generator(policy.device).manual_seed(seed + 20)
+    if config.without and config.without not in rewards.WEIGHTS:
+        raise ValueError(f"--without {config.without}: the rewards are {', '.join(rewards.WEIGHTS)}")
+    weights = rewards.WEIGHTS | ({config.without: 0.0} if config.without else {})
     policy.pose_head.sigma_floor = config.sigma_floor
     if config.sigma == "frozen":
         freeze_sigma(policy, split, seed)
@@ -89,7 +94,7 @@ def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RF
         prompt = policy.encode(examples)
         rollout = policy.sample(prompt, config.group_size, config.poses_per_answer, generator=generator)
         text_rewards, pose_rewards = rewards.score(examples, rollout, retriever)
-        F, Delta = hygrpo.advantages(text_rewards, pose_rewards, rollout.has_pose, rewards.WEIGHTS,
+        F, Delta = hygrpo.advantages(text_rewards, pose_rewards, rollout.has_pose, weights,
                                      normalize=config.normalize)
         with torch.no_grad():
             ref = reference.log_prob(prompt, rollout.tokens, rollout.token_mask)
@@ -99,7 +104,8 @@ def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RF
                 old = hygrpo.detached(new, rollout.pose)
             loss, metrics = hygrpo.loss(
                 new, *old, ref, rollout, F, Delta, clip_low=config.clip_low, clip_high=config.clip_high,
-                beta_text=config.beta_text, beta_pose=config.beta_pose, pose_ratio=config.pose_ratio)
+                beta_text=config.beta_text, beta_pose=config.beta_pose, pose_ratio=config.pose_ratio,
+                pose_weight=config.pose_weight)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             metrics["grad_norm"] = nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -77,41 +77,45 @@ def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batc
     """Teach the pose-aware encoder to regress poses and the vision tower to name statements, then freeze both.
 
     The pose loss is the mean absolute error of rotation matrices, of joints after kinematics (weighed 10), and of
-    joints read straight from the features (weighed 20), which is learned soonest.
+    joints read straight from the features (weighed 20), which is learned soonest. Statements are read from the pose
+    features too (weighed 6): what is linear in them, the language model finds with few questions.
     """
     generator = torch.Generator().manual_seed(seed)
     device = policy.device
     tower = [policy.vlm.model.vision_tower, policy.vlm.model.multi_modal_projector]
-    # Two readers that are thrown away: statements from the tower's features, joints straight from the pose features.
+    # Readers that are thrown away: statements from both kinds of features, joints straight from the pose features.
+    width = policy.pose_encoder.width
     namer = nn.Linear(policy.pose_projector[1].out_features, len(STATEMENTS)).to(device)
-    locator = nn.Linear(policy.pose_encoder.regressor.in_features, 72).to(device)
-    modules = nn.ModuleList([policy.pose_encoder, *tower, namer, locator]).requires_grad_(True).train()
+    pose_namer, locator = nn.Linear(width, len(STATEMENTS)).to(device), nn.Linear(width, 72).to(device)
+    modules = nn.ModuleList([policy.pose_encoder, *tower, namer, pose_namer, locator]).requires_grad_(True).train()
     optimizer = torch.optim.AdamW(modules.parameters(), lr=3e-3, weight_decay=0.01, fused=True)
     schedule = warm_up_and_decay(optimizer, steps)
     images, holds = torch.from_numpy(split.images), torch.from_numpy(split.image_holds).float()
     image_joints = forward_kinematics(split.image_rotmats)[0]
     normalise = policy.processor.image_processor
-    mean, std = (torch.tensor(x, device=device)[:, None, None] for x in (normalise.image_mean, normalise.image_std))
+    mean, std = (255 * torch.tensor(x, device=device) for x in (normalise.image_mean, normalise.image_std))
     bar = tqdm(range(steps), desc="image encoders", dynamic_ncols=True)
     for step in bar:
         rows = torch.randint(len(images), (batch_size,), generator=generator)
         batch = augment(images[rows], generator).to(device)
         features = policy.pose_encoder(batch)  # (N, tokens, width)
-        predicted, joints = policy.pose_encoder.regress(features), locator(features.mean(1)).unflatten(-1, (24, 3))
+        predicted, pooled = policy.pose_encoder.regress(features), features.mean(1)
+        joints = locator(pooled).unflatten(-1, (24, 3))
         true, true_joints = split.image_rotmats[rows].to(device), image_joints[rows].to(device)
         error = (forward_kinematics(predicted)[0] - true_joints).abs().mean()  # metres
         pose_loss = (predicted - true).abs().mean() + 10 * error + 20 * (joints - true_joints).abs().mean()
-        pixels = (batch.movedim(-1, 1) / 255 - mean) / std  # (N, 3, 64, 64)
+        pixels = ((batch - mean) / std).movedim(-1, 1)  # (N, 3, 64, 64)
         named = torch.stack(list(policy.vlm.get_image_features(pixel_values=pixels).pooler_output))  # (N, 4, H)
-        name_loss = nn.functional.binary_cross_entropy_with_logits(namer(named.mean(1)), holds[rows].to(device))
-        loss = pose_loss + name_loss
+        name_loss, pose_name_loss = (nn.functional.binary_cross_entropy_with_logits(named_as, holds[rows].to(device))
+                                     for named_as in (namer(named.mean(1)), pose_namer(pooled)))
+        loss = pose_loss + name_loss + 6 * pose_name_loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
         if step % 20 == 0:
             bar.set_postfix(pose=f"{pose_loss.item():.2f}", joint_mm=f"{1000 * error.item():.0f}",
-                            naming=f"{name_loss.item():.2f}")
+                            naming=f"{pose_name_loss.item():.3f}")
     policy.freeze_encoders()
     policy.eval()
 

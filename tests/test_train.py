@@ -188,3 +188,17 @@ def test_a_run_with_every_option_changed(chain):
     assert len({row["sigma"] for row in rows[1:]}) == 1 and policy.pose_head.sigma_floor == .01
     assert not torch.equal(policy.pose_head.trunk[1].weight, trunk)
     assert {row["task"] for row in rows[1:]} == {sample["task"] for sample in samples}
+
+
+def test_words_alone_leave_the_pose_head_as_it_was_and_a_reward_left_out_must_exist(chain):
+    out, _ = chain
+    policy, retriever = PosePolicy.from_pretrained(out / "sft"), Retriever.from_pretrained(out / "reward")
+    rng = np.random.default_rng(0)
+    split = make_split(sample_poses(16, rng), rng)
+    before = {name: p.clone() for name, p in policy.named_parameters()}
+    config = train_rft.RFTConfig(rft_steps=4, prompts=3, poses_per_answer=2, pose_weight=0.0, without="format")
+    train_rft.train_rft(policy, split, retriever, config, 0, lambda row: None, lambda policy: {})
+    changed = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
+    assert changed and not any(name.startswith("pose_head.") for name in changed)
+    with pytest.raises(ValueError, match="--without beauty: the rewards are joint"):
+        train_rft.train_rft(policy, split, retriever, train_rft.RFTConfig(without="beauty"), 0, None, None)

@@ -1,0 +1,274 @@
+"""The paper's claims, tried on a smaller built-in world: `python experiments.py` prints a row for each.
+
+Arms of one seed share their pictures, image encoders, SFT start and retrieval models, so that they differ in what is
+asked and in nothing else. A comparison is made seed by seed (paired); it holds when every seed agrees. The retrieval
+model that judges is not the one that rewards.
+
+    python experiments.py [--claims 1 4 7] [--seeds 0 1 2] [--out runs_experiments] [--quick]
+Each finished arm leaves OUT/seed_N/ARM.json and is not run again, so that a broken call goes on where it stopped, and
+calls for different seeds can share the work: `OMP_NUM_THREADS=1 python experiments.py --seeds 0 & ...`.
+"""
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import transformers
+
+import evaluate
+from body import load_body
+from data import corpus
+from model import PosePolicy, pick_device, run
+from tiny import PoseEncoder, build_tiny
+from train_rft import RFTConfig, load_or_train_retrievers, train_rft
+from train_sft import SFTConfig, WorldConfig, load_world, train_encoders, train_sft
+
+# What a result is called, where it stands in evaluate's dict, and whether more of it is better.
+MEASURES = {
+    "statements": ("text2pose", "statements_sampled", 1), "statements, mean pose": ("text2pose", "statements_mean", 1),
+    "judge R@5": ("text2pose", "judge_r5", 1), "reward model's R@5": ("text2pose", "reward_r5", 1),
+    "diversity, mm": ("text2pose", "diversity_mm", 1), "MPJPE, mm": ("image2pose", "mpjpe_mean", -1),
+    "MPJPE sampled, mm": ("image2pose", "mpjpe_sampled", -1), "PA-MPJPE, mm": ("image2pose", "pa_mpjpe_mean", -1),
+    "questions": ("vqa_accuracy", None, 1), "form": ("format_rate", None, 1),
+    "descriptions": ("description", "statements_held", 1)}
+
+# An arm: the start it goes on from, and the settings of stage two that it changes; None: the start as it is.
+ARMS = {
+    "sft": ("gaussian", None), "hygrpo": ("gaussian", {}), "sft continued": ("gaussian", "sft"),
+    "deterministic": ("deterministic", None), "deterministic, GRPO": ("deterministic", {"pose_weight": 0.0}),
+    "GRPO on words": ("gaussian", {"pose_weight": 0.0}),
+    "no pose encoder": ("no pose encoder", None), "no pose encoder, hygrpo": ("no pose encoder", {}),
+    **{f"without {name}": ("gaussian", {"without": name}) for name in
+       ("joint", "semantic", "statements", "format", "text", "correct")},
+    **{f"KL {beta}": ("gaussian", {"beta_pose": beta}) for beta in (0.0, 0.02, 0.2, 0.6)},
+    **{f"K = {K}": ("gaussian", {"poses_per_answer": K}) for K in (1, 8)},
+    **{f"G = {G}": ("gaussian", {"group_size": G}) for G in (2, 6)},
+}
+
+# What the paper (or its readers) say, and the comparisons that try it: (arm, other arm, measure, relation), where ">"
+# says that the first is the better one in every seed, "~" that they differ by less than the seeds do.
+CLAIMS = {
+    1: ("The Gaussian head alone changes little; with RFT it helps", [
+        ("sft", "deterministic", "MPJPE, mm", "~"), ("hygrpo", "sft", "MPJPE, mm", ">"),
+        ("hygrpo", "sft", "statements, mean pose", ">"), ("hygrpo", "deterministic, GRPO", "MPJPE, mm", ">"),
+        ("hygrpo", "deterministic, GRPO", "statements, mean pose", ">")]),
+    2: ("GRPO on words alone leaves the poses as they were; HyGRPO does not", [
+        ("GRPO on words", "sft", "statements", "~"), ("GRPO on words", "sft", "MPJPE sampled, mm", "~"),
+        ("hygrpo", "GRPO on words", "statements", ">"), ("hygrpo", "GRPO on words", "MPJPE sampled, mm", ">")]),
+    3: ("The pose-aware encoder helps the image tasks much, text to pose hardly", [
+        ("hygrpo", "no pose encoder, hygrpo", "MPJPE, mm", ">"), ("sft", "no pose encoder", "MPJPE, mm", ">"),
+        ("hygrpo", "no pose encoder, hygrpo", "statements", "~")]),
+    4: ("Without one of the rewards its task gets worse", [
+        ("hygrpo", "without joint", "MPJPE sampled, mm", ">"), ("hygrpo", "without joint", "PA-MPJPE, mm", ">"),
+        ("hygrpo", "without semantic", "judge R@5", ">"), ("hygrpo", "without statements", "statements", ">"),
+        ("hygrpo", "without format", "form", ">"), ("hygrpo", "without text", "descriptions", ">"),
+        ("hygrpo", "without correct", "questions", ">")]),
+    5: ("The gain is seen by a retrieval model that gave no reward", [
+        ("hygrpo", "sft", "judge R@5", ">"), ("KL 0.0", "hygrpo", "reward model's R@5", ">"),
+        ("hygrpo", "KL 0.0", "diversity, mm", ">"), ("hygrpo", "KL 0.6", "statements", ">")]),
+    6: ("More poses an answer, and more answers, teach more a step", [
+        ("hygrpo", "K = 8", "statements", ">"), ("K = 8", "K = 1", "statements", ">"),
+        ("hygrpo", "K = 1", "MPJPE sampled, mm", ">"), ("G = 6", "G = 2", "statements", ">"),
+        ("G = 6", "G = 2", "descriptions", ">")]),
+    7: ("(control) RFT does what SFT continued for as long does not", [
+        ("hygrpo", "sft continued", "statements", ">"), ("hygrpo", "sft continued", "judge R@5", ">"),
+        ("hygrpo", "sft continued", "MPJPE, mm", ">"), ("hygrpo", "sft continued", "MPJPE sampled, mm", ">"),
+        ("hygrpo", "sft continued", "questions", ">"), ("hygrpo", "sft continued", "diversity, mm", ">")]),
+}
+
+
+@dataclass
+class ExperimentConfig:
+    claims: list[int] = field(default_factory=lambda: list(CLAIMS), metadata={"help": "numbers of the claims to try"})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "seeds of data, training, samples"})
+    out: str = field(default="runs_experiments", metadata={"help": "folder of finished arms"})
+    json: str | None = field(default=None, metadata={"help": "file to write the table's numbers to"})
+    figure: str | None = field(default=None, metadata={"help": "picture to draw of claims 2, 5 and 6"})
+    quick: bool = field(default=False, metadata={"help": "a world so small that the numbers mean nothing"})
+    device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
+
+
+def sizes(quick: bool) -> SimpleNamespace:
+    """How large everything is: about half of `python train_rft.py` in each stage."""
+    if quick:
+        return SimpleNamespace(poses=64, eval=16, encoder=4, sft=6, retriever=4, rft={"rft_steps": 4, "prompts": 4,
+                               "poses_per_answer": 4, "group_size": 2})
+    return SimpleNamespace(poses=4000, eval=300, encoder=600, sft=600, retriever=300, rft={"rft_steps": 200})
+
+
+# ---------------------------------------------------------------- one seed: what its arms share, and an arm
+
+class Seed:
+    """The world of one seed: splits, retrieval models and starts, made when first asked for and kept."""
+
+    def __init__(self, config: ExperimentConfig, seed: int):
+        self.seed, self.size, self.device = seed, sizes(config.quick), pick_device(config.device)
+        self.folder = Path(config.out) / f"seed_{seed}"
+        self.world = WorldConfig(out=str(self.folder), seed=seed, device=config.device, train_poses=self.size.poses,
+                                 eval_poses=self.size.eval)
+        self.config = SFTConfig(encoder_steps=self.size.encoder, sft_steps=self.size.sft)
+        self.splits = load_world(self.world)
+        self.body = load_body().to(self.device)
+
+    def encoders(self) -> PosePolicy:
+        """A policy with image encoders and nothing else taught."""
+        folder = self.folder / "encoders"
+        if not folder.exists():
+            torch.manual_seed(self.seed)
+            texts = corpus(self.splits["train"], 1000, np.random.default_rng([self.seed, 11]))
+            policy = PosePolicy(*build_tiny(texts)).to(self.device)
+            train_encoders(policy, self.splits["train"], self.size.encoder, self.seed)
+            policy.save_pretrained(folder)
+        return PosePolicy.from_pretrained(folder).to(self.device)
+
+    def start(self, name: str) -> PosePolicy:
+        """The SFT policy called `gaussian`, `deterministic` (sigma is the floor) or `no pose encoder`."""
+        folder = self.folder / f"start, {name}"
+        if not folder.exists():
+            policy = self.encoders()
+            if name == "no pose encoder":
+                policy.pose_encoder = PoseEncoder(tokens=0).eval().requires_grad_(False).to(self.device)
+            if name == "deterministic":
+                policy.pose_head.sigma.requires_grad_(False).bias.fill_(-50.0)  # softplus leaves nothing of it
+            began = time.time()
+            train_sft(policy, self.splits["train"], self.config, self.seed)
+            policy.save_pretrained(folder)
+            (folder / "seconds.json").write_text(json.dumps(time.time() - began))
+        return PosePolicy.from_pretrained(folder).to(self.device)
+
+    def run(self, arm: str) -> dict:
+        """The result of an arm: evaluate's metrics, `seconds` of its training, and the rewards of every step."""
+        file = self.folder / f"{arm}.json"
+        if file.exists():
+            return json.loads(file.read_text())
+        start, changes = ARMS[arm]
+        policy, rows, retrievers = self.start(start), [], None
+        retrievers = load_or_train_retrievers(policy, self.world, self.size.retriever)
+        began = time.time()
+        if changes == "sft":  # as long as HyGRPO took
+            seconds = json.loads((self.folder / f"start, {start}" / "seconds.json").read_text())
+            steps = max(1, round(self.size.sft * self.run("hygrpo")["seconds"] / seconds))
+            began = time.time()
+            train_sft(policy, self.splits["train"], SFTConfig(sft_steps=steps), self.seed + 1000)
+        elif changes is not None:
+            train_rft(policy, self.splits["train"], retrievers["reward"], RFTConfig(**self.size.rft | changes),
+                      self.seed, rows.append, lambda policy: {})
+        seconds = time.time() - began
+        judged = lambda judge: evaluate.evaluate(policy, self.splits["test"], judge, self.body, self.size.eval,
+                                                 self.seed)
+        result = judged(retrievers["judge"])
+        result["text2pose"]["reward_r5"] = judged(retrievers["reward"])["text2pose"]["judge_r5"]
+        curves = {name: [(row["step"], row[name]) for row in rows if name in row]
+                  for name in ("statements", "semantic", "joint", "correct", "sigma", "pose_kl")}
+        result |= {"seconds": seconds, "curves": curves}
+        file.with_suffix(".partial").write_text(json.dumps(result))
+        file.with_suffix(".partial").rename(file)
+        return result
+
+
+# ---------------------------------------------------------------- the table and the figure
+
+def value(result: dict, measure: str) -> float:
+    first, second, _ = MEASURES[measure]
+    return result[first] if second is None else result[first][second]
+
+
+def compare(results: dict[str, list[dict]], arm: str, other: str, measure: str, relation: str) -> dict:
+    """One comparison over seeds: means, spread, in how many seeds the first arm is the better one, and the verdict."""
+    a, b = (np.array([value(r, measure) for r in results[name]]) for name in (arm, other))
+    better = MEASURES[measure][2] * (a - b)
+    spread = lambda x: float(x.std(ddof=1)) if len(x) > 1 else 0.0
+    holds = bool((better > 0).all() if relation == ">" else abs(better.mean()) <= max(spread(a), spread(b)))
+    return {"arm": arm, "other": other, "measure": measure, "relation": relation, "holds": holds,
+            "mean": [float(a.mean()), float(b.mean())], "std": [spread(a), spread(b)],
+            "better_in": int((better > 0).sum()), "seeds": len(a)}
+
+
+def show(number: float, spread: float) -> str:
+    digits = 0 if abs(number) >= 10 else 3
+    return f"{number:.{digits}f} ± {spread:.{digits}f}"
+
+
+def table(claims: dict[int, list[dict]]) -> str:
+    """Claims and comparisons as Markdown."""
+    lines = ["| claim | comparison | we see (mean ± std) | better in | holds |", "| --- | --- | --- | --- | --- |"]
+    for number, comparisons in claims.items():
+        for i, c in enumerate(comparisons):
+            relation = "better than" if c["relation"] == ">" else "like"
+            lines.append(f"| {f'{number}. {CLAIMS[number][0]}' if i == 0 else ''} | {c['measure']}: *{c['arm']}* "
+                         f"{relation} *{c['other']}* | {show(c['mean'][0], c['std'][0])} against "
+                         f"{show(c['mean'][1], c['std'][1])} | {c['better_in']} of {c['seeds']} seeds | "
+                         f"{'yes' if c['holds'] else 'no'} |")
+    return "\n".join(lines)
+
+
+def draw(path: Path, results: dict[str, list[dict]]) -> None:
+    """Rewards over steps with and without the pose's half of the loss; the trade-off over KL; quality against cost."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 4, figsize=(19, 4.8), layout="constrained")
+    for axis, name, title in zip(axes, ("statements", "joint"), ("reward: statements held", "reward: joints (1/m)")):
+        for arm, color in (("hygrpo", "#0072b2"), ("GRPO on words", "#d55e00")):
+            for seed, result in enumerate(results.get(arm, [])):
+                steps, y = np.array(result["curves"][name]).T
+                width = min(8, len(y))
+                axis.plot(steps[width - 1:], np.convolve(y, np.ones(width) / width, "valid"), color=color, alpha=0.8,
+                          label=None if seed else arm)
+        axis.set(title=title, xlabel="step")
+        axis.legend(frameon=False)
+    mean = lambda arm, measure: np.mean([value(r, measure) for r in results[arm]])
+    betas = {"KL 0.0": "0", "KL 0.02": ".02", "hygrpo": ".06", "KL 0.2": ".2", "KL 0.6": ".6"}
+    betas = {arm: label for arm, label in betas.items() if arm in results}
+    for measure, color in (("statements", "#0072b2"), ("judge R@5", "#d55e00"), ("reward model's R@5", "#009e73")):
+        x = [mean(arm, "diversity, mm") for arm in betas]
+        axes[2].plot(x, [mean(arm, measure) for arm in betas], "o-", color=color, label=measure)
+    for arm, label in betas.items():
+        axes[2].annotate(label, (mean(arm, "diversity, mm"), mean(arm, "statements")), xytext=(0, 8),
+                         textcoords="offset points", ha="center")
+    axes[2].set(title="KL weight: quality against diversity", xlabel="diversity of samples, mm")
+    axes[2].legend(frameon=False)
+    for arm, label in {"K = 1": "K=1", "K = 8": "K=8", "hygrpo": "G=3, K=64", "G = 2": "G=2", "G = 6": "G=6"}.items():
+        if arm in results:
+            x, y = np.mean([r["seconds"] for r in results[arm]]), mean(arm, "statements")
+            axes[3].plot(x, y, "o", color="#0072b2")
+            axes[3].annotate(label, (x, y), xytext=(6, 5), textcoords="offset points")
+    axes[3].set(title="statements held against time", xlabel="seconds of training")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def main() -> None:
+    config, = transformers.HfArgumentParser(
+        ExperimentConfig, description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
+    unknown = set(config.claims) - set(CLAIMS)
+    if unknown:
+        raise ValueError(f"--claims {' '.join(map(str, unknown))}: choose from {', '.join(map(str, CLAIMS))}")
+    arms = list(dict.fromkeys(arm for number in config.claims for c in CLAIMS[number][1] for arm in c[:2]))
+    if 5 in config.claims:
+        arms += ["KL 0.02", "KL 0.2"]  # for the figure
+    results = {arm: [] for arm in arms}
+    for seed in config.seeds:
+        world = Seed(config, seed)
+        for arm in arms:
+            results[arm].append(world.run(arm))
+    claims = {number: [compare(results, *c) for c in CLAIMS[number][1]] for number in config.claims}
+    print(table(claims))
+    if config.figure:
+        draw(Path(config.figure), results)
+    if config.json:
+        arms_json = {arm: {m: [value(r, m) for r in results[arm]] for m in MEASURES} |
+                     {"seconds": [round(r["seconds"]) for r in results[arm]]} for arm in arms}
+        Path(config.json).write_text(json.dumps({"seeds": config.seeds, "claims": claims, "arms": arms_json},
+                                                indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run(main)

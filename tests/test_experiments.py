@@ -1,0 +1,68 @@
+"""The table of claims: comparisons over seeds, and a quick run of real arms that is kept and used again."""
+
+import json
+
+import numpy as np
+import pytest
+
+import experiments
+
+
+def results(**arms):
+    """Results that hold one measure, `form`, seed by seed."""
+    return {name: [{"format_rate": x} for x in values] for name, values in arms.items()}
+
+
+def test_better_holds_only_when_every_seed_agrees():
+    made = results(a=[.5, .6, .7], b=[.4, .5, .6], c=[.4, .5, .71])
+    c = experiments.compare(made, "a", "b", "form", ">")
+    assert c["holds"] and c["better_in"] == 3 and np.allclose(c["mean"], [.6, .5]) and np.allclose(c["std"], .1)
+    c = experiments.compare(made, "a", "c", "form", ">")
+    assert not c["holds"] and c["better_in"] == 2
+
+
+def test_alike_means_within_the_spread_of_the_seeds():
+    made = results(a=[.5, .6, .7], b=[.55, .6, .68], c=[.8, .9, 1.])
+    assert experiments.compare(made, "a", "b", "form", "~")["holds"]
+    assert not experiments.compare(made, "a", "c", "form", "~")["holds"]
+
+
+def test_of_errors_less_is_better():
+    made = {name: [{"image2pose": {"mpjpe_mean": x}} for x in values] for name, values in
+            {"a": [90., 91.], "b": [95., 96.]}.items()}
+    assert experiments.compare(made, "a", "b", "MPJPE, mm", ">")["holds"]
+    assert not experiments.compare(made, "b", "a", "MPJPE, mm", ">")["holds"]
+
+
+def test_every_arm_and_measure_that_a_claim_names_exists():
+    for text, comparisons in experiments.CLAIMS.values():
+        assert text
+        for arm, other, measure, relation in comparisons:
+            assert {arm, other} <= set(experiments.ARMS) and measure in experiments.MEASURES and relation in ">~"
+
+
+def test_a_quick_run_makes_table_json_and_figure_and_is_kept(tmp_path, monkeypatch, capsys):
+    arguments = ["experiments.py", "--quick", "--seeds", "0", "--claims", "2", "3", "7", "--out", str(tmp_path / "runs"),
+                 "--json", str(tmp_path / "claims.json"), "--figure", str(tmp_path / "claims.png")]
+    monkeypatch.setattr("sys.argv", arguments)
+    experiments.main()
+    first = capsys.readouterr().out
+    assert first.count("| yes |") + first.count("| no |") == sum(len(experiments.CLAIMS[n][1]) for n in (2, 3, 7))
+    made = json.loads((tmp_path / "claims.json").read_text())
+    assert made["seeds"] == [0] and {"sft", "sft continued", "no pose encoder, hygrpo"} <= set(made["arms"])
+    sft, words = made["arms"]["sft"], made["arms"]["GRPO on words"]
+    assert sft["seconds"][0] < words["seconds"][0]
+    assert sft["MPJPE, mm"] != made["arms"]["no pose encoder"]["MPJPE, mm"]
+    assert (tmp_path / "claims.png").stat().st_size > 10_000
+    def fail(*args, **kwargs):
+        raise AssertionError("a finished arm was run again")
+    monkeypatch.setattr(experiments, "train_rft", fail)
+    monkeypatch.setattr(experiments, "train_sft", fail)
+    experiments.main()
+    assert capsys.readouterr().out == first
+
+
+def test_an_unknown_claim_is_refused(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["experiments.py", "--claims", "9"])
+    with pytest.raises(ValueError, match="choose from 1, 2"):
+        experiments.main()
