@@ -95,9 +95,8 @@ def respond(policy: PosePolicy, examples: Sequence[Example], samples: int, seed:
     for start in range(0, len(examples), CHUNK):
         prompt = policy.encode(examples[start:start + CHUNK])
         rollout = policy.sample(prompt, 1, samples, temperature=0.0 if greedy else 1.0, generator=generator)
-        pose = policy.log_prob(prompt, rollout.tokens, rollout.token_mask).pose
         rows["answers"] += [answers[0] for answers in rollout.answers]
-        rows["mean"].append(rot6d_to_matrix(pose.mean[:, 0].unflatten(-1, (24, 6))))
+        rows["mean"].append(rot6d_to_matrix(rollout.mean[:, 0].unflatten(-1, (24, 6))))
         rows["samples"].append(rot6d_to_matrix(rollout.pose[:, 0].unflatten(-1, (24, 6))))
     return {name: value if name == "answers" else torch.cat(value) for name, value in rows.items()}
 

@@ -48,6 +48,7 @@ class Rollout(NamedTuple):
     has_pose: Tensor  # (B, G) bool: the answer holds <POSE>
     pose: Tensor  # (B, G, K, 144) raw 6D samples, what the density scores
     answers: list[list[str]]  # B x G decoded answers
+    mean: Tensor | None = None  # (B, G, 144) of the Gaussians sampled from
 
 
 class Scores(NamedTuple):
@@ -252,8 +253,7 @@ class PosePolicy(nn.Module):
     @torch.no_grad()
     def sample(self, prompt: Prompt, group_size: int, poses_per_answer: int, max_tokens: int = 80,
                temperature: float = 1.0, generator: torch.Generator | None = None) -> Rollout:
-        """G answers a prompt and K poses an answer. temperature scales the words' logits; 0 is greedy, and then the
-        first pose of each answer is the Gaussian's mean."""
+        """G answers a prompt and K poses an answer. temperature scales the words' logits; 0 is greedy."""
         B, G = prompt.mask.shape[0], group_size
         cache, last = self._prefill(prompt)
         hidden = last[:, None].expand(-1, G, -1)  # (B, G, H)
@@ -281,11 +281,9 @@ class PosePolicy(nn.Module):
             has_pose = has_pose | first_pose
         pose = self.pose_head(pose_hidden)
         samples = draw_poses(pose, poses_per_answer, generator)  # (B, G, K, 144)
-        if temperature == 0:
-            samples[..., 0, :] = pose.mean
         tokens, masks = torch.stack(tokens, -1), torch.stack(masks, -1)  # (B, G, T)
         answers = [[self.tokenizer.decode(t[m & (t != eos)]) for t, m in zip(*group)] for group in zip(tokens, masks)]
-        return Rollout(tokens, masks, has_pose, samples, answers)
+        return Rollout(tokens, masks, has_pose, samples, answers, pose.mean)
 
     def log_prob(self, prompt: Prompt, tokens: Tensor, token_mask: Tensor, temperature: float = 1.0) -> Scores:
         """Score answers (B, G, T), with gradient: log-probabilities of their tokens and the Gaussian at their <POSE>.

@@ -33,7 +33,7 @@ from model import PosePolicy, Rollout, Scores, pick_device, run
 from rewards import Retriever, train_retriever
 from train_sft import SFTConfig, WorldConfig, check_folder, load_or_train_sft, load_world, warm_up_and_decay
 
-MIX = {"text2pose": 0.36, "image2pose": 0.32, "image2text": 0.04, "vqa": 0.28}
+MIX = {"text2pose": 0.35, "image2pose": 0.30, "image2text": 0.05, "vqa": 0.30}
 
 SHOWN = ("statements", "semantic", "joint", "correct", "sigma", "pose_kl")  # on the progress bar
 
@@ -45,8 +45,8 @@ class RFTConfig:
     group_size: int = field(default=3, metadata={"help": "answers a prompt (G)"})
     poses_per_answer: int = field(default=64, metadata={"help": "poses an answer (K); the paper has 1"})
     inner_epochs: int = field(default=1, metadata={"help": "updates on the same rollout"})
-    rft_lr: float = field(default=3e-4, metadata={"help": "peak learning rate of the language model and the projector"})
-    head_lr: float = field(default=1e-3, metadata={"help": "peak learning rate of the pose head"})
+    rft_lr: float = field(default=8e-5, metadata={"help": "peak learning rate of the language model and the projector"})
+    head_lr: float = field(default=1.2e-3, metadata={"help": "peak learning rate of the pose head"})
     beta_text: float = field(default=0.5, metadata={"help": "weight of the words' KL to the SFT policy"})
     beta_pose: float = field(default=0.06, metadata={"help": "weight of the pose's KL to the SFT policy"})
     clip_low: float = field(default=0.2, metadata={"help": "ratios below 1 - this are clipped"})

@@ -106,7 +106,7 @@ def test_what_sampling_saw_is_what_scoring_scores(policy):
     force.remove()
     assert rollout.has_pose.all() and (rollout.tokens == policy.pose_id).all()
     scores = policy.log_prob(prompt, rollout.tokens, rollout.token_mask)
-    torch.testing.assert_close(rollout.pose[:, :, 0], scores.pose.mean, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rollout.mean, scores.pose.mean, atol=1e-5, rtol=1e-5)
 
 
 def test_sampling_repeats_with_its_seed_and_stops_at_the_end_token(policy):
