@@ -20,7 +20,7 @@ import torch
 import transformers
 
 import evaluate
-from body import load_body
+from body import load_body, remove_heading
 from data import corpus
 from model import PosePolicy, pick_device, run
 from tiny import PoseEncoder, build_tiny
@@ -136,8 +136,8 @@ class Seed:
                 policy.pose_head.sigma.requires_grad_(False).bias.fill_(-50.0)  # softplus leaves nothing of it
             began = time.time()
             train_sft(policy, self.splits["train"], self.config, self.seed)
+            (self.folder / f"start, {name}.seconds").write_text(str(time.time() - began))
             policy.save_pretrained(folder)
-            (folder / "seconds.json").write_text(json.dumps(time.time() - began))
         return PosePolicy.from_pretrained(folder).to(self.device)
 
     def run(self, arm: str) -> dict:
@@ -146,11 +146,11 @@ class Seed:
         if file.exists():
             return json.loads(file.read_text())
         start, changes = ARMS[arm]
-        policy, rows, retrievers = self.start(start), [], None
+        policy, rows = self.start(start), []
         retrievers = load_or_train_retrievers(policy, self.world, self.size.retriever)
         began = time.time()
         if changes == "sft":  # as long as HyGRPO took
-            seconds = json.loads((self.folder / f"start, {start}" / "seconds.json").read_text())
+            seconds = float((self.folder / f"start, {start}.seconds").read_text())
             steps = max(1, round(self.size.sft * self.run("hygrpo")["seconds"] / seconds))
             began = time.time()
             train_sft(policy, self.splits["train"], SFTConfig(sft_steps=steps), self.seed + 1000)
@@ -158,10 +158,12 @@ class Seed:
             train_rft(policy, self.splits["train"], retrievers["reward"], RFTConfig(**self.size.rft | changes),
                       self.seed, rows.append, lambda policy: {})
         seconds = time.time() - began
-        judged = lambda judge: evaluate.evaluate(policy, self.splits["test"], judge, self.body, self.size.eval,
-                                                 self.seed)
-        result = judged(retrievers["judge"])
-        result["text2pose"]["reward_r5"] = judged(retrievers["reward"])["text2pose"]["judge_r5"]
+        test, n = self.splits["test"], self.size.eval
+        result = evaluate.evaluate(policy, test, retrievers["judge"], self.body, n, self.seed)
+        told = evaluate.eval_examples(test, "text2pose", n, self.seed)  # and under the model that rewarded
+        poses = remove_heading(evaluate.respond(policy, told, 1, self.seed)["samples"][:, 0])
+        texts = retrievers["reward"].encode_text([example.caption for example in told])
+        result["text2pose"]["reward_r5"] = evaluate.recall(texts, retrievers["reward"].encode_pose(poses))["t2p_r5"]
         curves = {name: [(row["step"], row[name]) for row in rows if name in row]
                   for name in ("statements", "semantic", "joint", "correct", "sigma", "pose_kl")}
         result |= {"seconds": seconds, "curves": curves}
@@ -223,7 +225,7 @@ def draw(path: Path, results: dict[str, list[dict]]) -> None:
         axis.set(title=title, xlabel="step")
         axis.legend(frameon=False)
     mean = lambda arm, measure: np.mean([value(r, measure) for r in results[arm]])
-    betas = {"KL 0.0": "0", "KL 0.02": ".02", "hygrpo": ".06", "KL 0.2": ".2", "KL 0.6": ".6"}
+    betas = {"KL 0.0": "0", "KL 0.02": ".02", "hygrpo": ".07", "KL 0.2": ".2", "KL 0.6": ".6"}
     betas = {arm: label for arm, label in betas.items() if arm in results}
     for measure, color in (("statements", "#0072b2"), ("judge R@5", "#d55e00"), ("reward model's R@5", "#009e73")):
         x = [mean(arm, "diversity, mm") for arm in betas]

@@ -29,7 +29,7 @@ import captions
 from body import forward_kinematics, matrix_to_rot6d, remove_heading, rot6d_to_matrix
 
 WITH_IMAGE_AND_POSE = ("image2pose", "image2text")
-WEIGHTS = {"joint": 2.0, "semantic": 1.0, "format": 2.0, "text": 1.0, "statements": 3.0, "description": 1.0,
+WEIGHTS = {"joint": 2.0, "semantic": 1.0, "format": 4.0, "text": 1.0, "statements": 3.0, "description": 1.0,
            "correct": 1.0}
 
 
