@@ -225,7 +225,7 @@ def draw(path: Path, results: dict[str, list[dict]]) -> None:
         axis.set(title=title, xlabel="step")
         axis.legend(frameon=False)
     mean = lambda arm, measure: np.mean([value(r, measure) for r in results[arm]])
-    betas = {"KL 0.0": "0", "KL 0.02": ".02", "hygrpo": ".066", "KL 0.2": ".2", "KL 0.6": ".6"}
+    betas = {"KL 0.0": "0", "KL 0.02": ".02", "hygrpo": ".07", "KL 0.2": ".2", "KL 0.6": ".6"}
     betas = {arm: label for arm, label in betas.items() if arm in results}
     for measure, color in (("statements", "#0072b2"), ("judge R@5", "#d55e00"), ("reward model's R@5", "#009e73")):
         x = [mean(arm, "diversity, mm") for arm in betas]

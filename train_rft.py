@@ -33,14 +33,14 @@ from model import PosePolicy, Rollout, Scores, pick_device, run
 from rewards import Retriever, train_retriever
 from train_sft import SFTConfig, WorldConfig, check_folder, load_or_train_sft, load_world, warm_up_and_decay
 
-MIX = {"text2pose": 0.39, "image2pose": 0.27, "image2text": 0.06, "vqa": 0.28}
+MIX = {"text2pose": 0.37, "image2pose": 0.28, "image2text": 0.06, "vqa": 0.29}
 
 SHOWN = ("statements", "semantic", "joint", "correct", "sigma", "pose_kl")  # on the progress bar
 
 
 @dataclass
 class RFTConfig:
-    rft_steps: int = field(default=480, metadata={"help": "steps of HyGRPO"})
+    rft_steps: int = field(default=450, metadata={"help": "steps of HyGRPO"})
     prompts: int = field(default=24, metadata={"help": "prompts a step (B)"})
     group_size: int = field(default=3, metadata={"help": "answers a prompt (G)"})
     poses_per_answer: int = field(default=64, metadata={"help": "poses an answer (K); the paper has 1"})
@@ -48,7 +48,7 @@ class RFTConfig:
     rft_lr: float = field(default=5e-5, metadata={"help": "peak learning rate of the language model and the projector"})
     head_lr: float = field(default=1.2e-3, metadata={"help": "peak learning rate of the pose head"})
     beta_text: float = field(default=0.5, metadata={"help": "weight of the words' KL to the SFT policy"})
-    beta_pose: float = field(default=0.066, metadata={"help": "weight of the pose's KL to the SFT policy"})
+    beta_pose: float = field(default=0.07, metadata={"help": "weight of the pose's KL to the SFT policy"})
     clip_low: float = field(default=0.2, metadata={"help": "ratios below 1 - this are clipped"})
     clip_high: float = field(default=0.28, metadata={"help": "ratios above 1 + this are clipped"})
     pose_ratio: Literal["joint", "per_joint", "mean"] = field(
@@ -61,7 +61,7 @@ class RFTConfig:
     pose_weight: float = field(default=1.0, metadata={"help": "weight of the pose's half of the loss; 0: words alone"})
     without: str | None = field(default=None, metadata={"help": "a reward to leave out"})
     retriever_steps: int = field(default=400, metadata={"help": "steps of each of the two retrieval models"})
-    eval_every: int = field(default=160, metadata={"help": "steps between evaluations on validation poses"})
+    eval_every: int = field(default=150, metadata={"help": "steps between evaluations on validation poses"})
 
 
 def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RFTConfig, seed: int,
