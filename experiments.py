@@ -218,12 +218,15 @@ def draw(path: Path, results: dict[str, list[dict]]) -> None:
     for axis, name, title in zip(axes, ("statements", "joint"), ("reward: statements held", "reward: joints (1/m)")):
         for arm, color in (("hygrpo", "#0072b2"), ("GRPO on words", "#d55e00")):
             for seed, result in enumerate(results.get(arm, [])):
+                if not result["curves"][name]:
+                    continue  # a run so short that this task was never drawn
                 steps, y = np.array(result["curves"][name]).T
                 width = min(8, len(y))
                 axis.plot(steps[width - 1:], np.convolve(y, np.ones(width) / width, "valid"), color=color, alpha=0.8,
                           label=None if seed else arm)
         axis.set(title=title, xlabel="step")
-        axis.legend(frameon=False)
+        if axis.lines:
+            axis.legend(frameon=False)
     mean = lambda arm, measure: np.mean([value(r, measure) for r in results[arm]])
     betas = {"KL 0.0": "0", "KL 0.02": ".02", "hygrpo": ".07", "KL 0.2": ".2", "KL 0.6": ".6"}
     betas = {arm: label for arm, label in betas.items() if arm in results}

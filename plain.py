@@ -78,7 +78,7 @@ class PlainWay:
 
     def batches(self, rollout: Rollout, F: Tensor, Delta: Tensor) -> list[tuple]:
         """Micro-batches of single answers: (B, G, ...) becomes (B * G, 1, ...)."""
-        flat = [x.flatten(0, 1)[:, None] for x in (*rollout[:-1], F, Delta)]
+        flat = [x.flatten(0, 1)[:, None] for x in (*rollout[:4], F, Delta)]
         batches = []
         for start in range(0, len(flat[0]), self.micro_batch):
             rows = slice(start, start + self.micro_batch)
