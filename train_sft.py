@@ -99,8 +99,8 @@ def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batc
         rows = torch.randint(len(images), (batch_size,), generator=generator)
         batch = augment(images[rows], generator).to(device)
         features = policy.pose_encoder(batch)  # (N, tokens, width)
-        predicted, pooled = policy.pose_encoder.regress(features), features.mean(1)
-        joints = locator(pooled).unflatten(-1, (24, 3))
+        predicted, pooled = policy.pose_encoder.regress(features), features.mean(1)  # (N, 24, 3, 3), (N, width)
+        joints = locator(pooled).unflatten(-1, (24, 3))  # (N, 24, 3)
         true, true_joints = split.image_rotmats[rows].to(device), image_joints[rows].to(device)
         error = (forward_kinematics(predicted)[0] - true_joints).abs().mean()  # metres
         pose_loss = (predicted - true).abs().mean() + 10 * error + 20 * (joints - true_joints).abs().mean()

@@ -1,18 +1,15 @@
 """The shared prompt against the plain way of plain.py, for several model families: small random models of the real
 classes with real processors, each answer as one full sequence through the whole VLM, without a cache."""
 
-import numpy as np
 import pytest
 import torch
-from transformers import (CLIPImageProcessorPil, Idefics3Config, Idefics3ForConditionalGeneration,
-                          Idefics3ImageProcessorPil, Idefics3Processor, LlamaConfig, LlavaProcessor, SmolVLMConfig,
-                          SmolVLMForConditionalGeneration)
+from transformers import (Idefics3Config, Idefics3ForConditionalGeneration, Idefics3ImageProcessorPil,
+                          Idefics3Processor, LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration)
 
-import captions
-from plain import PlainWay
 from model import PosePolicy, Rollout
+from plain import PlainWay
 from test_model import CORPUS, EXAMPLES
-from tiny import CHAT_TEMPLATE, PoseEncoder, build_tiny
+from tiny import build_tiny
 
 FAMILIES = ("llava", "idefics3", "idefics3 in tiles", "smolvlm")
 IDEFICS_TEMPLATE = ("{% for message in messages %}User:{% for part in message.content %}{% if part.type == 'image' %}"
