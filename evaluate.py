@@ -153,10 +153,11 @@ def evaluate(policy: PosePolicy, split: Split, judge: Retriever, body, count: in
     examples = eval_examples(split, "image2text", count, seed)
     answers = respond(policy, examples, 1, seed)["answers"]
     forms.append(np.mean([format_reward("image2text", a) for a in answers]))
-    made = [(captions.parse(a), e) for a, e in zip(answers, examples)]
+    made = [list(captions.parse(a)) for a in answers]
+    held = captions.pose_holds(torch.stack([e.rotmats for e in examples])).double()  # (N, S)
     result["description"] = {
-        "statements_held": float(np.mean([captions.check(m, e.rotmats) if m else 0.0 for m, e in made])),
-        "statements_made": float(np.mean([len(m) for m, _ in made]))}
+        "statements_held": float(np.mean([held[i, m].mean().item() if m else 0.0 for i, m in enumerate(made)])),
+        "statements_made": float(np.mean([len(m) for m in made]))}
 
     examples = eval_examples(split, "vqa", count, seed, QUESTIONS)
     answers = respond(policy, examples, 1, seed, greedy=True)["answers"]

@@ -5,13 +5,14 @@ asked and in nothing else. A comparison is made seed by seed (paired); it holds 
 model that judges is not the one that rewards.
 
     python experiments.py [--claims 1 4 7] [--seeds 0 1 2] [--out runs_experiments] [--quick]
+    python experiments.py --stability stability.png       # ten times the steps, with and without KL: one seed, no table
 Each finished arm leaves OUT/seed_N/ARM.json and is not run again, so that a broken call goes on where it stopped, and
 calls for different seeds can share the work: `OMP_NUM_THREADS=1 python experiments.py --seeds 0 & ...`.
 """
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,8 +25,8 @@ from body import load_body, remove_heading
 from data import corpus
 from model import PosePolicy, pick_device, run
 from tiny import PoseEncoder, build_tiny
-from train_rft import RFTConfig, load_or_train_retrievers, train_rft
-from train_sft import SFTConfig, WorldConfig, load_world, train_encoders, train_sft
+from train_rft import RFTConfig, load_or_train_retrievers, quick, train_rft
+from train_sft import SFTConfig, WorldConfig, check_folder, load_world, train_encoders, train_sft
 
 # What a result is called, where it stands in evaluate's dict, and whether more of it is better.
 MEASURES = {
@@ -35,6 +36,9 @@ MEASURES = {
     "MPJPE sampled, mm": ("image2pose", "mpjpe_sampled", -1), "PA-MPJPE, mm": ("image2pose", "pa_mpjpe_mean", -1),
     "questions": ("vqa_accuracy", None, 1), "form": ("format_rate", None, 1),
     "descriptions": ("description", "statements_held", 1)}
+
+CURVES = ("statements", "semantic", "joint", "correct", "sigma", "pose_kl", "val_statements_sampled", "val_judge_r5",
+          "val_diversity_mm", "val_mpjpe_mean")
 
 # An arm: the start it goes on from, and the settings of stage two that it changes; None: the start as it is.
 ARMS = {
@@ -47,10 +51,18 @@ ARMS = {
     **{f"KL {beta}": ("gaussian", {"beta_pose": beta}) for beta in (0.0, 0.02, 0.2, 0.6)},
     **{f"K = {K}": ("gaussian", {"poses_per_answer": K}) for K in (1, 8)},
     **{f"G = {G}": ("gaussian", {"group_size": G}) for G in (2, 6)},
+    **{f"4 epochs, {ratio}": ("gaussian", {"inner_epochs": 4, "pose_ratio": ratio})
+       for ratio in ("joint", "per_joint", "mean")},
+    **{f"divided by {what}": ("gaussian", {"normalize": what}) for what in ("batch", "none")},
+    "sigma frozen": ("gaussian", {"sigma": "frozen"}),
 }
 
-# What the paper (or its readers) say, and the comparisons that try it: (arm, other arm, measure, relation), where ">"
-# says that the first is the better one in every seed, "~" that they differ by less than the seeds do.
+# Runs ten times as long as `python train_rft.py`, for --stability.
+LONG = {"hygrpo": {}, "no KL, no floor": {"beta_text": 0.0, "beta_pose": 0.0, "sigma_floor": 1e-6}}
+ARMS |= {f"long, {name}": ("gaussian", changes) for name, changes in LONG.items()}
+
+# What the paper says (or asks for, or we), and the comparisons that try it: (arm, other arm, measure, relation), where
+# ">" says that the first is the better one in every seed, "~" that they differ by less than the seeds do.
 CLAIMS = {
     1: ("The Gaussian head alone changes little; with RFT it helps", [
         ("sft", "deterministic", "MPJPE, mm", "~"), ("hygrpo", "sft", "MPJPE, mm", ">"),
@@ -68,16 +80,27 @@ CLAIMS = {
         ("hygrpo", "without format", "form", ">"), ("hygrpo", "without text", "descriptions", ">"),
         ("hygrpo", "without correct", "questions", ">")]),
     5: ("The gain is seen by a retrieval model that gave no reward", [
-        ("hygrpo", "sft", "judge R@5", ">"), ("KL 0.0", "hygrpo", "reward model's R@5", ">"),
+        ("hygrpo", "sft", "judge R@5", ">"), ("hygrpo", "sft", "reward model's R@5", ">"),
+        ("KL 0.0", "hygrpo", "reward model's R@5", ">"), ("KL 0.0", "hygrpo", "judge R@5", ">"),
         ("hygrpo", "KL 0.0", "diversity, mm", ">"), ("hygrpo", "KL 0.6", "statements", ">")]),
-    6: ("More poses an answer, and more answers, teach more a step", [
+    6: ("(asked by reviewers) More poses an answer, and more answers, teach more a step", [
         ("hygrpo", "K = 8", "statements", ">"), ("K = 8", "K = 1", "statements", ">"),
         ("hygrpo", "K = 1", "MPJPE sampled, mm", ">"), ("G = 6", "G = 2", "statements", ">"),
         ("G = 6", "G = 2", "descriptions", ">")]),
-    7: ("(control) RFT does what SFT continued for as long does not", [
+    7: ("(the control that the paper lacks) RFT does what SFT continued for as long does not", [
         ("hygrpo", "sft continued", "statements", ">"), ("hygrpo", "sft continued", "judge R@5", ">"),
         ("hygrpo", "sft continued", "MPJPE, mm", ">"), ("hygrpo", "sft continued", "MPJPE sampled, mm", ">"),
         ("hygrpo", "sft continued", "questions", ">"), ("hygrpo", "sft continued", "diversity, mm", ">")]),
+    8: ("(ours) With several inner epochs the pose's ratio is best taken joint by joint", [
+        *(("4 epochs, per_joint", f"4 epochs, {ratio}", measure, ">") for ratio in ("joint", "mean")
+          for measure in ("statements", "MPJPE, mm", "MPJPE sampled, mm", "diversity, mm")),
+        ("4 epochs, per_joint", "hygrpo", "statements", ">"), ("4 epochs, per_joint", "hygrpo", "MPJPE, mm", ">"),
+        ("4 epochs, per_joint", "hygrpo", "diversity, mm", ">")]),
+    9: ("(ours) Advantages are best divided by the spread of their group, and sigma is best learned", [
+        *(("hygrpo", f"divided by {what}", measure, ">") for what in ("batch", "none")
+          for measure in ("statements", "MPJPE, mm")),
+        ("hygrpo", "sigma frozen", "statements", ">"), ("hygrpo", "sigma frozen", "MPJPE, mm", ">"),
+        ("sigma frozen", "hygrpo", "diversity, mm", ">")]),
 }
 
 
@@ -88,16 +111,19 @@ class ExperimentConfig:
     out: str = field(default="runs_experiments", metadata={"help": "folder of finished arms"})
     json: str | None = field(default=None, metadata={"help": "file to write the table's numbers to"})
     figure: str | None = field(default=None, metadata={"help": "picture to draw of claims 2, 5 and 6"})
+    stability: str | None = field(default=None, metadata={"help": "picture to draw of HyGRPO for ten times its default "
+                                                          "number of steps, with KL and floor and without"})
     quick: bool = field(default=False, metadata={"help": "a world so small that the numbers mean nothing"})
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
 
 
 def sizes(quick: bool) -> SimpleNamespace:
-    """How large everything is: about half of `python train_rft.py` in each stage."""
+    """How large everything is: a third to a half of `python train_rft.py` in each stage."""
     if quick:
-        return SimpleNamespace(poses=64, eval=16, encoder=4, sft=6, retriever=4, rft={"rft_steps": 4, "prompts": 4,
-                               "poses_per_answer": 4, "group_size": 2})
-    return SimpleNamespace(poses=4000, eval=300, encoder=600, sft=600, retriever=300, rft={"rft_steps": 200})
+        return SimpleNamespace(poses=64, eval=16, encoder=4, sft=6, retriever=4, long=8, rft={
+            "rft_steps": 4, "prompts": 4, "poses_per_answer": 4, "group_size": 2, "eval_every": 4})
+    return SimpleNamespace(poses=4000, eval=250, encoder=600, sft=600, retriever=300, rft={"rft_steps": 160},
+                           long=10 * RFTConfig.rft_steps)
 
 
 # ---------------------------------------------------------------- one seed: what its arms share, and an arm
@@ -111,8 +137,10 @@ class Seed:
         self.world = WorldConfig(out=str(self.folder), seed=seed, device=config.device, train_poses=self.size.poses,
                                  eval_poses=self.size.eval)
         self.config = SFTConfig(encoder_steps=self.size.encoder, sft_steps=self.size.sft)
+        check_folder(self.folder, "settings.json", vars(self.size) | {"rft": asdict(RFTConfig(**self.size.rft))})
         self.splits = load_world(self.world)
         self.body = load_body().to(self.device)
+        self.features = {}  # of pictures, by the encoders they come from
 
     def encoders(self) -> PosePolicy:
         """A policy with image encoders and nothing else taught."""
@@ -138,7 +166,9 @@ class Seed:
             train_sft(policy, self.splits["train"], self.config, self.seed)
             (self.folder / f"start, {name}.seconds").write_text(str(time.time() - began))
             policy.save_pretrained(folder)
-        return PosePolicy.from_pretrained(folder).to(self.device)
+        policy = PosePolicy.from_pretrained(folder).to(self.device)
+        policy.frozen_features = self.features.setdefault(name == "no pose encoder", {})
+        return policy
 
     def run(self, arm: str) -> dict:
         """The result of an arm: evaluate's metrics, `seconds` of its training, and the rewards of every step."""
@@ -155,8 +185,12 @@ class Seed:
             began = time.time()
             train_sft(policy, self.splits["train"], SFTConfig(sft_steps=steps), self.seed + 1000)
         elif changes is not None:
-            train_rft(policy, self.splits["train"], retrievers["reward"], RFTConfig(**self.size.rft | changes),
-                      self.seed, rows.append, lambda policy: {})
+            long = arm.startswith("long, ")
+            settings = self.size.rft | changes | ({"rft_steps": self.size.long} if long else {})
+            validate = lambda policy: quick(policy, self.splits["val"], retrievers["judge"], self.body, self.seed,
+                                            self.size.eval)
+            train_rft(policy, self.splits["train"], retrievers["reward"], RFTConfig(**settings), self.seed,
+                      rows.append, validate if long else lambda policy: {})
         seconds = time.time() - began
         test, n = self.splits["test"], self.size.eval
         result = evaluate.evaluate(policy, test, retrievers["judge"], self.body, n, self.seed)
@@ -165,7 +199,7 @@ class Seed:
         texts = retrievers["reward"].encode_text([example.caption for example in told])
         result["text2pose"]["reward_r5"] = evaluate.recall(texts, retrievers["reward"].encode_pose(poses))["t2p_r5"]
         curves = {name: [(row["step"], row[name]) for row in rows if name in row]
-                  for name in ("statements", "semantic", "joint", "correct", "sigma", "pose_kl")}
+                  for name in CURVES}
         result |= {"seconds": seconds, "curves": curves}
         file.with_suffix(".partial").write_text(json.dumps(result))
         file.with_suffix(".partial").rename(file)
@@ -191,20 +225,20 @@ def compare(results: dict[str, list[dict]], arm: str, other: str, measure: str, 
 
 
 def show(number: float, spread: float) -> str:
-    digits = 0 if abs(number) >= 10 else 3
+    digits = 1 if abs(number) >= 10 else 3
     return f"{number:.{digits}f} ± {spread:.{digits}f}"
 
 
 def table(claims: dict[int, list[dict]]) -> str:
-    """Claims and comparisons as Markdown."""
-    lines = ["| claim | comparison | we see (mean ± std) | better in | holds |", "| --- | --- | --- | --- | --- |"]
+    """A row a claim, as Markdown: what is said, what is seen (mean ± std over seeds), whether it holds, how to run it."""
+    lines = ["| claim | we see | holds | command |", "| --- | --- | --- | --- |"]
     for number, comparisons in claims.items():
-        for i, c in enumerate(comparisons):
-            relation = "better than" if c["relation"] == ">" else "like"
-            lines.append(f"| {f'{number}. {CLAIMS[number][0]}' if i == 0 else ''} | {c['measure']}: *{c['arm']}* "
-                         f"{relation} *{c['other']}* | {show(c['mean'][0], c['std'][0])} against "
-                         f"{show(c['mean'][1], c['std'][1])} | {c['better_in']} of {c['seeds']} seeds | "
-                         f"{'yes' if c['holds'] else 'no'} |")
+        seen = [f"{c['measure']}: *{c['arm']}* {show(c['mean'][0], c['std'][0])}, *{c['other']}* "
+                f"{show(c['mean'][1], c['std'][1])} ({c['better_in']} of {c['seeds']} better; "
+                f"{'alike' if c['relation'] == '~' else 'better'}: {'yes' if c['holds'] else 'no'})" for c in comparisons]
+        held = sum(c["holds"] for c in comparisons)
+        verdict = {0: "no", len(seen): "yes"}.get(held, f"{held} of {len(seen)} comparisons")
+        lines.append(f"| {number}. {CLAIMS[number][0]} | {'<br>'.join(seen)} | {verdict} | `--claims {number}` |")
     return "\n".join(lines)
 
 
@@ -250,29 +284,65 @@ def draw(path: Path, results: dict[str, list[dict]]) -> None:
     plt.close(figure)
 
 
+def stability(world: Seed, path: Path) -> dict:
+    """Run the LONG arms and draw reward, judge, statements and spread over their steps. Returns the curves, with the
+    furthest that the statements held on validation poses ever fell below their best before."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    report = {}
+    panels = {"semantic": "reward: cosine to the sentence", "val_judge_r5": "judge: R@5, validation poses",
+              "val_statements_sampled": "statements held, validation poses",
+              "val_diversity_mm": "diversity (mm), validation poses"}
+    figure, axes = plt.subplots(1, 4, figsize=(19, 4.8), layout="constrained")
+    for name, color in zip(LONG, ("#0072b2", "#d55e00")):
+        curves = world.run(f"long, {name}")["curves"]
+        held = [share for _, share in curves["val_statements_sampled"]]
+        lost = max(max(held[:i + 1]) - share for i, share in enumerate(held))
+        report[name] = {"steps": curves["val_statements_sampled"][-1][0], "first": held[0], "best": max(held),
+                        "last": held[-1], "lost": lost, "curves": curves}
+        print(f"{name}: {report[name]['steps']} steps; statements held {held[0]:.3f} before, at best {max(held):.3f}, "
+              f"at the end {held[-1]:.3f}; never more than {lost:.3f} below the best before")
+        for axis, (measure, title) in zip(axes, panels.items()):
+            steps, y = np.array(curves[measure]).T
+            width = 1 if measure.startswith("val_") else min(30, len(y))
+            axis.plot(steps[width - 1:], np.convolve(y, np.ones(width) / width, "valid"), color=color, label=name)
+            axis.set_title(title, fontsize=14)
+            axis.set_xlabel("HyGRPO step", fontsize=13)
+            axis.tick_params(labelsize=12)
+            axis.grid(alpha=0.3)
+    for axis in axes:
+        axis.set_ylim(bottom=0)
+    axes[0].legend(frameon=False, fontsize=13)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+    return report
+
+
 def main() -> None:
     config, = transformers.HfArgumentParser(
         ExperimentConfig, description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
     unknown = set(config.claims) - set(CLAIMS)
     if unknown:
         raise ValueError(f"--claims {' '.join(map(str, unknown))}: choose from {', '.join(map(str, CLAIMS))}")
-    arms = list(dict.fromkeys(arm for number in config.claims for c in CLAIMS[number][1] for arm in c[:2]))
-    if 5 in config.claims:
-        arms += ["KL 0.02", "KL 0.2"]  # for the figure
-    results = {arm: [] for arm in arms}
-    for seed in config.seeds:
-        world = Seed(config, seed)
-        for arm in arms:
-            results[arm].append(world.run(arm))
-    claims = {number: [compare(results, *c) for c in CLAIMS[number][1]] for number in config.claims}
-    print(table(claims))
-    if config.figure:
-        draw(Path(config.figure), results)
+    if config.stability:
+        report = stability(Seed(config, config.seeds[0]), Path(config.stability))
+    else:
+        arms = list(dict.fromkeys(arm for number in config.claims for c in CLAIMS[number][1] for arm in c[:2]))
+        if 5 in config.claims:
+            arms += ["KL 0.02", "KL 0.2"]  # for the figure
+        worlds = [Seed(config, seed) for seed in config.seeds]
+        results = {arm: [world.run(arm) for world in worlds] for arm in arms}
+        claims = {number: [compare(results, *c) for c in CLAIMS[number][1]] for number in config.claims}
+        print(table(claims))
+        if config.figure:
+            draw(Path(config.figure), results)
+        report = {"seeds": config.seeds, "claims": claims, "arms": {
+            arm: {m: [value(r, m) for r in results[arm]] for m in MEASURES} |
+                 {"seconds": [round(r["seconds"]) for r in results[arm]]} for arm in arms}}
     if config.json:
-        arms_json = {arm: {m: [value(r, m) for r in results[arm]] for m in MEASURES} |
-                     {"seconds": [round(r["seconds"]) for r in results[arm]]} for arm in arms}
-        Path(config.json).write_text(json.dumps({"seeds": config.seeds, "claims": claims, "arms": arms_json},
-                                                indent=1) + "\n")
+        Path(config.json).write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ class RFTConfig:
     group_size: int = field(default=3, metadata={"help": "answers a prompt (G)"})
     poses_per_answer: int = field(default=64, metadata={"help": "poses an answer (K); the paper has 1"})
     inner_epochs: int = field(default=1, metadata={"help": "updates on the same rollout"})
-    rft_lr: float = field(default=5e-5, metadata={"help": "peak learning rate of the language model and the projector"})
-    head_lr: float = field(default=1.2e-3, metadata={"help": "peak learning rate of the pose head"})
+    rft_lr: float = field(default=1e-4, metadata={"help": "peak learning rate of the language model and the projector"})
+    head_lr: float = field(default=2e-3, metadata={"help": "peak learning rate of the pose head"})
     beta_text: float = field(default=0.5, metadata={"help": "weight of the words' KL to the SFT policy"})
     beta_pose: float = field(default=0.07, metadata={"help": "weight of the pose's KL to the SFT policy"})
     clip_low: float = field(default=0.2, metadata={"help": "ratios below 1 - this are clipped"})
@@ -179,9 +179,9 @@ def load_or_train_retrievers(policy: PosePolicy, world: WorldConfig, steps: int)
     return retrievers
 
 
-def quick(policy: PosePolicy, split: Split, judge: Retriever, body, seed: int) -> dict[str, float]:
-    """A small evaluation for the curves: 128 validation poses."""
-    result = evaluate.evaluate(policy, split, judge, body, 128, seed)
+def quick(policy: PosePolicy, split: Split, judge: Retriever, body, seed: int, count: int = 128) -> dict[str, float]:
+    """A small evaluation for the curves, of `count` validation poses."""
+    result = evaluate.evaluate(policy, split, judge, body, count, seed)
     told, seen = result["text2pose"], result["image2pose"]
     return {"val_" + name: value for name, value in {
         "statements_sampled": told["statements_sampled"], "statements_mean": told["statements_mean"],

@@ -47,7 +47,8 @@ def test_a_quick_run_makes_table_json_and_figure_and_is_kept(tmp_path, monkeypat
     monkeypatch.setattr("sys.argv", arguments)
     experiments.main()
     first = capsys.readouterr().out
-    assert first.count("| yes |") + first.count("| no |") == sum(len(experiments.CLAIMS[n][1]) for n in (2, 3, 7))
+    assert first.count("better: ") + first.count("alike: ") == sum(len(experiments.CLAIMS[n][1]) for n in (2, 3, 7))
+    assert all(f"| `--claims {number}` |" in first for number in (2, 3, 7))
     made = json.loads((tmp_path / "claims.json").read_text())
     assert made["seeds"] == [0] and {"sft", "sft continued", "no pose encoder, hygrpo"} <= set(made["arms"])
     sft, words = made["arms"]["sft"], made["arms"]["GRPO on words"]
@@ -62,7 +63,31 @@ def test_a_quick_run_makes_table_json_and_figure_and_is_kept(tmp_path, monkeypat
     assert capsys.readouterr().out == first
 
 
+def test_the_verdict_of_a_claim_says_how_many_of_its_comparisons_hold():
+    made = {7: [{"arm": "a", "other": "b", "measure": "form", "relation": ">", "holds": holds, "mean": [.5, .25],
+                 "std": [0, .1], "better_in": 3, "seeds": 3} for holds in (True, False)]}
+    *_, row = experiments.table(made).splitlines()
+    assert "| 1 of 2 comparisons | `--claims 7` |" in row
+    assert "form: *a* 0.500 ± 0.000, *b* 0.250 ± 0.100 (3 of 3 better; better: yes)" in row
+    made[7] = made[7][:1]
+    assert "| yes | `--claims 7` |" in experiments.table(made)
+
+
+def test_the_long_runs_are_drawn_and_the_furthest_fall_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["experiments.py", "--quick", "--seeds", "1", "--out", str(tmp_path / "runs"),
+                                     "--stability", str(tmp_path / "s.png"), "--json", str(tmp_path / "s.json")])
+    experiments.main()
+    made = json.loads((tmp_path / "s.json").read_text())
+    assert made.keys() == experiments.LONG.keys() and (tmp_path / "s.png").stat().st_size > 10_000
+    for run in made.values():
+        held = [share for _, share in run["curves"]["val_statements_sampled"]]
+        assert [step for step, _ in run["curves"]["val_statements_sampled"]] == [0, 4, 8]
+        assert run["lost"] == max(0, held[0] - held[1], held[0] - held[2], held[1] - held[2])
+    assert made["hygrpo"]["curves"]["pose_kl"] != made["no KL, no floor"]["curves"]["pose_kl"]
+    assert "8 steps" in capsys.readouterr().out
+
+
 def test_an_unknown_claim_is_refused(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["experiments.py", "--claims", "9"])
+    monkeypatch.setattr("sys.argv", ["experiments.py", "--claims", "99"])
     with pytest.raises(ValueError, match="choose from 1, 2"):
         experiments.main()
