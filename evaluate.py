@@ -243,7 +243,7 @@ def curves(path: Path, rows: list[dict]) -> None:
 
     panels = {
         "rewards, text to pose": ("statements", "semantic"), "reward, image to pose (1/m)": ("joint",),
-        "rewards of the words": ("format", "text", "correct"), "KL to the SFT policy (nats)": ("pose_kl",),
+        "rewards of the words": ("format", "description", "correct"), "KL to the SFT policy (nats)": ("pose_kl",),
         "text KL (nats a token)": ("text_kl",), "sigma (of 6D numbers)": ("sigma",),
         "validation: share held, judge's R@5": ("val_statements_sampled", "val_judge_r5"),
         "validation: MPJPE (mm)": ("val_mpjpe_mean", "val_mpjpe_sampled"),

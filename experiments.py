@@ -118,11 +118,11 @@ class ExperimentConfig:
 
 
 def sizes(quick: bool) -> SimpleNamespace:
-    """How large everything is: a third to a half of `python train_rft.py` in each stage."""
+    """How large everything is: a quarter to a half of `python train_rft.py` in each stage."""
     if quick:
         return SimpleNamespace(poses=64, eval=16, encoder=4, sft=6, retriever=4, long=8, rft={
             "rft_steps": 4, "prompts": 4, "poses_per_answer": 4, "group_size": 2, "eval_every": 4})
-    return SimpleNamespace(poses=4000, eval=250, encoder=600, sft=600, retriever=300, rft={"rft_steps": 160},
+    return SimpleNamespace(poses=4000, eval=200, encoder=500, sft=500, retriever=250, rft={"rft_steps": 120},
                            long=10 * RFTConfig.rft_steps)
 
 

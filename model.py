@@ -12,6 +12,7 @@ Read next: hygrpo.py for what is done with `log_prob`, train_sft.py for how a po
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -100,8 +101,7 @@ class PoseHead(nn.Module):
         self.correlation = nn.Linear(width, sizes[covariance]) if sizes[covariance] else None
         nn.init.zeros_(self.sigma.weight)
         nn.init.constant_(self.sigma.bias, -1.5)  # softplus: standard deviations start near 0.2
-        identity = matrix_to_rot6d(torch.eye(3)).repeat(24)
-        self.register_buffer("rest", identity, persistent=False)
+        self.register_buffer("rest", matrix_to_rot6d(torch.eye(3)).repeat(24), persistent=False)
         if self.correlation is not None:
             nn.init.zeros_(self.correlation.bias)
             nn.init.normal_(self.correlation.weight, std=1e-3)
@@ -152,12 +152,10 @@ class PosePolicy(nn.Module):
         if len(tokenizer) > vlm.get_input_embeddings().num_embeddings:
             vlm.resize_token_embeddings(len(tokenizer), mean_resizing=False)  # their mean would start near zero
         self.vlm, self.processor, self.tokenizer, self.pose_encoder = vlm, processor, tokenizer, pose_encoder
-        hidden_size = vlm.get_input_embeddings().embedding_dim
-        width = pose_encoder.width
+        hidden_size, width = vlm.get_input_embeddings().embedding_dim, pose_encoder.width
         self.pose_projector = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden_size))
         self.pose_head = PoseHead(hidden_size, covariance, sigma_floor=sigma_floor)
-        self.pose_id = tokenizer.convert_tokens_to_ids(POSE_TOKEN)
-        self.pose_feature_id = tokenizer.convert_tokens_to_ids(POSE_FEATURE_TOKEN)
+        self.pose_id, self.pose_feature_id = tokenizer.convert_tokens_to_ids([POSE_TOKEN, POSE_FEATURE_TOKEN])
         self.image_token = processor.image_token
         self.image_id = tokenizer.convert_tokens_to_ids(self.image_token)
         # What the chat template writes around a prompt, without an image and with one; WORDS stands for the prompt.
@@ -211,12 +209,10 @@ class PosePolicy(nn.Module):
     def encode(self, examples: Sequence) -> Prompt:
         """Tokens and frozen features of examples (with `prompt` and `image`)."""
         features = iter(self.image_features([e.image for e in examples if e.image is not None]))
-        special = self.tokenizer.all_special_tokens
+        special = re.compile("|".join(map(re.escape, self.tokenizer.all_special_tokens)))
         pieces = []  # texts, cut where an image stands
         for example in examples:
-            prompt = example.prompt
-            for token in special:  # typed by a user, they stay text
-                prompt = prompt.replace(token, token.replace("<", "< "))
+            prompt = special.sub(lambda token: f"{token[0][0]} {token[0][1:]}", example.prompt)  # typed, they stay text
             text = self.chat_frames[example.image is not None].replace(WORDS, prompt)
             pieces += text.split(self.image_token) if example.image is not None else [text]
         tokenized = iter(self.tokenizer(pieces, add_special_tokens=False).input_ids)
@@ -273,10 +269,7 @@ class PosePolicy(nn.Module):
         tokens, masks = [], []
         for t in range(max_tokens):
             logits = self.vlm.get_output_embeddings()(hidden).float()  # (B, G, W)
-            if temperature == 0:
-                token = logits.argmax(-1)
-            else:
-                token = draw_tokens((logits / temperature).softmax(-1), generator)
+            token = logits.argmax(-1) if temperature == 0 else draw_tokens((logits / temperature).softmax(-1), generator)
             token = token.masked_fill(finished, pad)
             tokens.append(token)
             masks.append(~finished)

@@ -31,7 +31,7 @@ from body import forward_kinematics, matrix_to_rot6d, remove_heading, rot6d_to_m
 WITH_IMAGE_AND_POSE = ("image2pose", "image2text")
 # Of the form little is to be learned, but it must not be lost. An answer half right is already similar to the true one,
 # so that a large weight of `text` costs exact answers.
-WEIGHTS = {"joint": 2.0, "semantic": 0.5, "format": 8.0, "text": 0.5, "statements": 3.5, "description": 1.0,
+WEIGHTS = {"joint": 2.0, "semantic": 0.5, "format": 12.0, "text": 0.5, "statements": 3.5, "description": 1.0,
            "correct": 1.0}
 
 

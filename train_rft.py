@@ -45,10 +45,10 @@ class RFTConfig:
     group_size: int = field(default=3, metadata={"help": "answers a prompt (G)"})
     poses_per_answer: int = field(default=64, metadata={"help": "poses an answer (K); the paper has 1"})
     inner_epochs: int = field(default=1, metadata={"help": "updates on the same rollout"})
-    rft_lr: float = field(default=1e-4, metadata={"help": "peak learning rate of the language model and the projector"})
+    rft_lr: float = field(default=3.5e-5, metadata={"help": "peak learning rate of the language model and the projector"})
     head_lr: float = field(default=2e-3, metadata={"help": "peak learning rate of the pose head"})
     beta_text: float = field(default=0.5, metadata={"help": "weight of the words' KL to the SFT policy"})
-    beta_pose: float = field(default=0.07, metadata={"help": "weight of the pose's KL to the SFT policy"})
+    beta_pose: float = field(default=0.075, metadata={"help": "weight of the pose's KL to the SFT policy"})
     clip_low: float = field(default=0.2, metadata={"help": "ratios below 1 - this are clipped"})
     clip_high: float = field(default=0.28, metadata={"help": "ratios above 1 + this are clipped"})
     pose_ratio: Literal["joint", "per_joint", "mean"] = field(

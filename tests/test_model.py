@@ -9,7 +9,7 @@ from torch.distributions import Independent, LowRankMultivariateNormal, Multivar
 
 import captions
 import model
-from model import PoseHead, PosePolicy, draw_poses
+from model import PoseHead, PosePolicy, draw_poses, draw_tokens
 from tiny import build_tiny
 
 CORPUS = ["The left knee is bent and the right hand is above the head.", captions.POSE_ANSWER, "How bent is it?"] * 30
@@ -118,6 +118,16 @@ def test_sampling_repeats_with_its_seed_and_stops_at_the_end_token(policy):
     for tokens, mask in zip(first.tokens.flatten(0, 1), first.token_mask.flatten(0, 1)):
         ends = (tokens[mask] == eos).nonzero().flatten()
         assert len(ends) == 0 or ends.tolist() == [mask.sum() - 1]
+
+
+def test_tokens_are_drawn_as_often_as_their_odds_say():
+    """Within 4 standard errors of 40,000 draws, also at the ends of the vocabulary; what has no chance never comes."""
+    odds = torch.tensor([[0, .1, 0, .6, .3, 0], [.25, 0, 0, .25, 0, .5]])
+    drawn = draw_tokens(odds.expand(40_000, 2, 6), torch.Generator().manual_seed(0))  # (40000, 2)
+    share = torch.nn.functional.one_hot(drawn, 6).double().mean(0)
+    assert (share - odds).abs().le(4 * (odds * (1 - odds) / 40_000).sqrt()).all()
+    again = draw_tokens(odds.expand(40_000, 2, 6), torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, again)
 
 
 def test_temperature_is_that_of_sampling(policy):
