@@ -1,4 +1,4 @@
-"""The paper's claims, tried on a smaller built-in world: `python experiments.py` prints a row for each.
+"""The paper's claims, tried on the built-in world with a shorter HyGRPO: `python experiments.py` prints a row for each.
 
 Arms of one seed share their pictures, image encoders, SFT start and retrieval models, so that they differ in what is
 asked and in nothing else. A comparison is made seed by seed (paired); it holds when every seed agrees. The retrieval
@@ -13,16 +13,18 @@ calls for different seeds can share the work: `OMP_NUM_THREADS=1 python experime
 import json
 import time
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 import transformers
+from matplotlib.figure import Figure
 
 import evaluate
 from body import load_body, remove_heading
-from data import corpus
+from data import Split, corpus
 from model import PosePolicy, pick_device, run
 from tiny import PoseEncoder, build_tiny
 from train_rft import RFTConfig, load_or_train_retrievers, quick, train_rft
@@ -139,9 +141,11 @@ class Seed:
                                  eval_poses=self.size.eval)
         self.config = SFTConfig(encoder_steps=self.size.encoder, sft_steps=self.size.sft)
         check_folder(self.folder, "settings.json", vars(self.size) | {"rft": asdict(RFTConfig(**self.size.rft))})
-        self.splits = load_world(self.world)
-        self.body = load_body().to(self.device)
         self.features = {}  # of pictures, by the encoders they come from
+
+    @cached_property
+    def splits(self) -> dict[str, Split]:
+        return load_world(self.world)
 
     def encoders(self) -> PosePolicy:
         """A policy with image encoders and nothing else taught."""
@@ -177,7 +181,7 @@ class Seed:
         if file.exists():
             return json.loads(file.read_text())
         start, changes = ARMS[arm]
-        policy, rows = self.start(start), []
+        policy, rows, body = self.start(start), [], load_body().to(self.device)
         retrievers = load_or_train_retrievers(policy, self.world, self.size.retriever)
         began = time.time()
         if changes == "sft":  # as long as HyGRPO took
@@ -189,19 +193,18 @@ class Seed:
             long = arm.startswith("long, ")
             settings = self.size.rft | changes
             settings["rft_steps"] = min(settings["rft_steps"], self.size.most)
-            validate = lambda policy: quick(policy, self.splits["val"], retrievers["judge"], self.body, self.seed,
+            validate = lambda policy: quick(policy, self.splits["val"], retrievers["judge"], body, self.seed,
                                             self.size.eval)
             train_rft(policy, self.splits["train"], retrievers["reward"], RFTConfig(**settings), self.seed,
                       rows.append, validate if long else lambda policy: {})
         seconds = time.time() - began
         test, n = self.splits["test"], self.size.eval
-        result = evaluate.evaluate(policy, test, retrievers["judge"], self.body, n, self.seed)
+        result = evaluate.evaluate(policy, test, retrievers["judge"], body, n, self.seed)
         told = evaluate.eval_examples(test, "text2pose", n, self.seed)  # and under the model that rewarded
         poses = remove_heading(evaluate.respond(policy, told, 1, self.seed)["samples"][:, 0])
         texts = retrievers["reward"].encode_text([example.caption for example in told])
         result["text2pose"]["reward_r5"] = evaluate.recall(texts, retrievers["reward"].encode_pose(poses))["t2p_r5"]
-        curves = {name: [(row["step"], row[name]) for row in rows if name in row]
-                  for name in CURVES}
+        curves = {name: [(row["step"], row[name]) for row in rows if name in row] for name in CURVES}
         result |= {"seconds": seconds, "curves": curves}
         file.with_suffix(".partial").write_text(json.dumps(result))
         file.with_suffix(".partial").rename(file)
@@ -226,13 +229,11 @@ def compare(results: dict[str, list[dict]], arm: str, other: str, measure: str, 
             "better_in": int((better > 0).sum()), "seeds": len(a)}
 
 
-def show(number: float, spread: float) -> str:
-    digits = 1 if abs(number) >= 10 else 3
-    return f"{number:.{digits}f} ± {spread:.{digits}f}"
-
-
 def table(claims: dict[int, list[dict]]) -> str:
     """A row a claim, as Markdown: what is said, what is seen (mean ± std over seeds), if it holds, the command."""
+    def show(number: float, spread: float) -> str:
+        digits = 1 if abs(number) >= 10 else 3
+        return f"{number:.{digits}f} ± {spread:.{digits}f}"
     lines = ["| claim | we see | holds | command |", "| --- | --- | --- | --- |"]
     for number, comparisons in claims.items():
         seen = [f"{c['measure']}: *{c['arm']}* {show(c['mean'][0], c['std'][0])}, *{c['other']}* "
@@ -247,11 +248,8 @@ def table(claims: dict[int, list[dict]]) -> str:
 
 def draw(path: Path, results: dict[str, list[dict]]) -> None:
     """Rewards over steps with and without the pose's half of the loss; the trade-off over KL; quality against cost."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 4, figsize=(19, 4.8), layout="constrained")
+    figure = Figure(figsize=(19, 4.8), layout="constrained")
+    axes = figure.subplots(1, 4)
     for axis, name, title in zip(axes, ("statements", "joint"), ("reward: statements held", "reward: joints (1/m)")):
         for arm, color in (("hygrpo", "#0072b2"), ("GRPO on words", "#d55e00")):
             for seed, result in enumerate(results.get(arm, [])):
@@ -261,52 +259,52 @@ def draw(path: Path, results: dict[str, list[dict]]) -> None:
                 width = min(8, len(y))
                 axis.plot(steps[width - 1:], np.convolve(y, np.ones(width) / width, "valid"), color=color, alpha=0.8,
                           label=None if seed else arm)
-        axis.set(title=title, xlabel="step")
+        axis.set(title=title, xlabel="HyGRPO step")
         if axis.lines:
-            axis.legend(frameon=False)
+            axis.legend(frameon=False, fontsize=12)
     mean = lambda arm, measure: np.mean([value(r, measure) for r in results[arm]])
-    betas = {"KL 0.0": "0", "KL 0.02": ".02", "hygrpo": ".07", "KL 0.2": ".2", "KL 0.6": ".6"}
-    betas = {arm: label for arm, label in betas.items() if arm in results}
-    for measure, color in (("statements", "#0072b2"), ("judge R@5", "#d55e00"), ("reward model's R@5", "#009e73")):
-        x = [mean(arm, "diversity, mm") for arm in betas]
-        axes[2].plot(x, [mean(arm, measure) for arm in betas], "o-", color=color, label=measure)
-    for arm, label in betas.items():
-        axes[2].annotate(label, (mean(arm, "diversity, mm"), mean(arm, "statements")), xytext=(0, 8),
-                         textcoords="offset points", ha="center")
-    axes[2].set(title="KL weight: quality against diversity", xlabel="diversity of samples, mm")
-    axes[2].legend(frameon=False)
+    betas = {f"KL {beta}": beta for beta in (0.0, 0.02, 0.2, 0.6)} | {"hygrpo": RFTConfig.beta_pose}
+    arms = sorted((arm for arm in betas if arm in results), key=betas.get)
+    x, seen = [mean(arm, "diversity, mm") for arm in arms], ("statements", "judge R@5", "reward model's R@5")
+    for measure, color in zip(seen, ("#0072b2", "#d55e00", "#009e73")):
+        axes[2].plot(x, [mean(arm, measure) for arm in arms], "o-", color=color, label=measure)
+    for arm, place in zip(arms, x):
+        axes[2].annotate(f"{betas[arm]:g}", (place, max(mean(arm, measure) for measure in seen)), xytext=(0, 9),
+                         textcoords="offset points", ha="center", fontsize=12)
+    axes[2].set(title="KL weight: quality against diversity", xlabel="diversity of samples (mm)")
+    axes[2].legend(frameon=False, loc="lower left", fontsize=12)
     for arm, label in {"K = 1": "K=1", "K = 8": "K=8", "hygrpo": "G=3, K=64", "G = 2": "G=2", "G = 6": "G=6"}.items():
         if arm in results:
-            x, y = np.mean([r["seconds"] for r in results[arm]]), mean(arm, "statements")
-            axes[3].plot(x, y, "o", color="#0072b2")
-            axes[3].annotate(label, (x, y), xytext=(6, 5), textcoords="offset points")
-    axes[3].set(title="statements held against time", xlabel="seconds of training")
+            place, y = np.mean([r["seconds"] for r in results[arm]]), mean(arm, "statements")
+            axes[3].plot(place, y, "o", color="#0072b2")
+            axes[3].annotate(label, (place, y), xytext=(7, -4), textcoords="offset points", fontsize=12)
+    axes[3].set(title="statements held against time", xlabel="training (s)")
+    axes[2].margins(y=0.1)
+    axes[3].margins(0.2)
     for axis in axes:
+        axis.title.set_fontsize(14)
+        axis.xaxis.label.set_fontsize(13)
+        axis.tick_params(labelsize=12)
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=80)
-    plt.close(figure)
 
 
 def stability(world: Seed, path: Path) -> dict:
     """Run the LONG arms and draw reward, judge, statements and spread over their steps. Returns the curves, with the
     furthest that the statements held on validation poses ever fell below their best before."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     report = {}
     panels = {"semantic": "reward: cosine to the sentence", "val_judge_r5": "judge: R@5, validation poses",
               "val_statements_sampled": "statements held, validation poses",
               "val_diversity_mm": "diversity (mm), validation poses"}
-    figure, axes = plt.subplots(1, 4, figsize=(19, 4.8), layout="constrained")
+    figure = Figure(figsize=(19, 4.8), layout="constrained")
+    axes = figure.subplots(1, 4)
     for name, color in zip(LONG, ("#0072b2", "#d55e00")):
         curves = world.run(f"long, {name}")["curves"]
         held = [share for _, share in curves["val_statements_sampled"]]
         lost = max(max(held[:i + 1]) - share for i, share in enumerate(held))
-        report[name] = {"steps": curves["val_statements_sampled"][-1][0], "first": held[0], "best": max(held),
-                        "last": held[-1], "lost": lost, "curves": curves}
-        print(f"{name}: {report[name]['steps']} steps; statements held {held[0]:.3f} before, at best {max(held):.3f}, "
-              f"at the end {held[-1]:.3f}; never more than {lost:.3f} below the best before")
+        report[name] = {"lost": lost, "curves": curves}
+        print(f"{name}: {curves['val_statements_sampled'][-1][0]} steps; statements held {held[0]:.3f} before, at best "
+              f"{max(held):.3f}, at the end {held[-1]:.3f}; never more than {lost:.3f} below the best before")
         for axis, (measure, title) in zip(axes, panels.items()):
             steps, y = np.array(curves[measure]).T
             width = 1 if measure.startswith("val_") else min(30, len(y))
@@ -319,7 +317,6 @@ def stability(world: Seed, path: Path) -> dict:
         axis.set_ylim(bottom=0)
     axes[0].legend(frameon=False, fontsize=13)
     figure.savefig(path, dpi=80)
-    plt.close(figure)
     return report
 
 

@@ -269,7 +269,7 @@ class PosePolicy(nn.Module):
         tokens, masks = [], []
         for t in range(max_tokens):
             logits = self.vlm.get_output_embeddings()(hidden).float()  # (B, G, W)
-            token = logits.argmax(-1) if temperature == 0 else draw_tokens((logits / temperature).softmax(-1), generator)
+            token = draw_tokens((logits / temperature).softmax(-1), generator) if temperature else logits.argmax(-1)
             token = token.masked_fill(finished, pad)
             tokens.append(token)
             masks.append(~finished)

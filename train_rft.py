@@ -38,6 +38,9 @@ MIX = {"text2pose": 0.37, "image2pose": 0.28, "image2text": 0.06, "vqa": 0.29}
 SHOWN = ("statements", "semantic", "joint", "correct", "sigma", "pose_kl")  # on the progress bar
 
 
+# The defaults are what measured best (experiments.py, three seeds). With one inner epoch all pose ratios are the same;
+# with four, `per_joint` holds more statements than `joint`, and leaves better means and more diversity than `mean`.
+# Four hold .025 more statements than one, for 30 mm less diversity and twice the time. `batch` is as good as `std`.
 @dataclass
 class RFTConfig:
     rft_steps: int = field(default=450, metadata={"help": "steps of HyGRPO"})
@@ -45,7 +48,7 @@ class RFTConfig:
     group_size: int = field(default=3, metadata={"help": "answers a prompt (G)"})
     poses_per_answer: int = field(default=64, metadata={"help": "poses an answer (K); the paper has 1"})
     inner_epochs: int = field(default=1, metadata={"help": "updates on the same rollout"})
-    rft_lr: float = field(default=3.5e-5, metadata={"help": "peak learning rate of the language model and the projector"})
+    rft_lr: float = field(default=3.5e-5, metadata={"help": "peak learning rate of language model and projector"})
     head_lr: float = field(default=2e-3, metadata={"help": "peak learning rate of the pose head"})
     beta_text: float = field(default=0.5, metadata={"help": "weight of the words' KL to the SFT policy"})
     beta_pose: float = field(default=0.075, metadata={"help": "weight of the pose's KL to the SFT policy"})
