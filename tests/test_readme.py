@@ -1,0 +1,69 @@
+"""What the README says against what is there: its tables against the JSON their commands wrote, its links, its lines."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import benchmark
+import evaluate
+import experiments
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def written(name: str) -> dict:
+    return json.loads((ROOT / "assets" / name).read_text())
+
+
+def test_results_are_those_of_the_metrics():
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in README.splitlines() if line.startswith("| ")}
+    runs = [written(name)[stage] for name in ("metrics.json", "metrics_mocap.json") for stage in ("sft", "rft")]
+    shown = list(evaluate.ROWS) + [
+        ("*R@5 of the true poses (ceiling)*", ("text2pose", "judge_ceiling", "t2p_r5")),
+        ("*R@5 of shuffled poses (floor)*", ("text2pose", "judge_floor", "t2p_r5")),
+        ("*statements held by shuffled true poses*", ("text2pose", "statements_shuffled")),
+        ("*questions: the commonest answer*", ("vqa_commonest",))]
+    for title, keys in shown:
+        values = []
+        for run in runs:
+            for key in keys:
+                run = run[key]
+            values.append(run)
+        digits = 1 if max(values) > 2 else 3
+        assert [cell.strip() for cell in rows[title]] == [f"{value:.{digits}f}" for value in values], title
+
+
+def test_claims_are_those_that_the_experiments_found():
+    claims = {int(number): comparisons for number, comparisons in written("claims.json")["claims"].items()}
+    assert claims.keys() == experiments.CLAIMS.keys()
+    assert all(c["seeds"] == 3 for comparisons in claims.values() for c in comparisons)
+    assert experiments.table(claims) in README
+
+
+def test_speed_is_that_of_the_benchmark():
+    made = written("benchmark.json")
+    report = benchmark.report(made["rows"], benchmark.BenchmarkConfig(**made["config"]))
+    tables = [part for part in report.split("\n\n") if part.startswith("|")]
+    assert tables and all(part in README for part in tables)
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(links) > 15
+    for link in links:
+        assert link.startswith("http") or (ROOT / link).exists(), link
+
+
+@pytest.mark.parametrize("name, lines", re.findall(r"^\| \[(\w+\.py)\]\(\w+\.py\) \| (\d+) \|", README, re.MULTILINE))
+def test_the_reading_order_counts_lines(name, lines):
+    assert len((ROOT / name).read_text().splitlines()) == int(lines)
+
+
+def test_functions_that_are_named_with_their_file_exist():
+    named = re.findall(r"`([\w.]+)` in \[(\w+\.py)\]", README)
+    assert len(named) >= 6
+    for path, file in named:
+        assert re.search(rf"(def|class) {path.split('.')[-1]}\b", (ROOT / file).read_text()), path
