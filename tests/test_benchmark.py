@@ -57,6 +57,7 @@ def test_both_kinds_of_folder_are_read(folders):
 
 
 def test_every_answer_has_all_its_tokens_and_most_a_pose(folders):
+    torch.manual_seed(0)  # the new row of <POSE> is random, and how often it is said depends on it
     policy = benchmark.load_policy(folders / "checkpoint").eval()
     benchmark.steer(policy)
     examples = benchmark.make_examples(policy, 2, 20)
