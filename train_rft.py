@@ -38,9 +38,9 @@ MIX = {"text2pose": 0.37, "image2pose": 0.28, "image2text": 0.06, "vqa": 0.29}
 SHOWN = ("statements", "semantic", "joint", "correct", "sigma", "pose_kl")  # on the progress bar
 
 
-# The defaults are what measured best (experiments.py, three seeds). With one inner epoch all pose ratios are the same;
-# with four, `per_joint` holds more statements than `joint`, and leaves better means and more diversity than `mean`.
-# Four hold .025 more statements than one, for 30 mm less diversity and twice the time. `batch` is as good as `std`.
+# What experiments.py measured (three seeds): with one inner epoch all pose ratios are the same; with four, `per_joint`
+# holds more statements than `joint`, and leaves better means and more diversity than `mean`. Four epochs hold .025 more
+# statements than one, for 30 mm less diversity and twice the time. `batch` is as good as `std`; `none` learns less.
 @dataclass
 class RFTConfig:
     rft_steps: int = field(default=450, metadata={"help": "steps of HyGRPO"})

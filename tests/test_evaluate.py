@@ -7,8 +7,11 @@ import pytest
 import torch
 
 import evaluate
-from body import axis_angle_to_matrix, forward_kinematics
+from body import axis_angle_to_matrix, forward_kinematics, load_body
+from data import corpus, make_split
 from poses import sample_poses
+from rewards import Retriever
+from tiny import build_tiny
 
 JOINTS = forward_kinematics(sample_poses(20, np.random.default_rng(0)))[0].double()
 
@@ -62,3 +65,27 @@ def test_commonest_answer():
     examples = [SimpleNamespace(prompt=p, answer=a) for p, a in
                 [("q", "x"), ("q", "x"), ("q", "y"), ("r", "z"), ("r", "w")]]
     assert evaluate.commonest_answer_accuracy(examples) == pytest.approx(3 / 5)
+
+
+def test_who_answers_with_the_truth_has_full_marks(monkeypatch):
+    """True words and true poses: each statement holds, each error is zero, each sample is the same."""
+    rng = np.random.default_rng(1)
+    split = make_split(sample_poses(12, rng), rng)
+    judge = Retriever(build_tiny(corpus(split, 20, rng))[1].tokenizer.backend_tokenizer).eval()
+    said = []
+
+    def truth(policy, examples, samples, seed=0, greedy=False):
+        said.extend(len(e.statements) for e in examples if e.task == "image2text")
+        rotmats = torch.stack([e.rotmats for e in examples])
+        return {"answers": [e.answer for e in examples], "mean": rotmats,
+                "samples": rotmats[:, None].expand(-1, samples, -1, -1, -1)}
+    monkeypatch.setattr(evaluate, "respond", truth)
+    policy = SimpleNamespace(eval=lambda: None, device=torch.device("cpu"))
+    with torch.no_grad():
+        got = evaluate.evaluate(policy, split, judge, load_body(), 12)
+    told, seen = got["text2pose"], got["image2pose"]
+    assert told["statements_sampled"] == told["statements_mean"] == 1 > told["statements_shuffled"]
+    assert told["judge"] == told["judge_ceiling"] and told["diversity_mm"] == pytest.approx(0, abs=1e-3)
+    assert max(seen[name] for name in ("mpjpe_mean", "mpjpe_sampled", "pa_mpjpe_mean", "pve_mean")) < .1
+    assert got["description"] == {"statements_held": 1, "statements_made": np.mean(said)}
+    assert got["vqa_accuracy"] == got["format_rate"] == 1 and got["n"] == 12

@@ -123,10 +123,10 @@ def test_sampling_repeats_with_its_seed_and_stops_at_the_end_token(policy):
 def test_tokens_are_drawn_as_often_as_their_odds_say():
     """Within 4 standard errors of 40,000 draws, also at the ends of the vocabulary; what has no chance never comes."""
     odds = torch.tensor([[0, .1, 0, .6, .3, 0], [.25, 0, 0, .25, 0, .5]])
-    drawn = draw_tokens(odds.expand(40_000, 2, 6), torch.Generator().manual_seed(0))  # (40000, 2)
+    drawn = draw_tokens(3 * odds.expand(40_000, 2, 6), torch.Generator().manual_seed(0))  # (40000, 2); any sum will do
     share = torch.nn.functional.one_hot(drawn, 6).double().mean(0)
     assert (share - odds).abs().le(4 * (odds * (1 - odds) / 40_000).sqrt()).all()
-    again = draw_tokens(odds.expand(40_000, 2, 6), torch.Generator().manual_seed(0))
+    again = draw_tokens(3 * odds.expand(40_000, 2, 6), torch.Generator().manual_seed(0))
     assert torch.equal(drawn, again)
 
 
@@ -160,6 +160,16 @@ def test_images_stay_with_their_prompts_and_are_encoded_once(policy):
         policy.encode(swapped)
     hook.remove()
     assert len(calls) == 1 and len(policy.frozen_features) == 2
+
+
+@pytest.mark.parametrize("words", ["How bent is it?", f"Is {model.WORDS} bent? {model.WORDS}"])
+@pytest.mark.parametrize("image", [None, 1])
+def test_a_prompt_is_what_the_chat_template_writes_of_it(policy, words, image):
+    prompt = policy.encode([example(words, "no") if image is None else example(words, "no", image)])
+    content = [{"type": "image"}] * (image is not None) + [{"type": "text", "text": words}]
+    text = policy.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    said = ~torch.isin(prompt.ids, torch.tensor([policy.image_id, policy.pose_feature_id])) & prompt.mask.bool()
+    assert policy.tokenizer.decode(prompt.ids[said]) == text.replace(policy.image_token, "")
 
 
 def test_special_tokens_typed_by_a_user_stay_text(policy):
