@@ -35,7 +35,7 @@ import hygrpo
 import rewards
 from captions import describe
 from data import Example, corpus, make_example, make_split
-from model import PosePolicy, Rollout, Scores, draw_poses, pick_device, run
+from model import POSE_DIM, PosePolicy, Rollout, Scores, draw_poses, pick_device, run
 from plain import PlainWay
 from poses import sample_poses
 from rewards import Retriever
@@ -251,7 +251,7 @@ def measure(policy: PosePolicy, retriever: Retriever, P: int, G: int, config: Be
             one_each.generate(config.new_tokens)
         with timed(runs["others"][-1], "poses"), torch.no_grad():
             hidden = torch.zeros(B, G, policy.pose_projector[1].out_features, device=device)
-            draw_poses(policy.pose_head(hidden), config.poses_per_answer)
+            draw_poses(policy.pose_head(hidden), torch.randn(B, G, config.poses_per_answer, POSE_DIM, device=device))
         rates.append(matrix_rate(device, dtype))
     median = lambda runs: {name: statistics.median(seconds[name] for seconds in runs) for name in runs[0]}
     ours, others, rate = median(runs["ours"]), median(runs["others"]), statistics.median(rates)

@@ -90,11 +90,12 @@ def eval_examples(split: Split, task: str, count: int, seed: int = 0, each: int 
 def respond(policy: PosePolicy, examples: Sequence[Example], samples: int, seed: int = 0, greedy: bool = False) -> dict:
     """The policy's answers to examples: `answers`, their words sampled or the likeliest; `mean` pose and `samples`
     drawn at <POSE>, rotation matrices (N, 24, 3, 3) and (N, samples, 24, 3, 3)."""
-    generator = torch.Generator(policy.device).manual_seed(seed)
+    seeds = np.random.default_rng([seed, 78]).integers(2 ** 62, size=len(examples))
     rows = {"answers": [], "mean": [], "samples": []}
     for start in range(0, len(examples), CHUNK):
         prompt = policy.encode(examples[start:start + CHUNK])
-        rollout = policy.sample(prompt, 1, samples, temperature=0.0 if greedy else 1.0, generator=generator)
+        rollout = policy.sample(prompt, 1, samples, temperature=0.0 if greedy else 1.0,
+                                seeds=seeds[start:start + CHUNK])
         rows["answers"] += [answers[0] for answers in rollout.answers]
         rows["mean"].append(rot6d_to_matrix(rollout.mean[:, 0].unflatten(-1, (24, 6))))
         rows["samples"].append(rot6d_to_matrix(rollout.pose[:, 0].unflatten(-1, (24, 6))))

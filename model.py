@@ -122,20 +122,26 @@ class PoseHead(nn.Module):
         return MultivariateNormal(mean, scale_tril=scale_tril, validate_args=False)
 
 
-def draw_poses(pose: Distribution, count: int, generator: torch.Generator | None = None) -> Tensor:
-    """`count` raw samples of each Gaussian of the batch: (..., count, 144), from an explicit generator."""
-    shape = (*pose.batch_shape, count, POSE_DIM)
-    noise = torch.randn(shape, generator=generator, device=pose.mean.device)
+def draw_luck(seeds: Sequence[int], group_size: int, poses_per_answer: int, max_tokens: int) -> tuple[Tensor, Tensor]:
+    """All that chance decides: uniform numbers (B, G, max_tokens) for the words, standard normal ones (B, G, K, 144)
+    for the poses. Each prompt has a seed of its own, so that it is answered alike in whatever batch it stands."""
+    generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    return (torch.stack([torch.rand(group_size, max_tokens, generator=g) for g in generators]),
+            torch.stack([torch.randn(group_size, poses_per_answer, POSE_DIM, generator=g) for g in generators]))
+
+
+def draw_poses(pose: Distribution, noise: Tensor) -> Tensor:
+    """Raw samples (..., K, 144) of Gaussians of batch shape (...), from standard normal noise (..., K, 144)."""
     if isinstance(pose, Independent):
         return pose.mean[..., None, :] + pose.stddev[..., None, :] * noise
     return pose.mean[..., None, :] + noise @ pose.scale_tril.mT
 
 
-def draw_tokens(odds: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """An index (...) from each row of odds (..., W), by inverting its cumulative sum: one random number a row, where
-    `torch.multinomial` draws one a word and takes 16 times as long (72 rows of 1,200 words, 2 CPU cores)."""
+def draw_tokens(odds: Tensor, uniform: Tensor) -> Tensor:
+    """An index (...) from each row of odds (..., W), by inverting its cumulative sum at uniform (...): one random number
+    a row, where `torch.multinomial` draws one a word and takes 16 times as long (72 rows of 1,200 words, 2 CPU cores)."""
     cumulative = odds.cumsum(-1)
-    place = cumulative[..., -1:] * torch.rand(*odds.shape[:-1], 1, generator=generator, device=odds.device)
+    place = cumulative[..., -1:] * uniform[..., None]
     return torch.searchsorted(cumulative, place, right=True).squeeze(-1).clamp_max(odds.shape[-1] - 1)
 
 
@@ -258,9 +264,13 @@ class PosePolicy(nn.Module):
 
     @torch.no_grad()
     def sample(self, prompt: Prompt, group_size: int, poses_per_answer: int, max_tokens: int = 80,
-               temperature: float = 1.0, generator: torch.Generator | None = None) -> Rollout:
-        """G answers a prompt and K poses an answer. temperature scales the words' logits; 0 is greedy."""
+               temperature: float = 1.0, seeds: Sequence[int] | None = None) -> Rollout:
+        """G answers a prompt and K poses an answer. temperature scales the words' logits; 0 is greedy.
+
+        seeds: one a prompt, on which alone chance depends; fresh ones when None."""
         B, G = prompt.mask.shape[0], group_size
+        seeds = torch.randint(2 ** 62, (B,)).tolist() if seeds is None else seeds
+        uniform, noise = (x.to(self.device) for x in draw_luck(seeds, G, poses_per_answer, max_tokens))
         cache, last = self._prefill(prompt)
         hidden = last[:, None].expand(-1, G, -1)  # (B, G, H)
         eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
@@ -269,7 +279,9 @@ class PosePolicy(nn.Module):
         tokens, masks = [], []
         for t in range(max_tokens):
             logits = self.vlm.get_output_embeddings()(hidden).float()  # (B, G, W)
-            token = draw_tokens((logits / temperature).softmax(-1), generator) if temperature else logits.argmax(-1)
+            token = logits.argmax(-1)
+            if temperature:
+                token = draw_tokens((logits / temperature).softmax(-1), uniform[..., t])
             token = token.masked_fill(finished, pad)
             tokens.append(token)
             masks.append(~finished)
@@ -282,7 +294,7 @@ class PosePolicy(nn.Module):
             pose_hidden = torch.where(first_pose[..., None], hidden, pose_hidden)
             has_pose = has_pose | first_pose
         pose = self.pose_head(pose_hidden)
-        samples = draw_poses(pose, poses_per_answer, generator)  # (B, G, K, 144)
+        samples = draw_poses(pose, noise)  # (B, G, K, 144)
         tokens, masks = torch.stack(tokens, -1), torch.stack(masks, -1)  # (B, G, T)
         answers = [[self.tokenizer.decode(t[m & (t != eos)]) for t, m in zip(*group)] for group in zip(tokens, masks)]
         return Rollout(tokens, masks, has_pose, samples, answers, pose.mean)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import PosePolicy, Rollout, Scores, draw_poses
+from model import POSE_DIM, PosePolicy, Rollout, Scores, draw_poses
 
 
 class PlainWay:
@@ -69,7 +69,7 @@ class PlainWay:
         hook.remove()
         at_pose = ((ids == self.policy.pose_id).float().argmax(-1) + 1).clamp_max(tokens - 1)
         hidden = torch.stack(seen, 1)[torch.arange(len(ids), device=ids.device), at_pose]  # (R, H)
-        pose = draw_poses(self.policy.pose_head(hidden), poses)
+        pose = draw_poses(self.policy.pose_head(hidden), torch.randn(len(ids), poses, POSE_DIM, device=ids.device))
         answers = self.policy.tokenizer.batch_decode(ids)
         group = lambda x: x.unflatten(0, (-1, self.group_size))
         return Rollout(group(ids), torch.ones_like(group(ids), dtype=torch.bool),

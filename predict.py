@@ -36,7 +36,7 @@ import captions
 from body import (PALETTE, axis_angle_to_matrix, body_vertices, load_body, matrix_to_axis_angle, matrix_to_rot6d,
                   part_colors, remove_heading, render, rot6d_to_matrix)
 from data import INSTRUCTIONS
-from model import PosePolicy, draw_poses, pick_device, run
+from model import POSE_DIM, PosePolicy, draw_poses, pick_device, run
 
 IMAGE_SIZE = 64  # pixels: what the built-in encoders read
 MAX_PIXELS = 50_000_000  # of a photo; one larger than this would only fill the memory
@@ -99,7 +99,8 @@ def predict(policy: PosePolicy, prompt: str, image: np.ndarray | None, samples: 
     encoded = policy.encode([SimpleNamespace(prompt=prompt, image=image)])
     rollout = policy.sample(encoded, 1, 1, temperature=0.0)
     pose = policy.log_prob(encoded, rollout.tokens, rollout.token_mask).pose  # batch (1, 1)
-    drawn = draw_poses(pose, samples, torch.Generator(policy.device).manual_seed(seed))  # (1, 1, K, 144)
+    noise = torch.randn(samples, POSE_DIM, generator=torch.Generator().manual_seed(seed))
+    drawn = draw_poses(pose, noise[None, None].to(policy.device))  # (1, 1, K, 144)
     covariance = pose.variance.diag_embed() if isinstance(pose, Independent) else pose.covariance_matrix
     mean, drawn, covariance = (tensor[0, 0].cpu() for tensor in (pose.mean, drawn, covariance))
     rotmats = rot6d_to_matrix(torch.cat([mean[None], drawn]).unflatten(-1, (24, 6)))

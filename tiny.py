@@ -72,9 +72,12 @@ class PoseEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[1:] != (64, 64, 3):
             raise ValueError(f"the built-in pose encoder reads images of 64x64x3, got {tuple(images.shape[1:])}")
+        n = len(images)
+        if n < 8:  # so few are rounded otherwise, and an image must have the same features in whatever batch it comes
+            images = torch.cat([images, images[:1].expand(8 - n, -1, -1, -1)])
         pixels = (images.to(self.regressor.weight.dtype) / 127.5 - 1).movedim(-1, 1).contiguous(
             memory_format=torch.channels_last)  # (N, 3, 64, 64)
-        return self.to_tokens(self.trunk(pixels)).unflatten(-1, (self.tokens, self.width))
+        return self.to_tokens(self.trunk(pixels)).unflatten(-1, (self.tokens, self.width))[:n]
 
     def regress(self, features: Tensor) -> Tensor:
         """The pose (N, 24, 3, 3) that features (N, tokens, width) say, as the encoder is pre-trained to."""

@@ -73,7 +73,6 @@ def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RF
     """HyGRPO in place. log gets a dict of numbers a step; evaluate_now(policy) is called at step 0, at intervals and at
     the end, and its numbers join those of the step; show then gets what was last sampled in each task."""
     rng = np.random.default_rng([seed, 20])
-    generator = torch.Generator(policy.device).manual_seed(seed + 20)
     if config.without and config.without not in rewards.WEIGHTS:
         raise ValueError(f"--without {config.without}: the rewards are {', '.join(rewards.WEIGHTS)}")
     weights = rewards.WEIGHTS | ({config.without: 0.0} if config.without else {})
@@ -95,7 +94,8 @@ def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RF
     for step in bar:
         examples = draw_batch(split, MIX, config.prompts, rng)
         prompt = policy.encode(examples)
-        rollout = policy.sample(prompt, config.group_size, config.poses_per_answer, generator=generator)
+        rollout = policy.sample(prompt, config.group_size, config.poses_per_answer,
+                                seeds=rng.integers(2 ** 62, size=config.prompts))
         text_rewards, pose_rewards = rewards.score(examples, rollout, retriever)
         F, Delta = hygrpo.advantages(text_rewards, pose_rewards, rollout.has_pose, weights,
                                      normalize=config.normalize)

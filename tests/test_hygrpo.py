@@ -535,7 +535,7 @@ def test_under_temperature_the_ratio_of_the_first_step_is_exactly_one(policy, ki
     torch.manual_seed(1)
     policy.pose_head = PoseHead(policy.pose_projector[1].out_features, kind)
     prompt = policy.encode(EXAMPLES)
-    r = policy.sample(prompt, 3, 2, max_tokens=8, temperature=.6, generator=torch.Generator().manual_seed(0))
+    r = policy.sample(prompt, 3, 2, max_tokens=8, temperature=.6, seeds=range(4))
     r = r._replace(has_pose=torch.ones_like(r.has_pose))  # every answer has a Gaussian, if a meaningless one
     new = policy.log_prob(prompt, r.tokens, r.token_mask, temperature=.6)
     _, metrics = hygrpo.loss(new, *hygrpo.detached(new, r.pose), new, r, randn(4, 3), randn(4, 3, 2), clip_low=.2,
@@ -547,7 +547,7 @@ def test_under_temperature_the_ratio_of_the_first_step_is_exactly_one(policy, ki
 def test_words_are_scored_with_the_odds_they_were_drawn_with(policy):
     """The mean of -log pi of what was drawn is the entropy of pi, at the temperature of sampling and at no other."""
     prompt = policy.encode(EXAMPLES)
-    r = policy.sample(prompt, 200, 1, max_tokens=1, temperature=.6, generator=torch.Generator().manual_seed(0))
+    r = policy.sample(prompt, 200, 1, max_tokens=1, temperature=.6, seeds=range(4))
     for temperature, fits in ((.6, True), (1.0, False)):
         with torch.no_grad():
             new = policy.log_prob(prompt, r.tokens, r.token_mask, temperature)

@@ -111,7 +111,7 @@ def test_what_sampling_saw_is_what_scoring_scores(policy):
 
 def test_sampling_repeats_with_its_seed_and_stops_at_the_end_token(policy):
     prompt = policy.encode(EXAMPLES)
-    first, again, other = (policy.sample(prompt, 3, 2, 12, generator=torch.Generator().manual_seed(s)) for s in (5, 5, 6))
+    first, again, other = (policy.sample(prompt, 3, 2, 12, seeds=range(s, s + 4)) for s in (5, 5, 9))
     assert torch.equal(first.tokens, again.tokens) and torch.equal(first.pose, again.pose)
     assert not torch.equal(first.tokens, other.tokens) or not torch.equal(first.pose, other.pose)
     eos = policy.tokenizer.eos_token_id
@@ -123,11 +123,22 @@ def test_sampling_repeats_with_its_seed_and_stops_at_the_end_token(policy):
 def test_tokens_are_drawn_as_often_as_their_odds_say():
     """Within 4 standard errors of 40,000 draws, also at the ends of the vocabulary; what has no chance never comes."""
     odds = torch.tensor([[0, .1, 0, .6, .3, 0], [.25, 0, 0, .25, 0, .5]])
-    drawn = draw_tokens(3 * odds.expand(40_000, 2, 6), torch.Generator().manual_seed(0))  # (40000, 2); any sum will do
+    uniform = torch.rand(40_000, 2, generator=torch.Generator().manual_seed(0))
+    drawn = draw_tokens(3 * odds.expand(40_000, 2, 6), uniform)  # (40000, 2); any sum will do
     share = torch.nn.functional.one_hot(drawn, 6).double().mean(0)
     assert (share - odds).abs().le(4 * (odds * (1 - odds) / 40_000).sqrt()).all()
-    again = draw_tokens(3 * odds.expand(40_000, 2, 6), torch.Generator().manual_seed(0))
-    assert torch.equal(drawn, again)
+    assert draw_tokens(odds, torch.tensor([0.0, 0.0])).tolist() == [1, 0]  # at either end of the interval
+    assert draw_tokens(odds, torch.tensor([1 - 2 ** -24, 1 - 2 ** -24])).tolist() == [4, 5]
+
+
+def test_a_prompt_is_answered_alike_in_whatever_batch_it_stands(policy):
+    whole = policy.sample(policy.encode(EXAMPLES), 3, 2, 12, seeds=[7, 8, 9, 10])
+    for i, example in enumerate(EXAMPLES):
+        alone = policy.sample(policy.encode([example]), 3, 2, 12, seeds=[7 + i])
+        T = alone.tokens.shape[-1]
+        assert torch.equal(whole.tokens[i, :, :T][alone.token_mask[0]], alone.tokens[0][alone.token_mask[0]])
+        torch.testing.assert_close(whole.pose[i], alone.pose[0], atol=1e-4, rtol=1e-4)
+    assert not torch.equal(whole.pose[0], whole.pose[1])
 
 
 def test_temperature_is_that_of_sampling(policy):
@@ -188,7 +199,8 @@ def test_pose_head_gives_a_gaussian_that_samples_follow(covariance, kind):
     pose = head(torch.randn(2, 3, 16))
     assert isinstance(pose, kind) and pose.batch_shape == (2, 3) and pose.event_shape == (144,)
     assert (pose.stddev >= .05).all()
-    samples = draw_poses(pose, 4000, torch.Generator().manual_seed(0))  # (2, 3, 4000, 144)
+    noise = torch.randn(2, 3, 4000, 144, generator=torch.Generator().manual_seed(0))
+    samples = draw_poses(pose, noise)  # (2, 3, 4000, 144)
     torch.testing.assert_close(samples.mean(-2), pose.mean, atol=.06, rtol=0)
     torch.testing.assert_close(samples.std(-2), pose.stddev, atol=.02, rtol=.1)
     full = pose.covariance_matrix[0, 0] if covariance != "diag" else torch.diag(pose.variance[0, 0])
