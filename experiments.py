@@ -195,8 +195,8 @@ class Seed:
             settings["rft_steps"] = min(settings["rft_steps"], self.size.most)
             validate = lambda policy: quick(policy, self.splits["val"], retrievers["judge"], body, self.seed,
                                             self.size.eval)
-            train_rft(policy, self.splits["train"], retrievers["reward"], RFTConfig(**settings), self.seed,
-                      rows.append, validate if long else lambda policy: {})
+            rows = train_rft(policy, self.splits["train"], retrievers["reward"], RFTConfig(**settings), self.seed,
+                             validate if long else lambda policy: {})
         seconds = time.time() - began
         test, n = self.splits["test"], self.size.eval
         result = evaluate.evaluate(policy, test, retrievers["judge"], body, n, self.seed)

@@ -205,14 +205,17 @@ def detached(new, sample: Tensor) -> tuple[Tensor, Tensor]:
 
 def loss(new, old_log_prob: Tensor, old_terms: Tensor, reference, rollout, F: Tensor, Delta: Tensor, *, clip_low: float,
          clip_high: float, beta_text: float, beta_pose: float, pose_ratio: str = "per_joint",
-         aggregation: str = "grpo", pose_weight: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+         aggregation: str = "grpo", pose_weight: float = 1.0, text_share: float = 1.0,
+         pose_share: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
     """Eq. 6, negated: the discrete half plus `pose_weight` times the continuous half. Returns the scalar
     and diagnostics of both halves, `valid`, the share of answers that hold a pose, and `flat_groups`, that of prompts
     with nothing to compare.
 
     new, reference: scores with `log_prob` (B, G, T), `log_softmax` (B, G, T, W) and `pose`, a Gaussian of batch shape
     (B, G). old_log_prob (B, G, T), old_terms (B, G, K, D): under the policy that sampled. rollout: `token_mask`
-    (B, G, T), `pose` (B, G, K, D) raw samples, `has_pose` (B, G). F: (B, G). Delta: (B, G, K).
+    (B, G, T), `pose` (B, G, K, D) raw samples, `has_pose` (B, G). F: (B, G). Delta: (B, G, K). text_share, pose_share:
+    where these prompts are a part of a batch, their share of its B G answers and of its V poses: the losses of the
+    parts, and so their gradients, then add up to those of the batch.
     """
     text, text_metrics = text_loss(
         new.log_prob, old_log_prob, categorical_kl(new.log_softmax, reference.log_softmax), F, rollout.token_mask,
@@ -225,4 +228,4 @@ def loss(new, old_log_prob: Tensor, old_terms: Tensor, reference, rollout, F: Te
         "text_entropy": entropy[rollout.token_mask].mean(), "valid": rollout.has_pose.float().mean(),
         "text_flat_groups": (F == 0).all(-1).float().mean(),
         "pose_flat_groups": (Delta == 0).flatten(1).all(-1).float().mean()}
-    return text + pose_weight * pose, {name: value.detach() for name, value in metrics.items()}
+    return text_share * text + pose_weight * pose_share * pose, {name: value.detach() for name, value in metrics.items()}

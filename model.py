@@ -13,7 +13,6 @@ Read next: hygrpo.py for what is done with `log_prob`, train_sft.py for how a po
 import hashlib
 import json
 import re
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from body import matrix_to_rot6d
 from captions import POSE_TOKEN
+from checkpoint import whole_folder
 from tiny import PoseEncoder
 
 POSE_DIM = 144  # 24 joints x 6 numbers of rotation
@@ -77,6 +77,12 @@ def run(main: Callable[[], None]) -> None:
         main()
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    except OSError as error:  # a full disk, a folder that may not be written to
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}; what was kept before is whole: mend this and call the same command "
+                 "again")
+    except KeyboardInterrupt as stop:
+        print(f"\n{Path(sys.argv[0]).name}: {stop}", file=sys.stderr)
+        sys.exit(130)
 
 
 # ---------------------------------------------------------------- the Gaussian pose head (eq. 2)
@@ -327,23 +333,16 @@ class PosePolicy(nn.Module):
     # ------------------------------------------------ one folder in Hugging Face layout
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `folder`: VLM and processor as transformers save them, `pose.safetensors` and `pose.json` beside.
-
-        Written next to its place and renamed, so that a folder of that name is always whole.
-        """
-        folder = Path(folder)
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        self.vlm.save_pretrained(partial)
-        self.processor.save_pretrained(partial)
+        """Write `folder`: VLM and processor as transformers save them, `pose.safetensors` and `pose.json` beside."""
         ours = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("vlm.")}
-        save_file({name: tensor.contiguous() for name, tensor in ours.items()}, partial / "pose.safetensors")
         head = self.pose_head
-        (partial / "pose.json").write_text(json.dumps({
-            "covariance": head.covariance, "sigma_floor": head.sigma_floor, "pose_encoder": self.pose_encoder.config}))
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        with whole_folder(folder) as partial:
+            self.vlm.save_pretrained(partial)
+            self.processor.save_pretrained(partial)
+            save_file({name: tensor.contiguous() for name, tensor in ours.items()}, partial / "pose.safetensors")
+            (partial / "pose.json").write_text(json.dumps({
+                "covariance": head.covariance, "sigma_floor": head.sigma_floor,
+                "pose_encoder": self.pose_encoder.config}))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "PosePolicy":

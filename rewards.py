@@ -14,8 +14,8 @@ Read next: hygrpo.py, which turns rewards into advantages.
 
 import json
 import re
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import captions
 from body import forward_kinematics, matrix_to_rot6d, remove_heading, rot6d_to_matrix
+from checkpoint import TrainingState, whole_folder
 
-WITH_IMAGE_AND_POSE = ("image2pose", "image2text")
+# The tasks that have each reward.
+TASKS = {"joint": ("image2pose", "image2text"), "semantic": ("text2pose",), "statements": ("text2pose",),
+         "format": ("text2pose", "image2pose", "image2text", "vqa"), "text": ("image2text", "vqa"),
+         "description": ("image2text",), "correct": ("vqa",)}
 # Of the form little is to be learned, but it must not be lost. An answer half right is already similar to the true one,
 # so that a large weight of `text` costs exact answers.
 WEIGHTS = {"joint": 2.0, "semantic": 0.5, "format": 12.0, "text": 0.5, "statements": 3.5, "description": 1.0,
@@ -73,16 +76,11 @@ class Retriever(nn.Module):
         return nn.functional.normalize(self.pose_tower(features), dim=-1)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config, weights and tokenizer to `folder`; a folder of that name is always whole."""
-        folder = Path(folder)
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        (partial / "config.json").write_text(json.dumps(self.config))
-        self.tokenizer.save(str(partial / "tokenizer.json"))
-        save_file(self.state_dict(), partial / "model.safetensors")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        """Write config, weights and tokenizer to `folder`."""
+        with whole_folder(folder) as partial:
+            (partial / "config.json").write_text(json.dumps(self.config))
+            self.tokenizer.save(str(partial / "tokenizer.json"))
+            save_file(self.state_dict(), partial / "model.safetensors")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Retriever":
@@ -97,7 +95,7 @@ class Retriever(nn.Module):
 
 
 def train_retriever(rotmats: Tensor, tokenizer: Tokenizer, steps: int, seed: int, device: torch.device,
-                    name: str = "", batch_size: int = 96) -> Retriever:
+                    name: str = "", batch_size: int = 96, kept: Path | None = None) -> Retriever:
     """A retrieval model of poses (N, 24, 3, 3) and sentences written for them anew at each step: symmetric InfoNCE.
 
     One text in five is the answer to a question about the pose, so that short answers have a place on the sphere too.
@@ -110,8 +108,8 @@ def train_retriever(rotmats: Tensor, tokenizer: Tokenizer, steps: int, seed: int
     holds = captions.pose_holds(rotmats).cpu().numpy()
     optimizer = torch.optim.AdamW(retriever.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    bar = tqdm(range(steps), desc=f"retrieval model: {name}", dynamic_ncols=True)
-    for _ in bar:
+    state = TrainingState(kept, retriever, optimizer, schedule, rng)
+    for bar in state.steps(steps, f"retrieval model: {name}"):
         rows = rng.choice(len(holds), batch_size, replace=len(holds) < batch_size)
         texts = [captions.questions(holds[i], rng)[1] if rng.random() < 0.2 else captions.describe(holds[i], rng)[0]
                  for i in rows]
@@ -120,10 +118,8 @@ def train_retriever(rotmats: Tensor, tokenizer: Tokenizer, steps: int, seed: int
         logits = similarity * retriever.log_scale.exp().clamp_max(100)
         target = torch.arange(batch_size, device=device)
         loss = (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
-        schedule.step()
+        state.update(loss.item())
         bar.set_postfix(loss=f"{loss.item():.3f}")
     return retriever.eval().requires_grad_(False)
 
@@ -151,6 +147,27 @@ def joint_reward(joints: Tensor, true_joints: Tensor) -> Tensor:
     return 1 / (joints - true_joints).flatten(-2).norm(dim=-1).clamp_min(1e-3)
 
 
+@contextmanager
+def blame(name: str, examples: Sequence) -> Iterator[None]:
+    """Whatever fails inside is said to be the fault of the reward `name` of these examples."""
+    try:
+        yield
+    except Exception as error:
+        others = f" (or one of {len(examples) - 1} others)" if len(examples) > 1 else ""
+        raise ValueError(f"the reward `{name}` failed on the {examples[0].task} example {examples[0].prompt!r}{others}: "
+                         f"{type(error).__name__}: {error}") from error
+
+
+def broken(examples: Sequence, rollout, text: dict[str, Tensor], pose: dict[str, Tensor]) -> list[str]:
+    """The names of those rewards that are not finite where their task has them (and the answer has a pose)."""
+    found = []
+    for name, reward in (text | pose).items():
+        has = torch.tensor([e.task in TASKS[name] for e in examples], device=reward.device)  # (B,)
+        if not reward[rollout.has_pose & has[:, None] if reward.dim() == 3 else has].isfinite().all():
+            found.append(name)
+    return found
+
+
 @torch.no_grad()
 def score(examples: Sequence, rollout, retriever: Retriever) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """All rewards of a rollout: of text, name -> (B, G), and of poses, name -> (B, G, K); NaN where a task has none.
@@ -159,40 +176,45 @@ def score(examples: Sequence, rollout, retriever: Retriever) -> tuple[dict[str, 
     """
     B, G, K = rollout.pose.shape[:3]
     device = rollout.pose.device
-    tasks = [e.task for e in examples]
-    rows = lambda *names: torch.tensor([i for i, task in enumerate(tasks) if task in names], device=device).long()
+    rows = lambda name: [i for i, example in enumerate(examples) if example.task in TASKS[name]]
     empty = lambda *shape: torch.full(shape, torch.nan, device=device)
 
     text = {name: empty(B, G) for name in ("format", "text", "description", "correct")}
-    text["format"] = torch.tensor([[format_reward(e.task, a) for a in group]
-                                   for e, group in zip(examples, rollout.answers)], device=device)
-    said = rows("image2text", "vqa")
-    if len(said):
-        truth = retriever.encode_text([words_of(examples[i].answer) for i in said])  # (n, dim)
-        answers = retriever.encode_text([words_of(a) for i in said for a in rollout.answers[i]]).unflatten(0, (-1, G))
-        text["text"][said] = (answers * truth[:, None]).sum(-1)
-    if len(shown := rows("image2text")):
-        truth = captions.pose_holds(torch.stack([examples[i].rotmats for i in shown]))  # (n, S)
-        for i, holds in zip(shown.tolist(), truth.double()):
+    for i, (example, answers) in enumerate(zip(examples, rollout.answers)):
+        with blame("format", [example]):
+            text["format"][i] = torch.tensor([format_reward(example.task, a) for a in answers])
+    if said := rows("text"):
+        with blame("text", [examples[i] for i in said]):
+            truth = retriever.encode_text([words_of(examples[i].answer) for i in said])  # (n, dim)
+            answers = retriever.encode_text([words_of(a) for i in said for a in rollout.answers[i]])
+            text["text"][said] = (answers.unflatten(0, (-1, G)) * truth[:, None]).sum(-1)
+    for i in rows("description"):
+        with blame("description", [examples[i]]):
+            holds = captions.pose_holds(examples[i].rotmats).double()  # (S,)
             made = [list(captions.parse(a)) for a in rollout.answers[i]]
             text["description"][i] = torch.tensor([holds[m].mean().item() if m else 0.0 for m in made])
-    for i in rows("vqa").tolist():
-        text["correct"][i] = torch.tensor([float(a == examples[i].answer) for a in rollout.answers[i]])
+    for i in rows("correct"):
+        with blame("correct", [examples[i]]):
+            text["correct"][i] = torch.tensor([float(a == examples[i].answer) for a in rollout.answers[i]])
 
     pose = {name: empty(B, G, K) for name in ("joint", "semantic", "statements")}
     rotmats = rot6d_to_matrix(rollout.pose.unflatten(-1, (24, 6)))  # (B, G, K, 24, 3, 3)
-    seen, told = rows(*WITH_IMAGE_AND_POSE), rows("text2pose")
-    if len(seen):
-        true_joints = forward_kinematics(torch.stack([examples[i].rotmats for i in seen]).to(device))[0]  # (n, 24, 3)
-        pose["joint"][seen] = joint_reward(forward_kinematics(rotmats[seen])[0], true_joints[:, None, None])
-    if len(told):
-        upright = remove_heading(rotmats[told])
-        joints, orientations = forward_kinematics(upright)
-        truth = retriever.encode_text([examples[i].caption for i in told])[:, None, None]  # (n, 1, 1, dim)
-        pose["semantic"][told] = (retriever.encode_pose(upright, joints) * truth).sum(-1)
-        made = torch.zeros(len(told), len(captions.STATEMENTS), device=device)  # (n, S)
-        for row, i in zip(made, told.tolist()):
-            row[list(examples[i].statements)] = 1.0
-        held = captions.holds(joints, orientations).float()  # (n, G, K, S)
-        pose["statements"][told] = torch.einsum("ngks,ns->ngk", held, made) / made.sum(-1).clamp_min(1)[:, None, None]
+    if seen := rows("joint"):
+        with blame("joint", [examples[i] for i in seen]):
+            true = torch.stack([examples[i].rotmats for i in seen]).to(device)
+            true_joints = forward_kinematics(true)[0][:, None, None]  # (n, 1, 1, 24, 3)
+            pose["joint"][seen] = joint_reward(forward_kinematics(rotmats[seen])[0], true_joints)
+    if told := rows("semantic"):
+        with blame("semantic", [examples[i] for i in told]):
+            upright = remove_heading(rotmats[told])
+            joints, orientations = forward_kinematics(upright)
+            truth = retriever.encode_text([examples[i].caption for i in told])[:, None, None]  # (n, 1, 1, dim)
+            pose["semantic"][told] = (retriever.encode_pose(upright, joints) * truth).sum(-1)
+        with blame("statements", [examples[i] for i in told]):
+            made = torch.zeros(len(told), len(captions.STATEMENTS), device=device)  # (n, S)
+            for row, i in zip(made, told):
+                row[list(examples[i].statements)] = 1.0
+            held = captions.holds(joints, orientations).float()  # (n, G, K, S)
+            held = torch.einsum("ngks,ns->ngk", held, made)
+            pose["statements"][told] = held / made.sum(-1).clamp_min(1)[:, None, None]
     return text, pose

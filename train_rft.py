@@ -21,20 +21,22 @@ from typing import Literal
 import numpy as np
 import torch
 import transformers
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
 import evaluate
 import hygrpo
 import rewards
 from body import load_body
+from checkpoint import TrainingState, append, read_log, write_whole
 from data import Example, Split, draw_batch, retrieval_poses
-from model import PosePolicy, Rollout, Scores, pick_device, run
+from distributed import add_gradients, is_first, own_parts, processes, start, total, wait
+from model import PosePolicy, Prompt, Rollout, Scores, pick_device, run
 from rewards import Retriever, train_retriever
 from train_sft import SFTConfig, WorldConfig, check_folder, load_or_train_sft, load_world, warm_up_and_decay
 
 MIX = {"text2pose": 0.37, "image2pose": 0.28, "image2text": 0.06, "vqa": 0.29}
 
+SHOW_EVERY = 10  # steps between those of which samples.jsonl shows something
 SHOWN = ("statements", "semantic", "joint", "correct", "sigma", "pose_kl")  # on the progress bar
 
 
@@ -64,67 +66,85 @@ class RFTConfig:
     pose_weight: float = field(default=1.0, metadata={"help": "weight of the pose's half of the loss; 0: words alone"})
     without: str | None = field(default=None, metadata={"help": "a reward to leave out"})
     retriever_steps: int = field(default=400, metadata={"help": "steps of each of the two retrieval models"})
+    accumulate: int = field(default=1, metadata={"help": "parts in which a batch is run, to save memory"})
     eval_every: int = field(default=150, metadata={"help": "steps between evaluations on validation poses"})
 
 
 def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RFTConfig, seed: int,
-              log: Callable[[dict], None], evaluate_now: Callable[[PosePolicy], dict],
-              show: Callable[[dict], None] = lambda sample: None) -> None:
-    """HyGRPO in place. log gets a dict of numbers a step; evaluate_now(policy) is called at step 0, at intervals and at
-    the end, and its numbers join those of the step; show then gets what was last sampled in each task."""
-    rng = np.random.default_rng([seed, 20])
+              evaluate_now: Callable[[PosePolicy], dict], out: Path | None = None) -> list[dict]:
+    """HyGRPO in place. Returns a row of numbers a step; those of evaluate_now(policy), called before the first step, at
+    intervals and at the end, join the row of their step.
+
+    out: folder for `log.jsonl` (the rows), `samples.jsonl`, and the state from which a run that was stopped goes on."""
     if config.without and config.without not in rewards.WEIGHTS:
         raise ValueError(f"--without {config.without}: the rewards are {', '.join(rewards.WEIGHTS)}")
+    parts = own_parts(config.prompts, config.accumulate)
+    if config.normalize == "batch" and config.prompts > len(parts[0]):
+        raise ValueError("--normalize batch looks at the whole batch at once: not with --accumulate or several processes")
     weights = rewards.WEIGHTS | ({config.without: 0.0} if config.without else {})
     policy.pose_head.sigma_floor = config.sigma_floor
     if config.sigma == "frozen":
         freeze_sigma(policy, split, seed)
     reference = copy.deepcopy(policy).requires_grad_(False).eval()
     reference.frozen_features.clear()  # it is given encoded prompts
-    parameters = [p for p in policy.parameters() if p.requires_grad]
     # The language model serves all tasks: with steps as large as the head's, one task's rewards undo another's answers.
     groups = [{"params": [p for name, p in policy.named_parameters() if p.requires_grad and
                           name.startswith("pose_head.") == head], "lr": lr}
               for head, lr in ((True, config.head_lr), (False, config.rft_lr))]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     schedule = warm_up_and_decay(optimizer, config.rft_steps * config.inner_epochs)
-    log({"step": 0, **evaluate_now(policy)})
-    bar = tqdm(range(1, config.rft_steps + 1), desc="HyGRPO", dynamic_ncols=True)
-    latest, recent = {}, {}
-    for step in bar:
-        examples = draw_batch(split, MIX, config.prompts, rng)
-        prompt = policy.encode(examples)
-        rollout = policy.sample(prompt, config.group_size, config.poses_per_answer,
-                                seeds=rng.integers(2 ** 62, size=config.prompts))
-        text_rewards, pose_rewards = rewards.score(examples, rollout, retriever)
-        F, Delta = hygrpo.advantages(text_rewards, pose_rewards, rollout.has_pose, weights,
-                                     normalize=config.normalize)
-        with torch.no_grad():
-            ref = reference.log_prob(prompt, rollout.tokens, rollout.token_mask)
+    rng = np.random.default_rng([seed, 20])
+    state = TrainingState(out and out / "rft.state", policy, optimizer, schedule, rng)
+    rows, shown = (read_log(out and out / f"{name}.jsonl", state.step) for name in ("log", "samples"))
+    if not rows:
+        append(rows, {"step": 0, **evaluate_now(policy)}, out and out / "log.jsonl")
+    latest = {}
+    for bar in state.steps(config.rft_steps, "HyGRPO"):
+        batch, seeds = draw_batch(split, MIX, config.prompts, rng), rng.integers(2 ** 62, size=config.prompts)
+        rolled_out = []  # one part, unless --accumulate asks for more
+        for mine in parts:
+            examples = [batch[i] for i in mine]
+            prompt = policy.encode(examples)
+            rollout = policy.sample(prompt, config.group_size, config.poses_per_answer, seeds=seeds[mine])
+            scored = rewards.score(examples, rollout, retriever)
+            F, Delta = hygrpo.advantages(*scored, rollout.has_pose, weights, normalize=config.normalize)
+            with torch.no_grad():
+                ref = reference.log_prob(prompt, rollout.tokens, rollout.token_mask)
+            rolled_out.append((examples, prompt, rollout, scored, F, Delta, ref))
+        valid = total(sum(part[2].has_pose.sum().item() for part in rolled_out), policy.device)  # V of the whole batch
+        old = []
         for epoch in range(config.inner_epochs):
-            new = policy.log_prob(prompt, rollout.tokens, rollout.token_mask)
-            if epoch == 0:  # what sampled is what is scored first: the ratio starts at exactly 1
-                old = hygrpo.detached(new, rollout.pose)
-            loss, metrics = hygrpo.loss(
-                new, *old, ref, rollout, F, Delta, clip_low=config.clip_low, clip_high=config.clip_high,
-                beta_text=config.beta_text, beta_pose=config.beta_pose, pose_ratio=config.pose_ratio,
-                pose_weight=config.pose_weight)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            metrics["grad_norm"] = nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-        row = {"step": step, "task": examples[0].task} | numbers(text_rewards | pose_rewards | metrics, new, rollout)
+            whole_loss, made = 0.0, []
+            for i, (examples, prompt, rollout, scored, F, Delta, ref) in enumerate(rolled_out):
+                new = policy.log_prob(prompt, rollout.tokens, rollout.token_mask)
+                if epoch == 0:  # what sampled is what is scored first: the ratio starts at exactly 1
+                    old.append(hygrpo.detached(new, rollout.pose))
+                loss, metrics = hygrpo.loss(
+                    new, *old[i], ref, rollout, F, Delta, clip_low=config.clip_low, clip_high=config.clip_high,
+                    beta_text=config.beta_text, beta_pose=config.beta_pose, pose_ratio=config.pose_ratio,
+                    pose_weight=config.pose_weight, text_share=len(examples) / config.prompts,
+                    pose_share=rollout.has_pose.sum() / max(1, valid))
+                if rewards.broken(examples, rollout, *scored):
+                    loss = loss * torch.nan  # this update is not made
+                loss.backward()
+                whole_loss += loss.item()
+                made.append(numbers(scored[0] | scored[1] | metrics, new, rollout))
+            add_gradients(state.parameters)
+            grad_norm = state.update(total(whole_loss, policy.device), max_norm=1.0)
+        step = state.step + 1
+        row = {"step": step, "task": batch[0].task} | mean_of(made) | {"grad_norm": grad_norm}
+        if state.skipped:
+            row["skipped"] = state.skipped
         latest |= {name: f"{row[name]:.3f}" for name in SHOWN if name in row}
         bar.set_postfix(latest)
-        recent[examples[0].task] = samples(step, examples, rollout, text_rewards | pose_rewards)
+        if step % SHOW_EVERY == 0 or step == config.rft_steps:
+            for sample in samples(step, *rolled_out[0][:4]):
+                append(shown, sample, out and out / "samples.jsonl")
         if step % config.eval_every == 0 or step == config.rft_steps:
             row |= evaluate_now(policy)
-            for sample in sum(recent.values(), []):
-                show(sample)
-            recent.clear()
-        log(row)
+        append(rows, row, out and out / "log.jsonl")
     policy.eval()
+    return rows
 
 
 @torch.no_grad()
@@ -140,9 +160,9 @@ def freeze_sigma(policy: PosePolicy, split: Split, seed: int) -> None:
     head.sigma.bias.copy_((sigma - head.sigma_floor).expm1().log())  # what softplus takes back
 
 
-def samples(step: int, examples: Sequence[Example], rollout: Rollout, scored: dict[str, Tensor]) -> list[dict]:
+def samples(step: int, examples: Sequence[Example], prompt: Prompt, rollout: Rollout, scored: tuple) -> list[dict]:
     """The first two examples, each with its G sampled answers and their rewards (of poses the mean over K)."""
-    rows = []
+    rows, scored = [], scored[0] | scored[1]
     for i, example in enumerate(examples[:2]):
         answers = []
         for g, answer in enumerate(rollout.answers[i]):
@@ -164,22 +184,27 @@ def numbers(tensors: dict[str, Tensor], new: Scores, rollout: Rollout) -> dict[s
     return {name: value for name, value in row.items() if value == value}
 
 
+def mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Each number's mean over the rows that have it: the parts of a batch (those of this process)."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
+
+
 # ---------------------------------------------------------------- the chain
 
 def load_or_train_retrievers(policy: PosePolicy, world: WorldConfig, steps: int) -> dict[str, Retriever]:
     """The retrieval model that rewards (`reward`) and the one that only judges (`judge`), trained on poses that they do
     not share; read from `world.out` where they are there."""
-    out, retrievers = Path(world.out), {}
-    poses = None
+    out, poses = Path(world.out), None
     for i, name in enumerate(("reward", "judge")):
-        if (out / name).exists():
-            retrievers[name] = Retriever.from_pretrained(out / name).to(policy.device)
-            continue
-        poses = poses or retrieval_poses(world.poses, world.train_poses, world.seed)
-        retrievers[name] = train_retriever(
-            poses[i], policy.tokenizer.backend_tokenizer, steps, world.seed + 100 + i, policy.device, name)
-        retrievers[name].save_pretrained(out / name)
-    return retrievers
+        if is_first() and not (out / name).exists():
+            poses = poses or retrieval_poses(world.poses, world.train_poses, world.seed)
+            kept = out / f"{name}.state"
+            train_retriever(poses[i], policy.tokenizer.backend_tokenizer, steps, world.seed + 100 + i, policy.device,
+                            name, kept=kept).save_pretrained(out / name)
+            kept.unlink(missing_ok=True)
+    wait()
+    return {name: Retriever.from_pretrained(out / name).to(policy.device) for name in ("reward", "judge")}
 
 
 def quick(policy: PosePolicy, split: Split, judge: Retriever, body, seed: int, count: int = 128) -> dict[str, float]:
@@ -197,44 +222,42 @@ def main() -> None:
     world, sft_config, config = transformers.HfArgumentParser(
         (WorldConfig, SFTConfig, RFTConfig), description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
     started, out, device = time.time(), Path(world.out), pick_device(world.device)
+    start()
     finished = (out / "metrics.json").exists()
     splits = {} if finished else load_world(world)
     policy = load_or_train_sft(world, sft_config, splits)
-    check_folder(out, "rft_config.json", asdict(config))
+    if is_first():
+        check_folder(out, "rft_config.json", asdict(config))
     if finished:
-        metrics = json.loads((out / "metrics.json").read_text())
-        print(evaluate.table({"SFT": metrics["sft"], "RFT": metrics["rft"]}))
-        print(f"This run was finished before: {out}/metrics.json. To run anew, name another folder with --out.")
+        if is_first():
+            metrics = json.loads((out / "metrics.json").read_text())
+            print(evaluate.table({"SFT": metrics["sft"], "RFT": metrics["rft"]}))
+            print(f"This run was finished before: {out}/metrics.json. To run anew, name another folder with --out.")
         return
     retrievers = load_or_train_retrievers(policy, world, config.retriever_steps)
-    body = load_body().to(device)
-    sft = copy.deepcopy(policy)
-    before = evaluate.evaluate(sft, splits["test"], retrievers["judge"], body, world.eval_poses, world.seed)
-    if (out / "rft").exists():
-        policy = PosePolicy.from_pretrained(out / "rft").to(device)
-    else:
-        rows = []
-        with open(out / "log.jsonl", "w") as file, open(out / "samples.jsonl", "w") as shown:
-            def log(row: dict) -> None:
-                rows.append(row)
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-            def show(sample: dict) -> None:
-                shown.write(json.dumps(sample) + "\n")
-                shown.flush()
-            train_rft(policy, splits["train"], retrievers["reward"], config, world.seed, log,
-                      lambda policy: quick(policy, splits["val"], retrievers["judge"], body, world.seed), show)
-        policy.save_pretrained(out / "rft")
-        evaluate.curves(out / "curves.png", rows)
-    after = evaluate.evaluate(policy, splits["test"], retrievers["judge"], body, world.eval_poses, world.seed)
+    body, sft = load_body().to(device), copy.deepcopy(policy)
+    test = lambda policy: evaluate.evaluate(policy, splits["test"], retrievers["judge"], body, world.eval_poses,
+                                            world.seed)
+    validate = lambda policy: quick(policy, splits["val"], retrievers["judge"], body, world.seed)
+    if not (out / "rft").exists():
+        rows = train_rft(policy, splits["train"], retrievers["reward"], config, world.seed,
+                         validate if is_first() else lambda policy: {}, out)
+        if is_first():
+            evaluate.curves(out / "curves.png", rows)
+            policy.save_pretrained(out / "rft")
+            (out / "rft.state").unlink(missing_ok=True)
+    if not is_first():
+        return
+    policy = PosePolicy.from_pretrained(out / "rft").to(device)
+    policy.frozen_features = sft.frozen_features
+    before, after = test(sft), test(policy)
     evaluate.before_after(out / "before_after.png", splits["test"], {"SFT": sft, "RFT": policy}, body, seed=world.seed)
     print(evaluate.table({"SFT": before, "RFT": after}))
-    seconds = time.time() - started
-    (out / "metrics.json").write_text(json.dumps({
-        "sft": before, "rft": after, "seed": world.seed, "seconds": round(seconds), "device": str(device),
+    write_whole(out / "metrics.json", json.dumps({
+        "sft": before, "rft": after, "seed": world.seed, "device": str(device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "transformers": transformers.__version__, "numpy": np.__version__}}, indent=1) + "\n")
-    print(f"{seconds:.0f} s on {device}. In {out}: curves.png, before_after.png, metrics.json")
+    print(f"{time.time() - started:.0f} s on {device}. In {out}: curves.png, before_after.png, metrics.json")
 
 
 if __name__ == "__main__":

@@ -22,11 +22,12 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from body import forward_kinematics, matrix_to_rot6d
 from captions import STATEMENTS
+from checkpoint import TrainingState, write_whole
 from data import Example, Split, corpus, draw_batch, load_splits
+from distributed import add_gradients, is_first, own_parts, start, total, wait
 from hygrpo import gaussian_log_prob_terms
 from model import PosePolicy, pick_device, run
 from tiny import build_tiny
@@ -53,6 +54,7 @@ class SFTConfig:
     sft_steps: int = field(default=950, metadata={"help": "steps of supervised fine-tuning"})
     sft_batch: int = field(default=48, metadata={"help": "examples a step"})
     sft_lr: float = field(default=2.5e-3, metadata={"help": "peak learning rate"})
+    sft_accumulate: int = field(default=1, metadata={"help": "parts in which a batch is run, to save memory"})
 
 
 def warm_up_and_decay(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
@@ -73,7 +75,8 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return (pixels * gain + noise).clamp(0, 255).to(torch.uint8)
 
 
-def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batch_size: int = 64) -> None:
+def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batch_size: int = 64,
+                   kept: Path | None = None) -> None:
     """Teach the pose-aware encoder to regress poses and the vision tower to name statements, then freeze both.
 
     The pose loss is the mean absolute error of rotation matrices, of joints after kinematics (weighed 10), and of
@@ -94,8 +97,8 @@ def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batc
     image_joints = forward_kinematics(split.image_rotmats)[0]
     normalise = policy.processor.image_processor
     mean, std = (255 * torch.tensor(x, device=device) for x in (normalise.image_mean, normalise.image_std))
-    bar = tqdm(range(steps), desc="image encoders", dynamic_ncols=True)
-    for step in bar:
+    state = TrainingState(kept, modules, optimizer, schedule, generator)
+    for bar in state.steps(steps, "image encoders"):
         rows = torch.randint(len(images), (batch_size,), generator=generator)
         batch = augment(images[rows], generator).to(device)
         features = policy.pose_encoder(batch)  # (N, tokens, width)
@@ -109,11 +112,9 @@ def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batc
         name_loss, pose_name_loss = (nn.functional.binary_cross_entropy_with_logits(named_as, holds[rows].to(device))
                                      for named_as in (namer(named.mean(1)), pose_namer(pooled)))
         loss = pose_loss + name_loss + 6 * pose_name_loss
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % 20 == 0:
+        state.update(loss.item())
+        if state.step % 20 == 0:
             bar.set_postfix(pose=f"{pose_loss.item():.2f}", joint_mm=f"{1000 * error.item():.0f}",
                             naming=f"{pose_name_loss.item():.3f}")
     policy.freeze_encoders()
@@ -122,37 +123,50 @@ def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batc
 
 # ---------------------------------------------------------------- supervised fine-tuning
 
-def sft_loss(policy: PosePolicy, examples: Sequence[Example]) -> tuple[Tensor, dict[str, float]]:
-    """Cross-entropy of the answers plus beta-NLL of the poses, where the answer holds one."""
+def sft_loss(policy: PosePolicy, examples: Sequence[Example],
+             counts: tuple[int, int] | None = None) -> tuple[Tensor, dict[str, float]]:
+    """Cross-entropy of the answers plus beta-NLL of the poses, where the answer holds one.
+
+    counts: of the tokens and of the poses by which the sums are divided, those of the whole batch where `examples` are
+    a part of it, so that the losses of the parts add up; default: those of `examples`."""
     prompt = policy.encode(examples)
     tokens, mask = policy.tokenize_answers(examples)  # (B, 1, T)
     scores = policy.log_prob(prompt, tokens, mask)
-    text = -(scores.log_prob * mask).sum() / mask.sum()
+    token_count, pose_count = counts or count_answers(policy, tokens, mask)
+    text = -(scores.log_prob * mask).sum() / token_count
     has_pose = (tokens == policy.pose_id).any(-1)[:, 0]  # (B,)
     true = matrix_to_rot6d(torch.stack([e.rotmats for e in examples])).flatten(1).to(policy.device)  # (B, 144)
     terms = gaussian_log_prob_terms(scores.pose, true[:, None])[:, 0]  # (B, 144)
     weight = scores.pose.stddev.detach()[:, 0] ** (2 * BETA_NLL)
-    pose = -(weight * terms).mean(-1).masked_fill(~has_pose, 0.0).sum() / has_pose.sum().clamp_min(1)
+    pose = -(weight * terms).mean(-1).masked_fill(~has_pose, 0.0).sum() / max(1, pose_count)
     sigma = scores.pose.stddev[has_pose].mean().item() if has_pose.any() else float("nan")
     return text + POSE_WEIGHT * pose, {"text": text.item(), "pose": pose.item(), "sigma": sigma}
 
 
-def train_sft(policy: PosePolicy, split: Split, config: SFTConfig, seed: int) -> None:
-    """Teach the policy in place on fresh words for the poses of `split`."""
+def count_answers(policy: PosePolicy, tokens: Tensor, mask: Tensor) -> tuple[int, int]:
+    """How many tokens, and how many poses, answers (B, 1, T) hold."""
+    return int(mask.sum()), int((tokens == policy.pose_id).any(-1).sum())
+
+
+def train_sft(policy: PosePolicy, split: Split, config: SFTConfig, seed: int, kept: Path | None = None) -> None:
+    """Teach the policy in place on fresh words for the poses of `split`. kept: file to go on from when it is there."""
     rng = np.random.default_rng([seed, 10])
     parameters = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.sft_lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     schedule = warm_up_and_decay(optimizer, config.sft_steps)
     policy.train()
-    bar = tqdm(range(config.sft_steps), desc="SFT", dynamic_ncols=True)
-    for step in bar:
-        loss, metrics = sft_loss(policy, draw_batch(split, MIX, config.sft_batch, rng))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 10 == 0:
+    parts = own_parts(config.sft_batch, config.sft_accumulate)
+    state = TrainingState(kept, policy, optimizer, schedule, rng)
+    for bar in state.steps(config.sft_steps, "SFT"):
+        batch, whole_loss = draw_batch(split, MIX, config.sft_batch, rng), 0.0
+        counts = count_answers(policy, *policy.tokenize_answers(batch))
+        for rows in parts:
+            loss, metrics = sft_loss(policy, [batch[i] for i in rows], counts)
+            loss.backward()
+            whole_loss += loss.item()
+        add_gradients(parameters)
+        state.update(total(whole_loss, policy.device), max_norm=1.0)
+        if state.step % 10 == 0:
             bar.set_postfix({name: f"{value:.3f}" for name, value in metrics.items()})
     policy.eval()
 
@@ -164,7 +178,7 @@ def check_folder(folder: Path, name: str, settings: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / name
     if not note.exists():
-        note.write_text(json.dumps(settings, indent=1))
+        write_whole(note, json.dumps(settings, indent=1))
         return
     found = json.loads(note.read_text())
     for key, value in settings.items():
@@ -174,18 +188,31 @@ def check_folder(folder: Path, name: str, settings: dict) -> None:
 
 
 def load_or_train_sft(world: WorldConfig, config: SFTConfig, splits: dict[str, Split]) -> PosePolicy:
-    """The SFT policy in `world.out`/sft, trained first where it is missing."""
-    folder, device = Path(world.out) / "sft", pick_device(world.device)
+    """The SFT policy in `world.out`/sft, trained first where it is missing, with its encoders in `world.out`/encoders.
+
+    It is read from there even when it was just written: a run that goes on later is the same run."""
+    out, device, features = Path(world.out), pick_device(world.device), {}
     settings = asdict(world) | asdict(config)
-    check_folder(Path(world.out), "sft_config.json", {k: v for k, v in settings.items() if k not in ("out", "device")})
-    if folder.exists():
-        return PosePolicy.from_pretrained(folder).to(device)
-    torch.manual_seed(world.seed)
-    texts = corpus(splits["train"], 1000, np.random.default_rng([world.seed, 11]))
-    policy = PosePolicy(*build_tiny(texts), config.covariance).to(device)
-    train_encoders(policy, splits["train"], config.encoder_steps, world.seed)
-    train_sft(policy, splits["train"], config, world.seed)
-    policy.save_pretrained(folder)
+    if is_first():
+        check_folder(out, "sft_config.json", {k: v for k, v in settings.items() if k not in ("out", "device")})
+    if not (out / "sft").exists():
+        if is_first() and not (out / "encoders").exists():
+            torch.manual_seed(world.seed)
+            texts = corpus(splits["train"], 1000, np.random.default_rng([world.seed, 11]))
+            policy = PosePolicy(*build_tiny(texts), config.covariance).to(device)
+            train_encoders(policy, splits["train"], config.encoder_steps, world.seed, kept=out / "encoders.state")
+            policy.save_pretrained(out / "encoders")
+        wait()
+        policy = PosePolicy.from_pretrained(out / "encoders").to(device)
+        train_sft(policy, splits["train"], config, world.seed, kept=out / "sft.state")
+        if is_first():
+            policy.save_pretrained(out / "sft")
+            for name in ("encoders.state", "sft.state"):
+                (out / name).unlink(missing_ok=True)
+        wait()
+        features = policy.frozen_features
+    policy = PosePolicy.from_pretrained(out / "sft").to(device)
+    policy.frozen_features = features
     return policy
 
 
@@ -199,8 +226,10 @@ def main() -> None:
     parser = transformers.HfArgumentParser((WorldConfig, SFTConfig), description=__doc__.splitlines()[0])
     world, config = parser.parse_args_into_dataclasses()
     started = time.time()
+    start()
     load_or_train_sft(world, config, load_world(world))
-    print(f"SFT policy in {world.out}/sft, {time.time() - started:.0f} s; next: python train_rft.py --out {world.out}")
+    if is_first():
+        print(f"SFT policy in {world.out}/sft, {time.time() - started:.0f} s; next: python train_rft.py --out {world.out}")
 
 
 if __name__ == "__main__":

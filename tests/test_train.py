@@ -42,10 +42,6 @@ def write_amass(folder: Path) -> None:
         np.savez(folder / f"{name}.npz", poses=poses, mocap_framerate=12.0)
 
 
-def without_time(metrics: dict) -> dict:
-    return {key: value for key, value in metrics.items() if key != "seconds"}
-
-
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
     """One small run of the whole chain, its folder and its metrics."""
@@ -69,7 +65,7 @@ def test_what_the_chain_leaves(chain):
                 "text_flat_groups", "valid", "loss_text", "grad_norm"} <= row.keys()
         assert all(value == value for value in row.values())
     samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
-    assert samples and {sample["step"] for sample in samples} <= {1, 2, 3}
+    assert {sample["step"] for sample in samples} == {3}
     for sample in samples:
         assert sample["task"] == rows[sample["step"]]["task"] and sample["prompt"] and sample["truth"]
         assert len(sample["answers"]) == 3 and all(0 <= answer["format"] <= 1 for answer in sample["answers"])
@@ -78,7 +74,7 @@ def test_what_the_chain_leaves(chain):
         assert {"statements_sampled", "statements_mean", "judge_r5", "diversity_mm", "fid"} <= got["text2pose"].keys()
         assert {"mpjpe_mean", "mpjpe_sampled", "pa_mpjpe_mean", "pve_mean"} <= got["image2pose"].keys()
         assert got["n"] == 24 and 0 <= got["format_rate"] <= 1 and 0 <= got["vqa_accuracy"] <= 1
-    assert {"seed", "seconds", "device", "versions"} <= metrics.keys()
+    assert {"seed", "device", "versions"} <= metrics.keys()
     assert metrics["sft"] != metrics["rft"]
 
 
@@ -104,7 +100,7 @@ def test_evaluate_gives_the_metrics_of_the_run(chain, monkeypatch, tmp_path, cap
 def test_another_run_with_the_same_seed_is_the_same(chain, monkeypatch, tmp_path):
     _, metrics = chain
     run(monkeypatch, train_rft, "--out", str(tmp_path / "again"), *SMALL)
-    assert without_time(json.loads((tmp_path / "again" / "metrics.json").read_text())) == without_time(metrics)
+    assert json.loads((tmp_path / "again" / "metrics.json").read_text()) == metrics
 
 
 def test_a_folder_of_another_run_is_refused(chain, monkeypatch):
@@ -180,14 +176,12 @@ def test_a_run_with_every_option_changed(chain):
     trunk = policy.pose_head.trunk[1].weight.clone()
     policy.vlm.get_output_embeddings().register_forward_hook(  # every token is <POSE>
         lambda module, inputs, logits: logits.index_fill(-1, torch.tensor([policy.pose_id]), 50.0))
-    rows, samples = [], []
-    train_rft.train_rft(policy, split, retriever, config, 0, rows.append, lambda policy: {}, samples.append)
+    rows = train_rft.train_rft(policy, split, retriever, config, 0, lambda policy: {})
     assert all(torch.isfinite(torch.tensor(v)) for row in rows for k, v in row.items() if k != "task")
     assert all("pose_ratio_std" in row and row["valid"] == 1 for row in rows[1:])
     assert any(row["pose_ratio_std"] > 0 for row in rows[1:])  # the second epoch is off the policy that sampled
     assert len({row["sigma"] for row in rows[1:]}) == 1 and policy.pose_head.sigma_floor == .01
     assert not torch.equal(policy.pose_head.trunk[1].weight, trunk)
-    assert {row["task"] for row in rows[1:]} == {sample["task"] for sample in samples}
 
 
 def test_words_alone_leave_the_pose_head_as_it_was_and_a_reward_left_out_must_exist(chain):
@@ -197,8 +191,8 @@ def test_words_alone_leave_the_pose_head_as_it_was_and_a_reward_left_out_must_ex
     split = make_split(sample_poses(16, rng), rng)
     before = {name: p.clone() for name, p in policy.named_parameters()}
     config = train_rft.RFTConfig(rft_steps=4, prompts=3, poses_per_answer=2, pose_weight=0.0, without="format")
-    train_rft.train_rft(policy, split, retriever, config, 0, lambda row: None, lambda policy: {})
+    train_rft.train_rft(policy, split, retriever, config, 0, lambda policy: {})
     changed = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
     assert changed and not any(name.startswith("pose_head.") for name in changed)
     with pytest.raises(ValueError, match="--without beauty: the rewards are joint"):
-        train_rft.train_rft(policy, split, retriever, train_rft.RFTConfig(without="beauty"), 0, None, None)
+        train_rft.train_rft(policy, split, retriever, train_rft.RFTConfig(without="beauty"), 0, None)

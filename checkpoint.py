@@ -1,0 +1,194 @@
+"""Runs that may be killed: what is written is whole or not there, and a training loop goes on where it was.
+
+A loop that is stopped at any moment and started again ends in the same bits as one that never was. For that, one file
+holds together all that the next step depends on: what is trained, the optimiser, the schedule, the random state, the
+step. It is replaced in one move. `log.jsonl` may be ahead of it: what it says of later steps is cut off and made again.
+An update whose loss or gradient is not finite is not made; too many in a row end the run.
+Read next: train_sft.py, whose loops use it.
+"""
+
+import json
+import math
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from distributed import is_first
+
+KEEP_EVERY = 50  # steps between two writings of the state
+MAX_SKIPPED = 10  # updates skipped in a row before the run ends
+
+
+# ---------------------------------------------------------------- files and folders, whole or not there
+
+def flush(path: Path) -> None:
+    """Have the system write a file, or what a folder lists, to the disk now."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, data: str | dict) -> None:
+    """Write text, or what torch.save takes, to `path`, which is then wholly new or, whatever happens, as it was."""
+    partial = path.with_name(path.name + ".partial")
+    if isinstance(data, str):
+        partial.write_text(data)
+    else:
+        torch.save(data, partial)
+    flush(partial)
+    os.replace(partial, path)
+    flush(path.parent)
+
+
+@contextmanager
+def whole_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder to write in, which is given the name `folder` when all of it is written. One that had the name before
+    is then removed; until then it is untouched."""
+    folder = Path(folder)
+    partial, old = (folder.with_name(folder.name + ending) for ending in (".partial", ".old"))
+    for left_over in (partial, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    for path in (*partial.rglob("*"), partial):
+        flush(path)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    flush(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_log(path: Path | None, last_step: int) -> list[dict]:
+    """The rows of a `jsonl` file up to `last_step`. The file is cut there: what comes later is made again."""
+    if path is None or not path.exists():
+        return []
+    lines, rows = path.read_text().splitlines(), []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):  # a kill in the middle of a writing leaves half a line, but only at the end
+                raise ValueError(f"{path}, line {number} is not JSON ({error}); mend it, or delete the file and "
+                                 f"{path.parent}/rft.state to start stage two anew") from error
+    rows = [row for row in rows if row["step"] <= last_step]
+    if is_first():
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def append(rows: list[dict], row: dict, path: Path | None) -> None:
+    """Add a row to a list and to its `jsonl` file."""
+    rows.append(row)
+    if path is not None and is_first():
+        with open(path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+# ---------------------------------------------------------------- the state of a training loop
+
+class TrainingState:
+    """All that a loop needs to go on, kept in the file `path` (None: nowhere), and its updates.
+
+        state = TrainingState(path, modules, optimizer, schedule, rng)
+        for bar in state.steps(steps, "SFT"):
+            loss.backward()
+            grad_norm = state.update(loss.item())
+
+    modules: their trained parameters and their buffers are kept. rng: the one source of the loop's random numbers.
+    `step` counts the steps done, `skipped` the updates not made. Raises ValueError for a file that is no such state.
+    """
+
+    def __init__(self, path: Path | None, modules: nn.Module, optimizer: torch.optim.Optimizer,
+                 schedule: torch.optim.lr_scheduler.LRScheduler, rng: np.random.Generator | torch.Generator):
+        self.path, self.optimizer, self.schedule, self.rng = path, optimizer, schedule, rng
+        self.parameters = [p for p in modules.parameters() if p.requires_grad]
+        self.tensors = {name: p for name, p in modules.named_parameters() if p.requires_grad}
+        self.tensors |= dict(modules.named_buffers())
+        self.step, self.skipped, self.skipped_in_a_row, self.asked_to_stop = 0, 0, 0, False
+        if path is not None and path.exists():
+            self._read()
+
+    def steps(self, count: int, name: str) -> Iterator[tqdm]:
+        """The progress bar, once for each of `count` steps that is left. Between steps the state is kept when it is
+        time. Ctrl-C lets the step end, keeps the state and raises KeyboardInterrupt; a second one stops at once."""
+        in_main = threading.current_thread() is threading.main_thread()  # elsewhere Python takes no signals
+        handler = signal.signal(signal.SIGINT, self._interrupt) if in_main else None
+        try:
+            with tqdm(total=count, initial=self.step, desc=name, dynamic_ncols=True, disable=not is_first()) as bar:
+                while self.step < count:
+                    yield bar
+                    bar.update()
+                    self.step += 1
+                    if self.step % KEEP_EVERY == 0 or self.asked_to_stop:
+                        self._write()
+                    if self.asked_to_stop:
+                        raise KeyboardInterrupt(f"{name} stopped after step {self.step} of {count}; call the same command "
+                                                "again to go on")
+        finally:
+            if in_main:
+                signal.signal(signal.SIGINT, handler)
+
+    def update(self, loss: float, max_norm: float = float("inf")) -> float:
+        """A step of the optimiser on the gradients at hand, clipped at max_norm, unless the loss or a gradient is not
+        finite; then one of the schedule. Returns the norm of the gradient before clipping.
+
+        Raises ValueError after MAX_SKIPPED updates in a row that could not be made."""
+        grad_norm = nn.utils.clip_grad_norm_(self.parameters, max_norm).item()
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            self.optimizer.step()
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        if self.skipped_in_a_row == MAX_SKIPPED:
+            kept = self.path is not None and self.path.exists()
+            raise ValueError(
+                f"step {self.step + 1}: {MAX_SKIPPED} updates in a row could not be made, the loss ({loss:.3g}) or the "
+                f"norm of the gradient ({grad_norm:.3g}) is not finite; lower the learning rate, or look at the data and "
+                "the rewards" + (f"; the last good state is in {self.path}" if kept else ""))
+        return grad_norm
+
+    def _interrupt(self, number, frame) -> None:
+        if self.asked_to_stop:
+            raise KeyboardInterrupt("stopped at once; the state of an earlier step is kept")
+        self.asked_to_stop = True
+
+    def _write(self) -> None:
+        if self.path is None or not is_first() or self.skipped_in_a_row:  # the last good state stays
+            return
+        torch_rng = isinstance(self.rng, torch.Generator)
+        write_whole(self.path, {
+            "tensors": self.tensors, "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
+            "counts": [self.step, self.skipped], "random": self.rng.get_state() if torch_rng else
+            self.rng.bit_generator.state})
+
+    def _read(self) -> None:
+        try:
+            kept = torch.load(self.path, map_location="cpu", weights_only=True)
+            with torch.no_grad():
+                for name, tensor in self.tensors.items():
+                    tensor.copy_(kept["tensors"][name])
+            self.optimizer.load_state_dict(kept["optimizer"])
+            self.schedule.load_state_dict(kept["schedule"])
+            self.step, self.skipped = kept["counts"]
+            if isinstance(self.rng, torch.Generator):
+                self.rng.set_state(kept["random"])
+            else:
+                self.rng.bit_generator.state = kept["random"]
+        except Exception as error:  # torch, zipfile and pickle each raise their own
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{self.path} cannot be gone on from ({reason}); delete it to start this stage "
+                             "anew") from error

@@ -1,0 +1,68 @@
+"""More than one GPU by torch.distributed alone: `torchrun --nproc_per_node N train_rft.py`.
+
+Every process draws the same batch and takes its own prompts, never a part of a group. Their losses are weighed so that
+the gradients add up to those of the whole batch, and each process makes the same update. The first one writes and
+evaluates. Without torchrun there is one process, and nothing here does anything.
+Read next: train_rft.py.
+"""
+
+import os
+
+import numpy as np
+import torch
+from torch import distributed, nn
+
+
+def start() -> None:
+    """Join the processes that torchrun started."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        on_gpu = torch.cuda.is_available()
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        distributed.init_process_group("nccl" if on_gpu else "gloo")
+
+
+def processes() -> int:
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def is_first() -> bool:
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def wait() -> None:
+    """Until all processes are here: what the first has written, the others may read."""
+    if processes() > 1:
+        distributed.barrier()
+
+
+def own_parts(count: int, accumulate: int) -> list[np.ndarray]:
+    """Which of `count` examples are this process's, in `accumulate` parts that are run one after the other."""
+    if count < processes() * accumulate:
+        raise ValueError(f"a batch of {count} cannot be split over {processes()} processes and {accumulate} parts each: "
+                         "raise the batch, or lower --accumulate")
+    first = distributed.get_rank() * accumulate if processes() > 1 else 0
+    return np.array_split(np.arange(count), processes() * accumulate)[first:first + accumulate]
+
+
+def total(number: float, device: torch.device) -> float:
+    """The sum of a number over all processes."""
+    if processes() == 1:
+        return number
+    tensor = torch.tensor(float(number), device=device)
+    distributed.all_reduce(tensor)
+    return tensor.item()
+
+
+def add_gradients(parameters: list[nn.Parameter]) -> None:
+    """Replace each gradient by its sum over all processes."""
+    if processes() == 1:
+        return
+    # A parameter that no process used keeps no gradient, so that its moments rest, as they do with one process.
+    used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=parameters[0].device)
+    distributed.all_reduce(used, distributed.ReduceOp.MAX)
+    used = [p for p, is_used in zip(parameters, used.tolist()) if is_used]
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in used])
+    distributed.all_reduce(flat)
+    for p, grad in zip(used, flat.split([p.numel() for p in used])):
+        p.grad = grad.view_as(p)

@@ -1,0 +1,329 @@
+"""Nothing lost: runs that are killed anywhere end in the same bits, files are whole, what is not finite is skipped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import checkpoint
+import evaluate
+import hygrpo
+import model
+import rewards
+import train_rft
+import train_sft
+from checkpoint import TrainingState, read_log, whole_folder, write_whole
+from data import make_split
+from model import PosePolicy
+from poses import sample_poses
+from rewards import Retriever
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--train_poses", "48", "--eval_poses", "8", "--encoder_steps", "5", "--sft_steps", "7", "--sft_batch", "8",
+         "--retriever_steps", "5", "--rft_steps", "9", "--prompts", "4", "--group_size", "2", "--poses_per_answer", "2",
+         "--eval_every", "4", "--device", "cpu"]
+
+
+class Killed(BaseException):
+    """Nothing catches it, and nothing is tidied up after it: what is on the disk is what a kill leaves."""
+
+
+def chain(monkeypatch, out: Path, *more: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_rft.py", "--out", str(out), *SMALL, *more])
+    train_rft.main()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing stopped."""
+    out = tmp_path_factory.mktemp("whole") / "runs"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(evaluate, "before_after", lambda *args, **kwargs: None)  # the slowest part, and only drawn
+        chain(monkeypatch, out)
+    return out
+
+
+def assert_same_run(out: Path, whole: Path) -> None:
+    for name in ("encoders", "sft", "rft", "reward", "judge"):
+        for file in (whole / name).glob("*.safetensors"):
+            ours, theirs = load_file(out / name / file.name), load_file(file)
+            assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    for name in ("log.jsonl", "samples.jsonl", "metrics.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+    assert not list(out.glob("*.state")) and not list(out.rglob("*.partial")) and not list(out.rglob("*.old"))
+
+
+def test_a_run_killed_ten_times_ends_in_the_same_bits(whole, monkeypatch, tmp_path):
+    """At random updates, in the middle of writing a state, a log line or a folder, each time going on from what is
+    there."""
+    monkeypatch.setattr(evaluate, "before_after", lambda *args, **kwargs: None)
+    monkeypatch.setattr(checkpoint, "KEEP_EVERY", 2)
+    rng, left, kills = np.random.default_rng(0), {}, []
+
+    def deadly(name, function):
+        """The function, but the call that is due dies: before it does anything, or when it has done all."""
+        def wrapped(*args, **kwargs):
+            left[name] = left.get(name, -1) - 1
+            if left[name] == 0 and rng.random() < .5:
+                raise Killed(name)
+            result = function(*args, **kwargs)
+            if left[name] == 0:
+                raise Killed(name)
+            return result
+        return wrapped
+
+    monkeypatch.setattr(TrainingState, "update", deadly("update", TrainingState.update))
+    monkeypatch.setattr(checkpoint.os, "replace", deadly("replace", os.replace))
+    monkeypatch.setattr(checkpoint.torch, "save", deadly("save", torch.save))
+    monkeypatch.setattr(checkpoint, "flush", deadly("flush", checkpoint.flush))
+    monkeypatch.setattr(train_rft, "append", deadly("append", checkpoint.append))
+    for name in ("update", "replace", "update", "save", "update", "flush", "update", "append", "replace", "update",
+                 "update", "append", "update", "flush", "update"):
+        left.clear()
+        left[name] = int(rng.integers(1, 5))
+        try:
+            chain(monkeypatch, tmp_path / "runs")
+            break
+        except Killed as kill:
+            kills.append(str(kill))
+    else:
+        left.clear()
+        chain(monkeypatch, tmp_path / "runs")
+    assert len(kills) >= 10 and {"update", "replace", "save", "flush", "append"} <= set(kills)
+    assert_same_run(tmp_path / "runs", whole)
+
+
+def test_a_process_killed_by_the_system_goes_on_to_the_same_bits(whole, tmp_path):
+    """SIGKILL, twice, while stage two runs; then Ctrl-C, which says how to go on; then to the end."""
+    command = [sys.executable, "-c", "import sys, checkpoint, evaluate, train_rft, model; checkpoint.KEEP_EVERY = 1;"
+               "evaluate.before_after = lambda *a, **k: None; sys.argv[0] = 'train_rft.py'; model.run(train_rft.main)",
+               "--out", str(tmp_path / "runs"), *SMALL]
+    log = tmp_path / "runs" / "log.jsonl"
+
+    def start_and_stop(at_line: int, how: int) -> subprocess.CompletedProcess:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= at_line):
+            time.sleep(.002)
+        process.send_signal(how)
+        stdout, stderr = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+    assert start_and_stop(3, signal.SIGKILL).returncode == -signal.SIGKILL
+    stopped = start_and_stop(6, signal.SIGINT)
+    assert stopped.returncode == 130 and "call the same command again to go on" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    assert_same_run(tmp_path / "runs", whole)
+
+
+# ---------------------------------------------------------------- files
+
+def test_a_file_is_wholly_new_or_as_it_was(monkeypatch, tmp_path):
+    path = tmp_path / "metrics.json"
+    write_whole(path, "first")
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(checkpoint, "flush", full)
+    with pytest.raises(OSError):
+        write_whole(path, "second, and longer")
+    assert path.read_text() == "first"
+    monkeypatch.undo()
+    write_whole(path, "third")
+    assert path.read_text() == "third" and [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
+
+
+@pytest.mark.parametrize("how", ["raises", "killed in the renaming"])
+def test_a_folder_is_wholly_new_or_as_it_was(monkeypatch, tmp_path, how):
+    folder = tmp_path / "rft"
+    with whole_folder(folder) as partial:
+        (partial / "a").write_text("first")
+    with pytest.raises(ZeroDivisionError):
+        if how == "raises":
+            with whole_folder(folder) as partial:
+                (partial / "a").write_text("second")
+                1 / 0
+        else:
+            monkeypatch.setattr(checkpoint, "flush", lambda path: 1 / 0)
+            with whole_folder(folder) as partial:
+                (partial / "a").write_text("second")
+    assert (folder / "a").read_text() == "first"
+    monkeypatch.undo()
+    with whole_folder(folder) as partial:
+        assert not list(partial.iterdir())  # nothing is left of what was begun
+        (partial / "b").write_text("third")
+    assert [p.name for p in folder.iterdir()] == ["b"] and [p.name for p in tmp_path.iterdir()] == ["rft"]
+
+
+def test_a_log_is_cut_where_the_state_was_kept_and_half_a_line_is_dropped(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(6)) + '{"step": 6, "val')
+    assert [row["step"] for row in read_log(path, 4)] == [0, 1, 2, 3, 4]
+    assert len(path.read_text().splitlines()) == 5
+    path.write_text('{"step": 0}\n{"st\n{"step": 2}\n')
+    with pytest.raises(ValueError, match="line 2 is not JSON"):
+        read_log(path, 4)
+
+
+def small_state(path: Path | None, steps: int, rng=None) -> tuple[TrainingState, torch.nn.Module]:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=.1, fused=True)
+    schedule = train_sft.warm_up_and_decay(optimizer, steps)
+    return TrainingState(path, layer, optimizer, schedule, rng or np.random.default_rng(0)), layer
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:100], lambda b: b"", lambda b: b"\x80\x04N.", lambda b: b[:-200]])
+def test_a_state_that_cannot_be_read_is_named(tmp_path, damage):
+    path = tmp_path / "sft.state"
+    state, _ = small_state(path, 4)
+    state._write()
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match="sft.state cannot be gone on from .*delete it"):
+        small_state(path, 4)
+
+
+def test_a_state_runs_no_code(tmp_path):
+    path = tmp_path / "sft.state"
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path}/ran",)
+    torch.save({"tensors": Evil()}, path)
+    with pytest.raises(ValueError, match="cannot be gone on from"):
+        small_state(path, 4)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/dev/full").exists(), reason="root may write everywhere")
+def test_a_full_disk_ends_in_one_sentence_and_what_was_kept_stays(monkeypatch, tmp_path, capsys):
+    state, layer = small_state(tmp_path / "sft.state", 4)
+    state._write()
+    before = (tmp_path / "sft.state").read_bytes()
+
+    def full(data, path):
+        path.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device", str(path))
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    monkeypatch.setattr(sys, "argv", ["train_sft.py"])
+    with pytest.raises(SystemExit, match="No space left on device.*call the same command again"):
+        model.run(state._write)
+    assert (tmp_path / "sft.state").read_bytes() == before
+    monkeypatch.undo()
+    small_state(tmp_path / "sft.state", 4)
+
+
+# ---------------------------------------------------------------- faults
+
+def train(state: TrainingState, layer: torch.nn.Module, steps: int, spoil) -> list[float]:
+    norms = []
+    for bar in state.steps(steps, "test"):
+        loss = (layer(torch.randn(4, 2, generator=torch.Generator().manual_seed(state.step))) - 1).square().mean()
+        loss = spoil(state.step, loss)
+        loss.backward()
+        norms.append(state.update(loss.item()))
+    return norms
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_loss_that_is_not_finite_changes_nothing_and_is_counted(value):
+    state, layer = small_state(None, 6)
+    before = []
+
+    def spoil(step, loss):
+        before.append(layer.weight.clone())
+        return loss * value if step in (2, 3) else loss
+    train(state, layer, 6, spoil)
+    assert state.skipped == 2 and state.skipped_in_a_row == 0
+    assert torch.equal(before[2], before[3]) and torch.equal(before[3], before[4])
+    assert not torch.equal(before[4], before[5]) and torch.isfinite(layer.weight).all()
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing():
+    state, layer = small_state(None, 4)
+    layer.weight.register_hook(lambda grad: grad * torch.nan if state.step == 1 else grad)
+    train(state, layer, 4, lambda step, loss: loss)
+    assert state.skipped == 1 and torch.isfinite(layer.weight).all()
+
+
+def test_many_in_a_row_end_the_run_and_the_last_good_state_is_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoint, "KEEP_EVERY", 1)
+    state, layer = small_state(tmp_path / "rft.state", 40)
+    with pytest.raises(ValueError, match="step 15: 10 updates in a row.*learning rate.*rft.state"):
+        train(state, layer, 40, lambda step, loss: loss * torch.nan if step >= 5 else loss)
+    again, _ = small_state(tmp_path / "rft.state", 40)
+    assert again.step == 5 and again.skipped == 0
+
+
+@pytest.fixture(scope="module")
+def stage_two(whole):
+    rng = np.random.default_rng(0)
+    return whole, make_split(sample_poses(16, rng), rng), Retriever.from_pretrained(whole / "reward")
+
+
+def run_stage_two(stage_two, steps: int = 3) -> tuple[list[dict], PosePolicy, dict]:
+    whole, split, retriever = stage_two
+    policy = PosePolicy.from_pretrained(whole / "sft")
+    before = {name: p.clone() for name, p in policy.named_parameters()}
+    config = train_rft.RFTConfig(rft_steps=steps, prompts=3, group_size=2, poses_per_answer=2)
+    return train_rft.train_rft(policy, split, retriever, config, 0, lambda policy: {}), policy, before
+
+
+@pytest.mark.parametrize("place", ["reward of words", "reward of poses", "advantage", "loss", "gradient", "sampled pose"])
+def test_what_is_not_finite_in_stage_two_skips_the_update(stage_two, monkeypatch, place):
+    """Injected at one place, in every step: counted in every row, and no parameter moves."""
+    if place == "reward of words":
+        monkeypatch.setattr(rewards, "format_reward", lambda task, answer: float("nan"))
+    elif place == "reward of poses":
+        monkeypatch.setattr(rewards, "broken", lambda *args: ["joint"])
+    elif place == "advantage":
+        whole_of = hygrpo.advantages
+        monkeypatch.setattr(hygrpo, "advantages", lambda *a, **k: [x * torch.inf for x in whole_of(*a, **k)])
+    elif place == "loss":
+        loss_of = hygrpo.loss
+        monkeypatch.setattr(hygrpo, "loss", lambda *a, **k: (loss_of(*a, **k)[0] * torch.nan, {}))
+    elif place == "gradient":
+        monkeypatch.setattr(train_rft, "add_gradients", lambda parameters: parameters[0].grad.fill_(torch.inf) if
+                            parameters[0].grad is not None else setattr(
+                                parameters[0], "grad", torch.full_like(parameters[0], torch.nan)))
+    else:
+        sample = PosePolicy.sample
+
+        def spoiled(self, *args, **kwargs):
+            rollout = sample(self, *args, **kwargs)
+            rollout.has_pose[:] = True
+            return rollout._replace(pose=rollout.pose * torch.nan)
+        monkeypatch.setattr(PosePolicy, "sample", spoiled)
+    rows, policy, before = run_stage_two(stage_two)
+    assert [row["skipped"] for row in rows[1:]] == [1, 2, 3]
+    assert all(torch.equal(p, before[name]) for name, p in policy.named_parameters())
+
+
+def test_a_reward_that_raises_names_itself_and_the_example(stage_two, monkeypatch):
+    def raising(task, answer):
+        raise KeyError("no such form")
+    monkeypatch.setattr(rewards, "format_reward", raising)
+    with pytest.raises(ValueError, match="the reward `format` failed on the .* example '.*': KeyError: 'no such form'"):
+        run_stage_two(stage_two)
+
+
+def test_a_batch_without_a_pose_trains_the_words_alone(stage_two, monkeypatch):
+    sample = PosePolicy.sample
+
+    def no_pose(self, *args, **kwargs):
+        rollout = sample(self, *args, **kwargs)
+        rollout.has_pose[:] = False
+        return rollout
+    monkeypatch.setattr(PosePolicy, "sample", no_pose)
+    rows, policy, before = run_stage_two(stage_two)
+    changed = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
+    assert changed and not any(name.startswith("pose_head.") for name in changed)
+    assert all(row["valid"] == 0 and "skipped" not in row for row in rows[1:])
