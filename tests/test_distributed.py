@@ -1,0 +1,121 @@
+"""However a batch is split, over parts or over processes, the parameters come out the same."""
+
+import os
+import socket
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+import distributed
+import train_rft
+import train_sft
+from data import corpus, make_split
+from model import PosePolicy
+from poses import sample_poses
+from rewards import Retriever
+from tiny import build_tiny
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A folder with a small policy, taught a little so that some of its answers hold a pose, and a retrieval model."""
+    folder = tmp_path_factory.mktemp("start")
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    split = make_split(sample_poses(24, rng), rng)
+    policy = PosePolicy(*build_tiny(corpus(split, 100, rng), hidden_size=32))
+    train_sft.train_sft(policy, split, train_sft.SFTConfig(sft_steps=150, sft_batch=8), seed=0)
+    policy.save_pretrained(folder / "policy")
+    Retriever(policy.tokenizer.backend_tokenizer).save_pretrained(folder / "retriever")
+    return folder
+
+
+# Adam divides a gradient by its own size: one of nothing but rounding error moves its number by the whole learning rate.
+# An eps above rounding error takes that out, and nothing else.
+@mock.patch("torch.optim.AdamW", partial(torch.optim.AdamW, eps=1e-5))
+def run(folder: Path, stage: str, accumulate: int = 1) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """Three steps of a stage; the parameters then."""
+    rng = np.random.default_rng(1)
+    split = make_split(sample_poses(24, rng), rng)
+    policy = PosePolicy.from_pretrained(folder / "policy")
+    rows = []
+    if stage == "sft":
+        config = train_sft.SFTConfig(sft_steps=3, sft_batch=9, sft_accumulate=accumulate)
+        train_sft.train_sft(policy, split, config, seed=2)
+    else:
+        config = train_rft.RFTConfig(rft_steps=3, prompts=7, group_size=2, poses_per_answer=3, accumulate=accumulate,
+                                     inner_epochs=2)
+        rows = train_rft.train_rft(policy, split, Retriever.from_pretrained(folder / "retriever"), config, 2,
+                                   lambda policy: {})
+    return {name: p.detach() for name, p in policy.named_parameters()}, rows
+
+
+@pytest.fixture(scope="module")
+def whole(start):
+    return {stage: run(start, stage) for stage in ("sft", "rft")}
+
+
+def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], start: Path) -> None:
+    before = dict(PosePolicy.from_pretrained(start / "policy").named_parameters())
+    moved = max((theirs[name] - before[name]).abs().max().item() for name in theirs)
+    assert moved > 1e-3  # much more than what they may differ by
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], atol=1e-5, rtol=1e-5, msg=lambda text: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("stage", ["sft", "rft"])
+def test_accumulation_changes_no_result(start, whole, stage):
+    ours, rows = run(start, stage, accumulate=3)
+    assert_same(ours, whole[stage][0], start)
+    for row, other in zip(rows[1:], whole[stage][1][1:]):
+        assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+        assert row["task"] == other["task"] and row.keys() == other.keys()
+    if stage == "rft":
+        assert any(0 < row["valid"] < 1 for row in rows[1:])  # the parts hold different numbers of poses
+
+
+WORKER = """
+import sys, torch
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+import distributed, test_distributed
+from pathlib import Path
+torch.set_num_threads(1)
+distributed.start()
+for stage in ("sft", "rft"):
+    parameters, _ = test_distributed.run(Path({folder!r}), stage)
+    torch.save(parameters, f"{folder}/{{stage}}_{{torch.distributed.get_rank()}}.pt")
+"""
+
+
+def test_two_processes_are_one_with_the_whole_batch(start, whole):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    workers = [subprocess.Popen([sys.executable, "-c", WORKER.format(root=str(ROOT), folder=str(start))],
+                                env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    for stage in ("sft", "rft"):
+        first, second = (torch.load(start / f"{stage}_{rank}.pt", weights_only=True) for rank in range(2))
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        assert_same(first, whole[stage][0], start)
+
+
+def test_a_batch_too_small_to_split_is_named():
+    assert [part.tolist() for part in distributed.own_parts(5, 2)] == [[0, 1, 2], [3, 4]]
+    with pytest.raises(ValueError, match="a batch of 2 cannot be split over 1 processes and 3 parts"):
+        distributed.own_parts(2, 3)
+
+
+def test_advantages_over_the_batch_are_refused_where_it_is_split():
+    config = train_rft.RFTConfig(prompts=4, accumulate=2, normalize="batch")
+    with pytest.raises(ValueError, match="--normalize batch"):
+        train_rft.train_rft(None, None, None, config, 0, None)
