@@ -1,14 +1,13 @@
-"""How good a policy is, by measures that are not its rewards: metrics, a table, and a picture.
+"""How good a policy is, by measures that are not its rewards: metrics and a table.
 
     python evaluate.py --model runs/rft [--poses DIR] [--json FILE]
 Text to pose: the share of a caption's statements that hold in a sampled pose; recall under a retrieval model that never
 gave a reward, beside the recall of true poses (ceiling) and of shuffled ones (floor). Image to pose: joint and vertex
 errors after aligning the pelvis, of the mean pose and of sampled poses. All on poses and pictures never trained on.
-Read next: README.md, the table of results.
+Read next: predict.py, which asks a policy, and pictures.py, which draws what came of a run.
 """
 
 import json
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,7 @@ from torch import Tensor
 from transformers import HfArgumentParser
 
 import captions
-from body import (PALETTE, axis_angle_to_matrix, body_vertices, forward_kinematics, load_body, part_colors,
-                  remove_heading, render, rot6d_to_matrix)
+from body import body_vertices, forward_kinematics, load_body, remove_heading, rot6d_to_matrix
 from data import Example, Split, load_splits, make_example
 from model import PosePolicy, pick_device, run
 from rewards import Retriever, format_reward
@@ -179,98 +177,7 @@ def commonest_answer_accuracy(examples: Sequence[Example]) -> float:
     return sum(max(answers.values()) for answers in counts.values()) / len(examples)
 
 
-# ---------------------------------------------------------------- pictures and the table
-
-def picture(body, rotmats: Tensor, betas: Tensor, size: int = 256) -> np.ndarray:
-    """Posed bodies (B, 24, 3, 3) on white, each filling its picture: uint8 (B, size, size, 3)."""
-    B = len(rotmats)
-    vertices, _ = body_vertices(body, rotmats, betas)
-    low, high = vertices[..., :2].amin(1), vertices[..., :2].amax(1)
-    reach = 1.1 * (high - low).amax(-1).clamp_min(1.2)
-    colors, light = part_colors(body, PALETTE.expand(B, -1, -1)), torch.tensor([0.4, 0.6, 1.0]).expand(B, 3)
-    return render(vertices, body.faces_tensor, colors, size, (low + high) / 2, reach, light=light,
-                  background=torch.ones(B, 3), supersample=3).numpy()
-
-
-def before_after(path: Path, split: Split, policies: dict[str, PosePolicy], body, count: int = 4,
-                 seed: int = 0) -> None:
-    """A grid of `count` sentences and `count` images: what was asked, the truth, and a pose sampled by each policy;
-    under it the sentence's statements, + where they hold and - where not, or the error in mm."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    examples = eval_examples(split, "text2pose", count, seed)
-    examples += eval_examples(split, "image2pose", 2 * count, seed)[count:]  # of other poses
-    true = torch.stack([e.rotmats for e in examples])
-    columns = {"true pose": true}
-    for name, policy in policies.items():
-        columns[f"{name}, sampled"] = respond(policy, examples, 1, seed)["samples"][:, 0].cpu()
-    turn = axis_angle_to_matrix(torch.tensor([0.0, 0.5, 0.0]))  # a sentence has no camera: half from the side
-    figure, axes = plt.subplots(len(examples), 1 + len(columns), figsize=(13, 4.1 * len(examples)))
-    figure.subplots_adjust(0.02, 0.02, 0.98, 0.98, wspace=0.05, hspace=0.35)
-    for axis, name in zip(axes[0], ["asked", *columns]):
-        axis.set_title(name, fontsize=17, fontweight="bold", pad=14)
-    for i, (row, example) in enumerate(zip(axes, examples)):
-        for axis in row:
-            axis.axis("off")
-        told = example.image is None
-        if told:
-            row[0].text(0, 0.5, textwrap.fill(example.caption, 28), fontsize=14, va="center")
-        else:
-            row[0].imshow(example.image)
-        for column, (name, axis) in enumerate(zip(columns, row[1:])):
-            rotmats = remove_heading(columns[name][i]) if told else columns[name][i]
-            error = mpjpe(forward_kinematics(rotmats)[0], forward_kinematics(true[i])[0])
-            lines = [(f"{error:.0f} mm a joint", "black")]
-            if told:
-                held = captions.pose_holds(rotmats)
-                lines = [("+ " + captions.STATEMENTS[j].key, "#00684a") if held[j] else
-                         ("- " + captions.STATEMENTS[j].key, "#b3400a") for j in example.statements]
-                rotmats = torch.cat([(turn @ rotmats[0])[None], rotmats[1:]])
-            axis.imshow(picture(body, rotmats[None], example.betas[None] * (not told), 320)[0])
-            for line, (text, color) in enumerate(lines[column == 0 and not told:]):
-                axis.text(0.02, -0.02 - 0.062 * line, text, fontsize=10.5, va="top", color=color,
-                          transform=axis.transAxes)
-    figure.savefig(path, dpi=72)
-    plt.close(figure)
-
-
-def curves(path: Path, rows: list[dict]) -> None:
-    """Rewards, distances, spread and evaluations over the steps of a run, from the rows of its log."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    panels = {
-        "rewards, text to pose": ("statements", "semantic"), "reward, image to pose (1/m)": ("joint",),
-        "rewards of the words": ("format", "description", "correct"), "KL to the SFT policy (nats)": ("pose_kl",),
-        "text KL (nats a token)": ("text_kl",), "sigma (of 6D numbers)": ("sigma",),
-        "validation: share held, judge's R@5": ("val_statements_sampled", "val_judge_r5"),
-        "validation: MPJPE (mm)": ("val_mpjpe_mean", "val_mpjpe_sampled"),
-        "validation: diversity (mm)": ("val_diversity_mm",)}
-    figure, axes = plt.subplots(3, 3, figsize=(14, 10), layout="constrained")
-    for axis, (title, names) in zip(axes.flat, panels.items()):
-        for name, color in zip(names, ("#0072b2", "#d55e00", "#009e73")):
-            points = [(row["step"], row[name]) for row in rows if name in row]
-            if not points:
-                continue
-            x, y = np.array(points, dtype=float).T
-            validated = name.startswith("val_")
-            axis.plot(x, y, color=color, alpha=1 if validated else 0.25, marker="o" if validated else None,
-                      label=name.removeprefix("val_") if validated else None)
-            if not validated:
-                width = min(15, len(y))
-                axis.plot(x[width - 1:], np.convolve(y, np.ones(width) / width, "valid"), color=color, label=name)
-        axis.set_title(title, fontsize=13)
-        axis.set_xlabel("HyGRPO step", fontsize=11)
-        axis.tick_params(labelsize=11)
-        axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend(fontsize=11, frameon=False)
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
-
+# ---------------------------------------------------------------- the table
 
 ROWS = (  # what it says, where it stands in the result
     ("text to pose: statements held, sampled pose", ("text2pose", "statements_sampled")),

@@ -25,8 +25,9 @@ from torch import Tensor
 
 import evaluate
 import hygrpo
+import pictures
 import rewards
-from body import load_body
+from body import load_body, matrix_to_rot6d
 from checkpoint import TrainingState, append, read_log, write_whole
 from data import Example, Split, draw_batch, retrieval_poses
 from distributed import add_gradients, is_first, own_parts, processes, start, total, wait
@@ -207,15 +208,17 @@ def load_or_train_retrievers(policy: PosePolicy, world: WorldConfig, steps: int)
     return {name: Retriever.from_pretrained(out / name).to(policy.device) for name in ("reward", "judge")}
 
 
-def quick(policy: PosePolicy, split: Split, judge: Retriever, body, seed: int, count: int = 128) -> dict[str, float]:
+def quick(policy: PosePolicy, split: Split, judge: Retriever, body, seed: int, count: int = 128) -> dict:
     """A small evaluation for the curves, of `count` validation poses."""
     result = evaluate.evaluate(policy, split, judge, body, count, seed)
+    poses = evaluate.respond(policy, pictures.followed_examples(split, seed), 1, seed, greedy=True)["samples"][:, 0]
     told, seen = result["text2pose"], result["image2pose"]
     return {"val_" + name: value for name, value in {
         "statements_sampled": told["statements_sampled"], "statements_mean": told["statements_mean"],
         "judge_r5": told["judge_r5"], "diversity_mm": told["diversity_mm"], "mpjpe_mean": seen["mpjpe_mean"],
         "mpjpe_sampled": seen["mpjpe_sampled"], "vqa_accuracy": result["vqa_accuracy"],
-        "format_rate": result["format_rate"]}.items()}
+        "format_rate": result["format_rate"],
+        "poses": matrix_to_rot6d(poses).flatten(1).cpu().numpy().round(4).tolist()}.items()}  # for a picture of the way
 
 
 def main() -> None:
@@ -243,7 +246,8 @@ def main() -> None:
         rows = train_rft(policy, splits["train"], retrievers["reward"], config, world.seed,
                          validate if is_first() else lambda policy: {}, out)
         if is_first():
-            evaluate.curves(out / "curves.png", rows)
+            pictures.curves(out / "curves.png", rows)
+            pictures.progression(out / "progression.png", rows, splits["val"], body, world.seed)
             policy.save_pretrained(out / "rft")
             (out / "rft.state").unlink(missing_ok=True)
     if not is_first():
@@ -251,13 +255,13 @@ def main() -> None:
     policy = PosePolicy.from_pretrained(out / "rft").to(device)
     policy.frozen_features = sft.frozen_features
     before, after = test(sft), test(policy)
-    evaluate.before_after(out / "before_after.png", splits["test"], {"SFT": sft, "RFT": policy}, body, seed=world.seed)
+    pictures.before_after(out / "before_after.png", splits["test"], {"SFT": sft, "RFT": policy}, body, seed=world.seed)
     print(evaluate.table({"SFT": before, "RFT": after}))
     write_whole(out / "metrics.json", json.dumps({
         "sft": before, "rft": after, "seed": world.seed, "device": str(device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "transformers": transformers.__version__, "numpy": np.__version__}}, indent=1) + "\n")
-    print(f"{time.time() - started:.0f} s on {device}. In {out}: curves.png, before_after.png, metrics.json")
+    print(f"{time.time() - started:.0f} s on {device}. In {out}: curves.png, progression.png, before_after.png, metrics.json")
 
 
 if __name__ == "__main__":

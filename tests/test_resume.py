@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import checkpoint
-import evaluate
+import pictures
 import hygrpo
 import model
 import rewards
@@ -46,7 +46,7 @@ def whole(tmp_path_factory):
     """A run that nothing stopped."""
     out = tmp_path_factory.mktemp("whole") / "runs"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(evaluate, "before_after", lambda *args, **kwargs: None)  # the slowest part, and only drawn
+        monkeypatch.setattr(pictures, "before_after", lambda *args, **kwargs: None)  # the slowest part, and only drawn
         chain(monkeypatch, out)
     return out
 
@@ -64,7 +64,7 @@ def assert_same_run(out: Path, whole: Path) -> None:
 def test_a_run_killed_ten_times_ends_in_the_same_bits(whole, monkeypatch, tmp_path):
     """At random updates, in the middle of writing a state, a log line or a folder, each time going on from what is
     there."""
-    monkeypatch.setattr(evaluate, "before_after", lambda *args, **kwargs: None)
+    monkeypatch.setattr(pictures, "before_after", lambda *args, **kwargs: None)
     monkeypatch.setattr(checkpoint, "KEEP_EVERY", 2)
     rng, left, kills = np.random.default_rng(0), {}, []
 
@@ -103,8 +103,8 @@ def test_a_run_killed_ten_times_ends_in_the_same_bits(whole, monkeypatch, tmp_pa
 
 def test_a_process_killed_by_the_system_goes_on_to_the_same_bits(whole, tmp_path):
     """SIGKILL, twice, while stage two runs; then Ctrl-C, which says how to go on; then to the end."""
-    command = [sys.executable, "-c", "import sys, checkpoint, evaluate, train_rft, model; checkpoint.KEEP_EVERY = 1;"
-               "evaluate.before_after = lambda *a, **k: None; sys.argv[0] = 'train_rft.py'; model.run(train_rft.main)",
+    command = [sys.executable, "-c", "import sys, checkpoint, pictures, train_rft, model; checkpoint.KEEP_EVERY = 1;"
+               "pictures.before_after = lambda *a, **k: None; sys.argv[0] = 'train_rft.py'; model.run(train_rft.main)",
                "--out", str(tmp_path / "runs"), *SMALL]
     log = tmp_path / "runs" / "log.jsonl"
 
