@@ -85,14 +85,13 @@ class PoseHead(nn.Module):
     """Hidden state (..., H) to a Gaussian over the 144 numbers of a pose (Pose-RFT eq. 2), always in float32.
 
     covariance: `diag`, `lowrank` (diagonal plus `rank` shared directions) or `full` (Cholesky factor). The diagonal
-    never falls below `sigma_floor`: without one reinforcement narrows the Gaussian until nothing is tried any more.
-    """
+    never falls below `sigma_floor`: without one reinforcement narrows the Gaussian until nothing is tried any more."""
 
     def __init__(self, hidden_size: int, covariance: str = "diag", rank: int = 8, sigma_floor: float = 0.02):
         super().__init__()
         sizes = {"diag": 0, "lowrank": POSE_DIM * rank, "full": POSE_DIM * (POSE_DIM - 1) // 2}
-        if covariance not in sizes:
-            raise ValueError(f"covariance must be diag, lowrank or full, not {covariance!r}")
+        if covariance not in sizes or not 0 <= sigma_floor < torch.inf:
+            raise ValueError(f"covariance must be diag, lowrank or full, not {covariance!r}, sigma_floor at least 0")
         self.covariance, self.rank, self.sigma_floor = covariance, rank, sigma_floor
         width = 2 * hidden_size
         self.trunk = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, width), nn.GELU())
@@ -162,6 +161,8 @@ class PosePolicy(nn.Module):
         frame = lambda *content: processor.apply_chat_template(
             [{"role": "user", "content": [*content, {"type": "text", "text": WORDS}]}], add_generation_prompt=True)
         self.chat_frames = frame(), frame({"type": "image"})
+        if any(WORDS not in text for text in self.chat_frames) or self.chat_frames[1].count(self.image_token) != 1:
+            raise ValueError(f"the chat template must write the prompt, and {self.image_token} once for an image")
         self.frozen_features: dict[bytes, tuple[list[int], Tensor, Tensor]] = {}
         self.freeze_encoders()
 
@@ -188,16 +189,14 @@ class PosePolicy(nn.Module):
     def image_features(self, images: Sequence[np.ndarray]) -> list[tuple[list[int], Tensor, Tensor]]:
         """For each image (H, W, 3) uint8: its token ids, their VLM features (n, H) and pose features (tokens, width).
 
-        Frozen, so computed once and kept, keyed by the pixels. The processor itself writes the image's tokens.
-        """
+        Frozen, so computed once and kept, keyed by the pixels. The processor itself writes the image's tokens."""
         keys = [hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in images]
         missing = list({k: image for k, image in zip(keys, images) if k not in self.frozen_features}.items())
         for start in range(0, len(missing), 64):
             chunk_keys, chunk = zip(*missing[start:start + 64])
             inputs = self.processor(images=list(chunk), text=[self.image_token] * len(chunk), return_tensors="pt",
                                     add_special_tokens=False).to(self.device)
-            ids = inputs.pop("input_ids")
-            inputs.pop("attention_mask", None)
+            ids, _ = inputs.pop("input_ids"), inputs.pop("attention_mask", None)
             features = self.vlm.get_image_features(**inputs).pooler_output
             features = features if torch.is_tensor(features) else torch.cat(list(features))
             vlm_features = features.flatten(0, -2).split((ids == self.image_id).sum(-1).tolist())
@@ -270,8 +269,7 @@ class PosePolicy(nn.Module):
         for t in range(max_tokens):
             logits = self.vlm.get_output_embeddings()(hidden).float()  # (B, G, W)
             token = draw_tokens((logits / temperature).softmax(-1), generator) if temperature else logits.argmax(-1)
-            token = token.masked_fill(finished, pad)
-            tokens.append(token)
+            tokens.append(token := token.masked_fill(finished, pad))
             masks.append(~finished)
             finished = finished | (token == eos)
             if finished.all():
@@ -290,8 +288,7 @@ class PosePolicy(nn.Module):
     def log_prob(self, prompt: Prompt, tokens: Tensor, token_mask: Tensor, temperature: float = 1.0) -> Scores:
         """Score answers (B, G, T), with gradient: log-probabilities of their tokens and the Gaussian at their <POSE>.
 
-        temperature must be the one sampled with, or the ratio would not be 1 on the first inner step.
-        """
+        temperature must be the one sampled with, or the ratio would not be 1 on the first inner step."""
         G, T = tokens.shape[1:]
         cache, last = self._prefill(prompt)
         place = torch.arange(T, device=self.device).repeat(G)  # (G*T,)
@@ -317,8 +314,7 @@ class PosePolicy(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `folder`: VLM and processor as transformers save them, `pose.safetensors` and `pose.json` beside.
 
-        Written next to its place and renamed, so that a folder of that name is always whole.
-        """
+        Written next to its place and renamed, so that a folder of that name is always whole."""
         folder = Path(folder)
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -327,9 +323,8 @@ class PosePolicy(nn.Module):
         self.processor.save_pretrained(partial)
         ours = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("vlm.")}
         save_file({name: tensor.contiguous() for name, tensor in ours.items()}, partial / "pose.safetensors")
-        head = self.pose_head
-        (partial / "pose.json").write_text(json.dumps({
-            "covariance": head.covariance, "sigma_floor": head.sigma_floor, "pose_encoder": self.pose_encoder.config}))
+        config = {name: getattr(self.pose_head, name) for name in ("covariance", "sigma_floor")}
+        (partial / "pose.json").write_text(json.dumps(config | {"pose_encoder": self.pose_encoder.config}))
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
 
@@ -338,13 +333,18 @@ class PosePolicy(nn.Module):
         """Read what `save_pretrained` wrote."""
         folder = Path(folder)
         if not (folder / "pose.json").is_file():
-            raise FileNotFoundError(f"{folder} holds no policy (no pose.json); python train_rft.py, or train_sft.py, "
-                                    "trains one")
-        config = json.loads((folder / "pose.json").read_text())
-        policy = cls(AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder),
-                     PoseEncoder(**config["pose_encoder"]), config["covariance"], config["sigma_floor"])
-        missing, unexpected = policy.load_state_dict(load_file(folder / "pose.safetensors"), strict=False)
-        wrong = [name for name in missing if not name.startswith("vlm.")] + unexpected
-        if wrong:
-            raise ValueError(f"{folder}: pose.safetensors does not fit pose.json ({', '.join(wrong[:3])}); train again")
+            raise FileNotFoundError(f"{folder} holds no policy; python train_rft.py, or train_sft.py, trains one")
+        try:
+            config = json.loads((folder / "pose.json").read_text())
+            vlm, info = AutoModelForImageTextToText.from_pretrained(
+                folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True)
+            policy = cls(vlm, AutoProcessor.from_pretrained(folder, trust_remote_code=False),
+                         PoseEncoder(**config["pose_encoder"]), config["covariance"], config["sigma_floor"])
+            missing, unexpected = policy.load_state_dict(load_file(folder / "pose.safetensors"), strict=False)
+            wrong = [name for name in missing if not name.startswith("vlm.")] + unexpected + [*info["missing_keys"]]
+            wrong += [name for name, tensor in policy.state_dict().items() if not tensor.isfinite().all()]
+            if wrong:
+                raise ValueError(f"missing, not expected or not finite: {', '.join(wrong[:3])}")
+        except Exception as error:  # json, safetensors, transformers, jinja and torch each raise their own
+            raise ValueError(f"{folder} cannot be read as a policy, train it again: {error!r}") from error
         return policy.eval()
