@@ -90,8 +90,8 @@ class PoseHead(nn.Module):
     def __init__(self, hidden_size: int, covariance: str = "diag", rank: int = 8, sigma_floor: float = 0.02):
         super().__init__()
         sizes = {"diag": 0, "lowrank": POSE_DIM * rank, "full": POSE_DIM * (POSE_DIM - 1) // 2}
-        if covariance not in sizes or not 0 <= sigma_floor < torch.inf:
-            raise ValueError(f"covariance must be diag, lowrank or full, not {covariance!r}, sigma_floor at least 0")
+        if covariance not in sizes or not 0 <= sigma_floor <= 10:
+            raise ValueError(f"covariance must be diag, lowrank or full, not {covariance!r}, sigma_floor 0 to 10")
         self.covariance, self.rank, self.sigma_floor = covariance, rank, sigma_floor
         width = 2 * hidden_size
         self.trunk = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, width), nn.GELU())
