@@ -65,8 +65,7 @@ def pick_device(name: str | None = None) -> torch.device:
     try:
         return torch.zeros(1, device=name or best).device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} is not available here ({reason}); try --device {best}") from error
+        raise ValueError(f"no --device {name} here ({str(error).splitlines()[0]}); try --device {best}") from error
 
 
 def run(main: Callable[[], None]) -> None:
@@ -161,8 +160,9 @@ class PosePolicy(nn.Module):
         frame = lambda *content: processor.apply_chat_template(
             [{"role": "user", "content": [*content, {"type": "text", "text": WORDS}]}], add_generation_prompt=True)
         self.chat_frames = frame(), frame({"type": "image"})
-        if any(WORDS not in text for text in self.chat_frames) or self.chat_frames[1].count(self.image_token) != 1:
-            raise ValueError(f"the chat template must write the prompt, and {self.image_token} once for an image")
+        images = [text.count(self.image_token) for text in self.chat_frames if WORDS in text]
+        if images != [0, 1] or None in (tokenizer.eos_token, tokenizer.pad_token):
+            raise ValueError("its chat template must write prompt and image, its tokenizer have end and padding tokens")
         self.frozen_features: dict[bytes, tuple[list[int], Tensor, Tensor]] = {}
         self.freeze_encoders()
 
