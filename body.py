@@ -59,7 +59,7 @@ def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
 
 
 def rot6d_to_matrix(rot6d: Tensor) -> Tensor:
-    """6D (..., 6), a matrix's first two columns in a row, to (..., 3, 3) by Gram-Schmidt (Zhou et al. 2019)."""
+    """6D (..., 6), a matrix's first two columns, to (..., 3, 3) by Gram-Schmidt (Zhou et al. 2019); finite for any."""
     first = torch.nn.functional.normalize(rot6d[..., :3], dim=-1)
     second = rot6d[..., 3:] - (first * rot6d[..., 3:]).sum(-1, keepdim=True) * first
     second = torch.nn.functional.normalize(second, dim=-1)

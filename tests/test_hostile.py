@@ -1,7 +1,7 @@
 """Hostile input: whatever a file holds or a user types, the outcome is a sound result or one sentence that names the
 file. Nothing in a file is executed, nothing hangs, and what looks like a special token stays text.
 
-About 2,500 cases in all, drawn by hypothesis with a fixed seed: the numbers handed to `cases` below.
+About 2,900 cases in all, drawn by hypothesis with a fixed seed: the numbers handed to `cases` below.
 """
 
 import io
@@ -415,7 +415,7 @@ def test_a_folder_is_no_image(folder):
 SPECIAL = ["<POSE>", "<image>", "<pose_feature>", "</s>", "<s>", "<pad>"]
 TEXT = st.text(max_size=60) | st.lists(st.sampled_from([
     *SPECIAL, WORDS, "<", ">", "<im", "age>", "POSE>", " ", "{}", "{0.__class__}", "{{ messages }}", "USER: ", "膝",
-    "ركبة", "колено", "\0", "\x1b[2J", "\u202e", "\r\n", "e\u0301", "🧎🏽‍♀️", "a\u0300" * 9, captions.POSE_ANSWER]),
+    """The ids of special tokens stand where the frame alone has them; the rest is the prompt, to the byte."""
     max_size=9).map("".join)
 PIXELS = np.zeros((64, 64, 3), np.uint8)
 
