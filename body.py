@@ -8,7 +8,6 @@ Read next: captions.py, which puts a pose into words.
 """
 
 import functools
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +59,7 @@ def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
 
 
 def rot6d_to_matrix(rot6d: Tensor) -> Tensor:
-    """6D (..., 6), a matrix's first two columns in a row, to (..., 3, 3) by Gram-Schmidt (Zhou et al. 2019)."""
+    """6D (..., 6), a matrix's first two columns, to (..., 3, 3) by Gram-Schmidt (Zhou et al. 2019); finite for any."""
     first = torch.nn.functional.normalize(rot6d[..., :3], dim=-1)
     second = rot6d[..., 3:] - (first * rot6d[..., 3:]).sum(-1, keepdim=True) * first
     second = torch.nn.functional.normalize(second, dim=-1)
@@ -172,7 +171,7 @@ def _field(points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _stand_in_arrays() -> dict[str, np.ndarray]:
-    """SMPL's arrays, as load_body lists them, for the body made of cones."""
+    """SMPL's arrays, as load_body lists them, of the body made of cones; no posedirs: its joints hardly shrink."""
     # Surface nets (Gibson 1998): a vertex in every grid cell, a quad around every grid edge that the surface crosses.
     x, y, z = (torch.cat([torch.arange(a, b, step) for (a, step), (b, _) in zip(s, s[1:])]) for s in _GRID)
     planes = torch.cat([-x.flip(0), x]), y, z  # none at x = 0, so that the midline gets vertices of its own
@@ -221,7 +220,6 @@ def _stand_in_arrays() -> dict[str, np.ndarray]:
         for j in range(1, 24):
             moved[j] = moved[PARENTS[j]] + growth[PARENTS[j]] * (REST_JOINTS[j] - REST_JOINTS[PARENTS[j]])
         shapedirs[..., k] = (weights[..., None] * (moved + growth * from_joint)).sum(1)
-    # No pose correctives: weights that change over so few centimetres hardly shrink a bent joint.
     arrays = dict(v_template=vertices, shapedirs=shapedirs, posedirs=torch.zeros(*vertices.shape, 207), weights=weights,
                   f=faces.view(-1, 3), J_regressor=regressor, kintree_table=torch.tensor([PARENTS, range(24)]))
     return {name: array.numpy() for name, array in arrays.items()}
@@ -235,20 +233,22 @@ def load_body(path: str | None = None) -> smplx.SMPL:
     kintree_table (2, 24), weights (V, 24), f (F, 3). Raises FileNotFoundError, or ValueError for any other file."""
     if path is None:
         arrays = _stand_in_arrays()
-    elif not zipfile.is_zipfile(path):  # which an .npz is
-        error = ValueError if Path(path).exists() else FileNotFoundError
-        raise error(f"{path} is not an .npz; give SMPL as an .npz of its arrays, or no path for the built-in body")
     else:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        V, F = len(arrays.get("v_template", ())), len(arrays.get("f", ()))
-        for name, shape in {"v_template": (V, 3), "shapedirs": (V, 3, 10), "posedirs": (V, 3, 207), "f": (F, 3),
-                            "J_regressor": (24, V), "weights": (V, 24), "kintree_table": (2, 24)}.items():
-            found = arrays.get(name, np.empty(0))[..., :shape[-1]]
-            if found.shape != shape or not np.isfinite(found).all():
-                raise ValueError(f"{path}: {name} must be a finite array {shape}, found {found.shape}; is this SMPL?")
-    # smplx takes 10 shape coefficients, but prints a warning unless there are 300. The points it reads off the skin
-    # (nose, toes, finger tips) are not used here, so any vertex will do.
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            V, F = len(arrays["v_template"]), len(arrays["f"])
+            for name, shape in {"v_template": (V, 3), "shapedirs": (V, 3, 10), "posedirs": (V, 3, 207), "f": (F, 3),
+                                "J_regressor": (24, V), "weights": (V, 24), "kintree_table": (2, 24)}.items():
+                found = arrays[name][..., :shape[-1]]
+                if found.shape != shape or not (np.abs(found) < 1e10).all():  # false for NaN
+                    raise ValueError(f"{name} must be a finite array {shape}, found {found.shape}")
+            if tuple(arrays["kintree_table"][0, 1:]) != PARENTS[1:] or {*arrays["f"].flat} - {*range(V)}:
+                raise ValueError("kintree_table is not SMPL's, or f names vertices that are not there")
+        except Exception as error:  # zipfile, zlib and numpy each raise their own
+            kind = ValueError if Path(path).exists() else FileNotFoundError
+            raise kind(f"{path} cannot be read as an .npz of SMPL's arrays: {error!r}") from error
+    # smplx warns unless there are 300 shape coefficients. The points it reads off the skin are not used: any will do.
     arrays["shapedirs"] = np.pad(arrays["shapedirs"][..., :10], ((0, 0), (0, 0), (0, 290)))
     return smplx.SMPL(model_path="", data_struct=smplx.utils.Struct(**arrays), create_transl=False,
                       vertex_ids=dict.fromkeys(smplx.vertex_ids.vertex_ids["smplh"], 0)).requires_grad_(False)

@@ -37,9 +37,13 @@ def read_amass(path: str | Path) -> Tensor:
         raise ValueError(f"{path} has no array `poses`; is it an AMASS motion file?")
     if poses.ndim != 2 or poses.shape[1] not in (156, 165) or not len(poses) or poses.dtype.kind != "f":
         raise ValueError(f"{path}: `poses` must be floats (T, 156) or (T, 165), found {poses.dtype} {poses.shape}")
-    if not np.isfinite(poses).all():
-        raise ValueError(f"{path}: `poses` holds NaN or infinity in {(~np.isfinite(poses)).any(1).sum()} frames")
-    step = 1 if "frame_idx" in arrays else max(1, round(float(arrays.get("mocap_framerate", 12)) / 12))
+    wrong = ~(np.abs(poses) < 1e3).all(1)  # (T,), a whole turn is 6.3
+    if wrong.any():
+        raise ValueError(f"{path}: `poses` holds NaN or infinity in {wrong.sum()} frames, or angles of 1,000 and more")
+    rate = np.asarray(arrays.get("mocap_framerate", 12))
+    if rate.size != 1 or rate.dtype.kind not in "iuf" or not 0 < rate.item() < 1e6:
+        raise ValueError(f"{path}: `mocap_framerate` must be one number, frames a second, not {rate!r:.80}")
+    step = 1 if "frame_idx" in arrays else max(1, round(rate.item() / 12))
     rotmats = torch.eye(3).repeat(len(poses[::step]), 24, 1, 1)
     axis_angle = torch.from_numpy(poses[::step, :66].astype(np.float32)).unflatten(1, (22, 3))
     rotmats[:, :22] = body.axis_angle_to_matrix(axis_angle)

@@ -65,8 +65,7 @@ def pick_device(name: str | None = None) -> torch.device:
     try:
         return torch.zeros(1, device=name or best).device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} is not available here ({reason}); try --device {best}") from error
+        raise ValueError(f"no --device {name} here ({str(error).splitlines()[0]}); try --device {best}") from error
 
 
 def run(main: Callable[[], None]) -> None:
@@ -91,14 +90,13 @@ class PoseHead(nn.Module):
     """Hidden state (..., H) to a Gaussian over the 144 numbers of a pose (Pose-RFT eq. 2), always in float32.
 
     covariance: `diag`, `lowrank` (diagonal plus `rank` shared directions) or `full` (Cholesky factor). The diagonal
-    never falls below `sigma_floor`: without one reinforcement narrows the Gaussian until nothing is tried any more.
-    """
+    never falls below `sigma_floor`: without one reinforcement narrows the Gaussian until nothing is tried any more."""
 
     def __init__(self, hidden_size: int, covariance: str = "diag", rank: int = 8, sigma_floor: float = 0.02):
         super().__init__()
         sizes = {"diag": 0, "lowrank": POSE_DIM * rank, "full": POSE_DIM * (POSE_DIM - 1) // 2}
-        if covariance not in sizes:
-            raise ValueError(f"covariance must be diag, lowrank or full, not {covariance!r}")
+        if covariance not in sizes or not 0 <= sigma_floor <= 10:
+            raise ValueError(f"covariance must be diag, lowrank or full, not {covariance!r}, sigma_floor 0 to 10")
         self.covariance, self.rank, self.sigma_floor = covariance, rank, sigma_floor
         width = 2 * hidden_size
         self.trunk = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, width), nn.GELU())
@@ -174,6 +172,9 @@ class PosePolicy(nn.Module):
         frame = lambda *content: processor.apply_chat_template(
             [{"role": "user", "content": [*content, {"type": "text", "text": WORDS}]}], add_generation_prompt=True)
         self.chat_frames = frame(), frame({"type": "image"})
+        images = [text.count(self.image_token) for text in self.chat_frames if WORDS in text]
+        if images != [0, 1] or None in (tokenizer.eos_token, tokenizer.pad_token):
+            raise ValueError("its chat template must write prompt and image, its tokenizer have end and padding tokens")
         self.frozen_features: dict[bytes, tuple[list[int], Tensor, Tensor]] = {}
         self.freeze_encoders()
 
@@ -200,16 +201,14 @@ class PosePolicy(nn.Module):
     def image_features(self, images: Sequence[np.ndarray]) -> list[tuple[list[int], Tensor, Tensor]]:
         """For each image (H, W, 3) uint8: its token ids, their VLM features (n, H) and pose features (tokens, width).
 
-        Frozen, so computed once and kept, keyed by the pixels. The processor itself writes the image's tokens.
-        """
+        Frozen, so computed once and kept, keyed by the pixels. The processor itself writes the image's tokens."""
         keys = [hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in images]
         missing = list({k: image for k, image in zip(keys, images) if k not in self.frozen_features}.items())
         for start in range(0, len(missing), 64):
             chunk_keys, chunk = zip(*missing[start:start + 64])
             inputs = self.processor(images=list(chunk), text=[self.image_token] * len(chunk), return_tensors="pt",
                                     add_special_tokens=False).to(self.device)
-            ids = inputs.pop("input_ids")
-            inputs.pop("attention_mask", None)
+            ids, _ = inputs.pop("input_ids"), inputs.pop("attention_mask", None)
             features = self.vlm.get_image_features(**inputs).pooler_output
             features = features if torch.is_tensor(features) else torch.cat(list(features))
             vlm_features = features.flatten(0, -2).split((ids == self.image_id).sum(-1).tolist())
@@ -308,8 +307,7 @@ class PosePolicy(nn.Module):
     def log_prob(self, prompt: Prompt, tokens: Tensor, token_mask: Tensor, temperature: float = 1.0) -> Scores:
         """Score answers (B, G, T), with gradient: log-probabilities of their tokens and the Gaussian at their <POSE>.
 
-        temperature must be the one sampled with, or the ratio would not be 1 on the first inner step.
-        """
+        temperature must be the one sampled with, or the ratio would not be 1 on the first inner step."""
         G, T = tokens.shape[1:]
         cache, last = self._prefill(prompt)
         place = torch.arange(T, device=self.device).repeat(G)  # (G*T,)
@@ -349,13 +347,18 @@ class PosePolicy(nn.Module):
         """Read what `save_pretrained` wrote."""
         folder = Path(folder)
         if not (folder / "pose.json").is_file():
-            raise FileNotFoundError(f"{folder} holds no policy (no pose.json); python train_rft.py, or train_sft.py, "
-                                    "trains one")
-        config = json.loads((folder / "pose.json").read_text())
-        policy = cls(AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder),
-                     PoseEncoder(**config["pose_encoder"]), config["covariance"], config["sigma_floor"])
-        missing, unexpected = policy.load_state_dict(load_file(folder / "pose.safetensors"), strict=False)
-        wrong = [name for name in missing if not name.startswith("vlm.")] + unexpected
-        if wrong:
-            raise ValueError(f"{folder}: pose.safetensors does not fit pose.json ({', '.join(wrong[:3])}); train again")
+            raise FileNotFoundError(f"{folder} holds no policy; python train_rft.py, or train_sft.py, trains one")
+        try:
+            config = json.loads((folder / "pose.json").read_text())
+            vlm, info = AutoModelForImageTextToText.from_pretrained(
+                folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True)
+            policy = cls(vlm, AutoProcessor.from_pretrained(folder, trust_remote_code=False),
+                         PoseEncoder(**config["pose_encoder"]), config["covariance"], config["sigma_floor"])
+            missing, unexpected = policy.load_state_dict(load_file(folder / "pose.safetensors"), strict=False)
+            wrong = [name for name in missing if not name.startswith("vlm.")] + unexpected + [*info["missing_keys"]]
+            wrong += [name for name, tensor in policy.state_dict().items() if not tensor.isfinite().all()]
+            if wrong:
+                raise ValueError(f"missing, not expected or not finite: {', '.join(wrong[:3])}")
+        except Exception as error:  # json, safetensors, transformers, jinja and torch each raise their own
+            raise ValueError(f"{folder} cannot be read as a policy, train it again: {error!r}") from error
         return policy.eval()

@@ -39,7 +39,9 @@ from data import INSTRUCTIONS
 from model import POSE_DIM, PosePolicy, draw_poses, pick_device, run
 
 IMAGE_SIZE = 64  # pixels: what the built-in encoders read
+MAX_TOKENS = 80  # of an answer
 MAX_PIXELS = 50_000_000  # of a photo; one larger than this would only fill the memory
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # pillow knows more: one, EPS, is a program to be run
 SIZE, GHOSTS, SHOWN = 480, 12, 8  # pixels a picture of a body is high; samples painted translucent, and on their own
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # read_image has a limit of its own
 
@@ -51,9 +53,11 @@ def read_image(path: str | Path) -> np.ndarray:
 
     Raises ValueError, in one sentence, for a file that is missing, broken, no image, or too large."""
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=FORMATS) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise ValueError(f"{file.width} x {file.height} pixels are too many, make it smaller")
+            if file.mode[0] in "IF":  # would be cut at 255
+                raise ValueError("its grey has more than 8 bits, save it with 8")
             photo = ImageOps.exif_transpose(file).convert("RGBA")  # cameras note which way is up, and do not turn
     except Exception as error:  # the system, pillow and each of its formats raise their own
         raise ValueError(f"{path} cannot be used as an image: {error}") from error
@@ -97,7 +101,10 @@ class Prediction(NamedTuple):
 def predict(policy: PosePolicy, prompt: str, image: np.ndarray | None, samples: int, seed: int = 0) -> Prediction:
     """The likeliest answer to a prompt and the Gaussian at its <POSE>, on the CPU; image: (64, 64, 3) uint8 or None."""
     encoded = policy.encode([SimpleNamespace(prompt=prompt, image=image)])
-    rollout = policy.sample(encoded, 1, 1, temperature=0.0)
+    length, room = encoded.ids.shape[1], policy.vlm.config.get_text_config().max_position_embeddings - MAX_TOKENS
+    if length > room:
+        raise ValueError(f"the prompt has {length} tokens, and the policy reads at most {room}: make it shorter")
+    rollout = policy.sample(encoded, 1, 1, max_tokens=MAX_TOKENS, temperature=0.0)
     pose = policy.log_prob(encoded, rollout.tokens, rollout.token_mask).pose  # batch (1, 1)
     noise = torch.randn(samples, POSE_DIM, generator=torch.Generator().manual_seed(seed))
     drawn = draw_poses(pose, noise[None, None].to(policy.device))  # (1, 1, K, 144)

@@ -88,9 +88,19 @@ class Retriever(nn.Module):
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{folder} holds no retrieval model: python train_rft.py trains one")
-        config = json.loads((folder / "config.json").read_text())
-        retriever = cls(Tokenizer.from_file(str(folder / "tokenizer.json")), **config)
-        retriever.load_state_dict(load_file(folder / "model.safetensors"))
+        try:
+            config, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            if not 0 < config["layers"] < len(tensors) or not all(t.isfinite().all() for t in tensors.values()):
+                raise ValueError("not the weights of this config.json, or NaN among them")
+            with torch.device("meta"):  # sizes first: a broken file may ask for more than there is memory
+                sizes = {name: t.shape for name, t in cls(tokenizer, **config).state_dict().items()}
+            if sizes != {name: t.shape for name, t in tensors.items()}:
+                raise ValueError("model.safetensors does not fit config.json and tokenizer.json")
+            retriever = cls(tokenizer, **config)
+            retriever.load_state_dict(tensors)
+        except Exception as error:  # json, safetensors, tokenizers and torch each raise their own
+            raise ValueError(f"{folder} cannot be read as a retrieval model, train it again: {error!r}") from error
         return retriever.eval().requires_grad_(False)
 
 

@@ -175,12 +175,15 @@ def train_sft(policy: PosePolicy, split: Split, config: SFTConfig, seed: int, ke
 
 def check_folder(folder: Path, name: str, settings: dict) -> None:
     """Make `folder` and note the settings in `name`, or check that a run found there was made with the same ones."""
-    folder.mkdir(parents=True, exist_ok=True)
     note = folder / name
-    if not note.exists():
-        write_whole(note, json.dumps(settings, indent=1))
-        return
-    found = json.loads(note.read_text())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not note.exists():
+            write_whole(note, json.dumps(settings, indent=1))
+        found = dict(json.loads(note.read_text()))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{note} cannot be read or written as a run's settings ({error}): name another folder with "
+                         f"--out, or delete this one") from error
     for key, value in settings.items():
         if found.get(key) != value:
             raise ValueError(f"{folder} holds a run with {key} = {found.get(key)}, not {value}: name another folder "
