@@ -8,13 +8,13 @@ Read next: captions.py, which puts a pose into words.
 """
 
 import functools
-import zipfile
-from pathlib import Path
 
 import numpy as np
 import smplx
 import torch
 from torch import Tensor
+
+import smpl_pickle
 
 JOINT_NAMES = (
     "pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2", "left_ankle", "right_ankle",
@@ -172,7 +172,7 @@ def _field(points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _stand_in_arrays() -> dict[str, np.ndarray]:
-    """SMPL's arrays, as load_body lists them, for the body made of cones."""
+    """SMPL's arrays, as smpl_pickle.read_smpl lists them, for the body made of cones."""
     # Surface nets (Gibson 1998): a vertex in every grid cell, a quad around every grid edge that the surface crosses.
     x, y, z = (torch.cat([torch.arange(a, b, step) for (a, step), (b, _) in zip(s, s[1:])]) for s in _GRID)
     planes = torch.cat([-x.flip(0), x]), y, z  # none at x = 0, so that the midline gets vertices of its own
@@ -229,24 +229,11 @@ def _stand_in_arrays() -> dict[str, np.ndarray]:
 
 @functools.lru_cache
 def load_body(path: str | None = None) -> smplx.SMPL:
-    """SMPL (Loper et al. 2015) from an .npz of its arrays, or without a path the built-in body in its place.
+    """SMPL (Loper et al. 2015) from its official pickle, an .npz of its arrays or a folder of either, as
+    `smpl_pickle.read_smpl` finds and checks them; without a path the built-in body in its place.
 
-    The arrays: v_template (V, 3), shapedirs (V, 3, 10 or more), posedirs (V, 3, 207), J_regressor (24, V),
-    kintree_table (2, 24), weights (V, 24), f (F, 3). Raises FileNotFoundError, or ValueError for any other file."""
-    if path is None:
-        arrays = _stand_in_arrays()
-    elif not zipfile.is_zipfile(path):  # which an .npz is
-        error = ValueError if Path(path).exists() else FileNotFoundError
-        raise error(f"{path} is not an .npz; give SMPL as an .npz of its arrays, or no path for the built-in body")
-    else:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        V, F = len(arrays.get("v_template", ())), len(arrays.get("f", ()))
-        for name, shape in {"v_template": (V, 3), "shapedirs": (V, 3, 10), "posedirs": (V, 3, 207), "f": (F, 3),
-                            "J_regressor": (24, V), "weights": (V, 24), "kintree_table": (2, 24)}.items():
-            found = arrays.get(name, np.empty(0))[..., :shape[-1]]
-            if found.shape != shape or not np.isfinite(found).all():
-                raise ValueError(f"{path}: {name} must be a finite array {shape}, found {found.shape}; is this SMPL?")
+    SMPL's own rest pose stands in this project's frame. Raises FileNotFoundError, or ValueError for any other file."""
+    arrays = _stand_in_arrays() if path is None else smpl_pickle.read_smpl(path)
     # smplx takes 10 shape coefficients, but prints a warning unless there are 300. The points it reads off the skin
     # (nose, toes, finger tips) are not used here, so any vertex will do.
     arrays["shapedirs"] = np.pad(arrays["shapedirs"][..., :10], ((0, 0), (0, 0), (0, 290)))
