@@ -194,5 +194,6 @@ def score(examples: Sequence, rollout, retriever: Retriever) -> tuple[dict[str, 
         for row, i in zip(made, told.tolist()):
             row[list(examples[i].statements)] = 1.0
         held = captions.holds(joints, orientations).float()  # (n, G, K, S)
-        pose["statements"][told] = torch.einsum("ngks,ns->ngk", held, made) / made.sum(-1).clamp_min(1)[:, None, None]
+        # A caption from outside may say nothing that can be measured: 0 / 0 is NaN, no reward.
+        pose["statements"][told] = torch.einsum("ngks,ns->ngk", held, made) / made.sum(-1)[:, None, None]
     return text, pose

@@ -104,7 +104,7 @@ _KNOWN |= {(module, "object"): _Object for module in ("__builtin__", "builtins")
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str):
         if (module, name) not in _KNOWN:
-            raise ValueError(f"it asks for {module}.{name}, which neither SMPL nor 3DPW needs, and was not read further")
+            raise ValueError(f"it asks for {module}.{name}, which neither SMPL nor 3DPW needs, and was read no further")
         return _KNOWN[module, name]
 
 

@@ -222,7 +222,7 @@ def main() -> None:
             def show(sample: dict) -> None:
                 shown.write(json.dumps(sample) + "\n")
                 shown.flush()
-            train_rft(policy, splits["train"], retrievers["reward"], config, world.seed, log,
+            train_rft(policy, splits.get("data", splits["train"]), retrievers["reward"], config, world.seed, log,
                       lambda policy: quick(policy, splits["val"], retrievers["judge"], body, world.seed), show)
         policy.save_pretrained(out / "rft")
         evaluate.curves(out / "curves.png", rows)

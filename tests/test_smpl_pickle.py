@@ -181,8 +181,8 @@ HARMFUL = {
     "a bare object": (b"}S'x'\nc__builtin__\nobject\n)Rs.", "bare object"),
     "a persistent id": (b"Pos.system\n.", "persistent"),
     "a list within itself": (b"}S'x'\n]p1\ng1\nas.", "nested deeper"),
-    "a huge array": (b"}S'x'\ncnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(L99999999999999L"
-                     b"\ntcnumpy\ndtype\n(S'f8'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\nS'abc'\ntbs.", "refused"),
+    "a huge array": (b"}S'x'\ncnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n"
+                     b"(L99999999999999L\ntcnumpy\ndtype\n(S'f8'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\nS'abc'\ntbs.", "refused"),
     "not a dict": (pickle.dumps([1, 2]), "must hold a dict, found list"),
     "half a file": (pickle.dumps({"x": np.zeros(100)})[:-40], "refused as a pickle"),
     "an empty file": (b"", "refused as a pickle"), "text": (b"hello\n", "refused as a pickle")}
