@@ -32,6 +32,7 @@ class Row:
     box: tuple[float, float, float] | None = None  # the person's square: centre x, y and side, pixels; None: all of it
     captions: tuple[str, ...] = ()
     turns: tuple[tuple[str, str], ...] = ()  # prompts, each with its answer
+    holds: np.ndarray | None = None  # (S,) bool, where there are no words but those that the pose itself gives
 
 
 class Faults:
@@ -81,6 +82,13 @@ class Source:
     image_size: int
     flips: bool  # show every other example in a mirror: picture, pose and words
 
+    def __post_init__(self):
+        speechless = [row for row in self.rows if not row.captions and not row.turns]
+        for start in range(0, len(speechless), 1000):  # many at once: one at a time takes longer than a training step
+            rows = speechless[start:start + 1000]
+            for row, holds in zip(rows, captions.pose_holds(torch.stack([row.rotmats for row in rows])).numpy()):
+                row.holds = holds
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -100,7 +108,7 @@ class Source:
             prompt = str(rng.choice(INSTRUCTIONS[task])).format(caption)
             return Example(task, prompt, captions.POSE_ANSWER, image, rotmats, row.betas, caption,
                            captions.parse(caption))
-        holds = captions.pose_holds(rotmats[None]).numpy()
+        holds = row.holds[None, list(captions.MIRRORED_STATEMENT)] if flip else row.holds[None]  # (1, S)
         pictures = None if image is None else image[None]
         return make_example(Split(rotmats[None], holds, rotmats[None], holds, row.betas[None], pictures), task, 0, rng)
 

@@ -11,10 +11,14 @@ import body
 import captions
 import data
 import formats
+import hygrpo
+import rewards
+import train_rft
 import train_sft
 from body import JOINT
-from mixture import Faults, picture
+from mixture import picture
 from model import PosePolicy
+from rewards import Retriever
 from tiny import build_tiny
 
 LEFT, RIGHT = (next(i for i, s in enumerate(captions.STATEMENTS) if s.key == f"the {side} hand is above the head")
@@ -68,7 +72,7 @@ def npz_of(key: str, **other) -> dict:
 def amass() -> dict:
     motion = {"poses": np.tile(pose156(), (3, 1)), "trans": np.zeros((3, 3)), "betas": np.zeros(16),
               "dmpls": np.zeros((3, 8)), "gender": np.array("male"), "mocap_framerate": np.array(12.0)}
-    return {"train/s/1.npz": motion, "train/s/2.npz": dict(motion), "val/3.npz": dict(motion), "test/4.npz": dict(motion)}
+    return {name: dict(motion) for name in ("train/s/1.npz", "train/s/2.npz", "val/3.npz", "test/4.npz")}
 
 
 def posescript() -> dict:
@@ -85,8 +89,8 @@ def posescript() -> dict:
 
 
 def spin() -> dict:
-    return {"set.npz": npz_of("pose", shape=np.ones((2, 10)), has_smpl=np.ones(2, np.uint8), gender=np.array(["m", "f"]),
-                              S=np.zeros((2, 24, 4)), part=np.zeros((2, 24, 3))),
+    return {"set.npz": npz_of("pose", shape=np.ones((2, 10)), has_smpl=np.ones(2, np.uint8), S=np.zeros((2, 24, 4)),
+                              gender=np.array(["m", "f"]), part=np.zeros((2, 24, 3))),
             "img/a/1.png": PHOTOGRAPH, "img/a/2.png": PHOTOGRAPH}
 
 
@@ -119,7 +123,7 @@ def threedpw() -> dict:
 def rpe() -> dict:
     def record(i: int) -> dict:
         return {"id": f"{i:06d}", "image": "000000.png", "real_image": f"3DPW/imageFiles/walk_00/image_{i:05d}.jpg",
-                "conversations": [{"from": "human", "value": "<image>\nHow does he raise his Left hand? Give the pose."},
+                "conversations": [{"from": "human", "value": "<image>\nHow does he raise his Left hand? Give it."},
                                   {"from": "gpt", "value": "Sure, it is <POSE>."}],
                 "ground_truth": {"joint_cam": [[0, 0, 0]] * 24, "fitted_joint_cam": [[0, 0, 0]] * 24, "smpl_param": {
                     "pose": CAMERA.tolist(), "shape": [1.0] * 10, "trans": [0, 0, 0], "gender": "male"},
@@ -129,8 +133,9 @@ def rpe() -> dict:
 
 
 def bedlam_script() -> dict:
-    record = {"image": "a/1.png", "bbox": [40, 20, 128, 128], "captions": ["A person raises the left hand.", "One arm up."]}
-    return {"set.json": [record, record | {"image": "a/2.png", "captions": "The left arm is up."}],
+    one, other = ["A person raises the left hand.", "One arm up."], "The left arm is up."
+    return {"set.json": [{"image": "a/1.png", "bbox": [40, 20, 128, 128], "captions": one},
+                         {"image": "a/2.png", "bbox": [40, 20, 128, 128], "captions": other}],
             "img/a/1.png": PHOTOGRAPH, "img/a/2.png": PHOTOGRAPH}
 
 
@@ -242,8 +247,8 @@ def test_the_table_of_frames():
 def test_bedlam_of_smplx_has_no_hands(tmp_path, monkeypatch):
     files = bedlam()
     files["set.npz"]["pose_cam"] = np.concatenate([files["set.npz"]["pose_cam"][:, :66], np.full((2, 99), .5)], 1)
-    example = read(tmp_path, monkeypatch, "bedlam", files, split="test").sources[0].example(0, "image2pose", RNG(0))
-    assert torch.equal(example.rotmats[22:], torch.eye(3).expand(2, 3, 3)) and captions.pose_holds(example.rotmats)[LEFT]
+    rotmats = read(tmp_path, monkeypatch, "bedlam", files).sources[0].rows[0].rotmats
+    assert torch.equal(rotmats[22:], torch.eye(3).expand(2, 3, 3)) and captions.pose_holds(rotmats)[LEFT]
 
 
 def test_what_a_format_itself_leaves_out_is_no_fault(tmp_path, monkeypatch):
@@ -267,11 +272,11 @@ def test_amass_split_and_posescript_frames_and_captions(tmp_path, monkeypatch):
 
 
 def test_the_heading_is_removed_where_there_is_no_picture(tmp_path, monkeypatch):
-    turned = amass()
-    turned["train/s/1.npz"]["poses"][:, :3] = (body.matrix_to_axis_angle(
-        body.axis_angle_to_matrix(torch.tensor([0, 0, 2.0])) @ body.axis_angle_to_matrix(torch.tensor([math.pi / 2, 0, 0])))
-    ).numpy()
-    source, = read(tmp_path, monkeypatch, "amass", turned).sources
+    files = amass()
+    up, turned = body.axis_angle_to_matrix(torch.tensor([[math.pi / 2, 0, 0], [0, 0, 2.0]]))
+    files["train/s/1.npz"]["poses"] = files["train/s/1.npz"]["poses"].copy()
+    files["train/s/1.npz"]["poses"][:, :3] = body.matrix_to_axis_angle(turned @ up).numpy()
+    source, = read(tmp_path, monkeypatch, "amass", files).sources
     assert all(torch.allclose(row.rotmats[0], torch.eye(3), atol=1e-5) for row in source.rows)
 
 
@@ -334,9 +339,13 @@ HALF = b"PK\x03\x04half of it"
 CASES = [
     ("amass", "row", put("train/s/1.npz", value=HALF), "1.npz cannot be read as an npz"),
     ("amass", "row", put("train/s/1.npz", value=b""), "1.npz cannot be read as an npz"),
-    ("amass", "row", cell("train/s/1.npz", "poses", (1, 5), np.nan), "`poses` holds NaN or infinity in 1 frames"),
-    ("amass", "row", put("train/s/1.npz", "poses", value=np.zeros((3, 72))), "(T, 156) or (T, 165), found float64 (3, 72)"),
+    ("amass", "row", cell("train/s/1.npz", "poses", (1, 5), np.nan), "no angle in radians, in 1 frames"),
+    ("amass", "row", put("train/s/1.npz", "poses", value=np.zeros((3, 72))),
+     "(T, 156) or (T, 165), found float64 (3, 72)"),
     ("amass", "row", put("train/s/1.npz", "poses", value=np.zeros((0, 156))), "found float64 (0, 156)"),
+    ("amass", "row", cell("train/s/1.npz", "poses", (1, 5), 1e30), "or no angle in radians"),
+    ("amass", "row", put("train/s/1.npz", "mocap_framerate", value=np.array(0.0)), "`mocap_framerate` must be one number"),
+    ("amass", "row", put("train/s/1.npz", "mocap_framerate", value=np.ones(2)), "found float64 (2,)"),
     ("amass", "row", drop("train/s/1.npz", "poses"), "has no array `poses`"),
     ("amass", "row", put("train/s/1.npz", "poses", value=np.array([["a"]])), "must be floats"),
     ("amass", "file", lambda files: [files.pop(f) for f in list(files) if "train" in f], "no npz files for the train"),
@@ -362,7 +371,8 @@ CASES = [
     ("posescript", "row", put(AUTO, "8", value=["Fine.", "  "]), "there is no caption, or an empty one"),
     ("posescript", "row", put(AUTO, "8", value={"a": 1}), "captions must be text or a list of texts"),
     ("posescript", "row", put(AUTO, "8", value=[3]), "captions must be text or a list of texts"),
-    ("posescript", "file", lambda files: [files.pop(f) for f in list(files) if "ps/posescript" in f], "neither posescript"),
+    ("posescript", "file", lambda files: [files.pop(f) for f in list(files) if "ps/posescript" in f],
+     "neither posescript"),
     ("spin", "file", put("set.npz", value=HALF), "set.npz cannot be read as an npz"),
     ("spin", "file", drop("set.npz"), "set.npz cannot be read as an npz"),
     ("spin", "file", drop("set.npz", "pose"), "neither `pose` (SPIN) nor `body_pose` (HMR2)"),
@@ -372,8 +382,10 @@ CASES = [
     ("spin", "file", drop("set.npz", "shape"), "set.npz: `shape` is missing"),
     ("spin", "file", put("set.npz", "imgname", value=np.array([1, 2])), "`imgname` must be text"),
     ("spin", "file", put("set.npz", "imgname", value=np.array(["a", None])), "cannot be read as an npz file: Object"),
-    ("spin", "file", put("set.npz", "pose", value=np.zeros((2, 69))), "`pose` must have the shape (2, 72), found (2, 69)"),
-    ("spin", "file", put("set.npz", "center", value=np.zeros((3, 2))), "`center` must have the shape (2, 2), found (3, 2)"),
+    ("spin", "file", put("set.npz", "pose", value=np.zeros((2, 69))),
+     "`pose` must have the shape (2, 72), found (2, 69)"),
+    ("spin", "file", put("set.npz", "center", value=np.zeros((3, 2))),
+     "`center` must have the shape (2, 2), found (3, 2)"),
     ("spin", "file", put("set.npz", "scale", value=np.array(["a", "b"])), "`scale` must be numbers"),
     ("spin", "file", put("set.npz", "has_smpl", value=np.ones(5)), "`has_smpl` must have the shape (2,), found (5,)"),
     ("spin", "file", put("set.npz", "has_smpl", value=np.zeros(2)), "no usable row"),
@@ -387,12 +399,13 @@ CASES = [
     ("spin", "row", cell("set.npz", "imgname", 1, ""), "row 1: no image ''"),
     ("spin", "drawn", put("img/a/2.png", value=b"\x89PNG nothing"), "row 1: img/a/2.png cannot be read as an image"),
     ("spin", "drawn", put("img/a/2.png", value=b""), "img/a/2.png cannot be read as an image"),
-    ("spin", "drawn", cell("set.npz", "center", 1, -500), "row 1: the person's box lies outside of img/a/2.png, 260 x 200"),
+    ("spin", "drawn", cell("set.npz", "center", 1, -500),
+     "row 1: the person's box lies outside of img/a/2.png, 260 x 200"),
     ("spin", "drawn", cell("set.npz", "scale", 1, 128), "25600 pixels, is far larger than img/a/2.png"),
     ("hmr2", "file", drop("set.npz", "betas"), "`betas` is missing"),
     ("hmr2", "file", put("set.npz", "betas", value=np.ones((2, 5, 2))), "`betas` must have the shape (2, any)"),
     ("hmr2", "row", cell("set.npz", "body_pose", (1, 0), np.inf), "row 1: `body_pose` holds NaN or infinity"),
-    ("hmr2", "row", cell("set.npz", "imgname", 1, "none.png"), "no image 'none.pn"),
+    ("hmr2", "row", cell("set.npz", "imgname", 1, "no.png"), "row 1: no image 'no.png'"),
     ("bedlam", "file", put("set.npz", "pose_cam", value=np.zeros((2, 156))), "`pose_cam` must have the shape (2, 72)"),
     ("bedlam", "row", cell("set.npz", "pose_cam", (1, 0), np.nan), "row 1: `pose_cam` holds NaN"),
     ("3dpw", "file", drop(SEQUENCE), "no pickles of sequences"),
@@ -402,26 +415,32 @@ CASES = [
     ("3dpw", "pickle", drop(SEQUENCE, "cam_poses"), "walk_00.pkl: `cam_poses` is missing"),
     ("3dpw", "pickle", drop(SEQUENCE, "poses2d"), "walk_00.pkl: `poses2d` is missing"),
     ("3dpw", "pickle", put(SEQUENCE, "sequence", value=3), "`sequence` must be str, found int"),
-    ("3dpw", "pickle", put(SEQUENCE, "cam_poses", value=np.zeros((3, 3))), "`cam_poses` must have the shape (any, 4, 4)"),
+    ("3dpw", "pickle", put(SEQUENCE, "cam_poses", value=np.zeros((3, 3))),
+     "`cam_poses` must have the shape (any, 4, 4)"),
     ("3dpw", "pickle", put(SEQUENCE, "poses", 0, value=np.zeros((2, 72))), "`poses` must have the shape (3, 72)"),
-    ("3dpw", "pickle", put(SEQUENCE, "poses2d", 0, value=np.zeros((3, 18, 3))), "`poses2d` must have the shape (3, 3, 18)"),
+    ("3dpw", "pickle", put(SEQUENCE, "poses2d", 0, value=np.zeros((3, 18, 3))),
+     "`poses2d` must have the shape (3, 3, 18)"),
     ("3dpw", "pickle", put(SEQUENCE, "betas", 0, value=np.ones(4)), "`betas` must have the shape (10,), found (4,)"),
     ("3dpw", "pickle", put(SEQUENCE, "betas", value=[]), "differ in the number of people"),
     ("3dpw", "pickle", put(SEQUENCE, "campose_valid", value=[np.zeros(3)]), "no usable row"),
     ("3dpw", "row", lambda files: files[SEQUENCE]["poses"][0].__setitem__((1, 4), np.nan),
      "person 0, frame 1: `poses` holds NaN"),
-    ("3dpw", "row", lambda files: files[SEQUENCE]["cam_poses"].__setitem__(1, 0), "frame 1: `cam_poses` holds no rotation"),
+    ("3dpw", "row", lambda files: files[SEQUENCE]["cam_poses"].__setitem__(1, 0),
+     "frame 1: `cam_poses` holds no rotation"),
     ("3dpw", "row", lambda files: files[SEQUENCE]["poses2d"][0].__setitem__((1, slice(None), 1), 0), "box has no area"),
     ("3dpw", "row", drop("imageFiles/walk_00/image_00001.jpg"), "frame 1: no image 'walk_00/image_00001.jpg'"),
-    ("3dpw", "drawn", put("imageFiles/walk_00/image_00001.jpg", value=b"\xff\xd8\xff\xe0"), "cannot be read as an image"),
+    ("3dpw", "drawn", put("imageFiles/walk_00/image_00001.jpg", value=b"\xff\xd8\xff\xe0"),
+     "cannot be read as an image"),
     ("rpe", "file", put("refine.json", value=b"[{]"), "refine.json is not valid JSON"),
     ("rpe", "file", put("refine.json", value=b"\xff\xfe"), "refine.json is not valid JSON"),
     ("rpe", "file", put("refine.json", value=b"[" * 100_000), "refine.json is not valid JSON"),
     ("rpe", "file", put("refine.json", value={"a": 1}), "must hold a JSON list, found dict"),
-    ("rpe", "row", put("refine.json", 0, value=3), "refine.json, row 0: must be an object with `ground_truth`, found int"),
+    ("rpe", "row", put("refine.json", 0, value=3),
+     "refine.json, row 0: must be an object with `ground_truth`, found int"),
     ("rpe", "row", drop(*TRUTH), "row 0: `ground_truth` is missing"),
     ("rpe", "row", drop(*TRUTH, "smpl_param", "pose"), "row 0: `pose` is missing"),
-    ("rpe", "row", put(*TRUTH, "smpl_param", "pose", value=[0.0] * 71), "`pose` must have the shape (72,), found (71,)"),
+    ("rpe", "row", put(*TRUTH, "smpl_param", "pose", value=[0.0] * 71),
+     "`pose` must have the shape (72,), found (71,)"),
     ("rpe", "row", put(*TRUTH, "smpl_param", "pose", 3, value=float("nan")), "row 0: `pose` holds NaN"),
     ("rpe", "row", put(*TRUTH, "smpl_param", "pose", 3, value="a"), "row 0: `pose` must be numbers"),
     ("rpe", "row", put(*TRUTH, "smpl_param", "pose", 3, value=[1]), "row 0: `pose` must be numbers"),
@@ -454,15 +473,12 @@ CASES = [
 
 
 @pytest.mark.parametrize("name, kind, change, words", CASES, ids=[f"{c[0]}: {c[3]}" for c in CASES])
-def test_what_is_wrong_is_named_and_stops_or_is_counted_and_left_out(name, kind, change, words, tmp_path, monkeypatch,
-                                                                     capsys):
+def test_what_is_wrong_stops_or_is_counted_and_left_out(name, kind, change, words, tmp_path, monkeypatch, capsys):
     files = FORMATS[name][0]()
     change(files)
 
     def draw(mixture) -> list:
-        assert kind == "drawn" or not isinstance(mixture, Faults)
-        task = mixture.sources[0].tasks[0]
-        return mixture.draw({task: 1.0}, 20, RNG(0))
+        return mixture.draw({mixture.sources[0].tasks[0]: 1.0}, 20, RNG(0))
 
     with pytest.raises(ValueError) as caught:
         draw(read(tmp_path, monkeypatch, name, files))
@@ -495,20 +511,21 @@ def test_when_nothing_is_left_it_is_said(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="images:set.npz,img: every row was left out, .*cannot be read as an image"):
         mixture.draw({"image2pose": 1}, 1, RNG(0))
     with pytest.raises(ValueError, match="no usable row"):
-        read(tmp_path / "b", monkeypatch, "amass", amass() | {"train/s/1.npz": b"", "train/s/2.npz": b""}, skip_bad=True)
+        empty = {"train/s/1.npz": b"", "train/s/2.npz": b""}
+        read(tmp_path / "b", monkeypatch, "amass", amass() | empty, skip_bad=True)
 
 
 @pytest.mark.parametrize("spec", ["", "amass", "amass:", "coco:DIR", "amass:.,.", "images:set.npz", "images:set.npz,",
                                   "amass:.=0", "amass:.=-1", "amass:.=nan", "amass:.=inf", "amass:.=many", ".=1"])
 def test_a_spec_that_cannot_be_read_lists_the_kinds(spec, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="KIND:PATHS=WEIGHT.*amass:DIR, posescript:DIR,AMASS_DIR, images:FILE.npz,IMAGE_DIR"):
+    with pytest.raises(ValueError, match="KIND:PATHS=WEIGHT.*amass:DIR, posescript:DIR,AMASS_DIR, images:FILE.npz,IMA"):
         formats.read_data([spec])
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for spec, folder in (("amass:nowhere", "nowhere"), ("llava:a.json,images", "images"), ("posescript:.,AMASS", "AMASS")):
+    for spec, folder in (("amass:none", "none"), ("llava:a.json,images", "images"), ("posescript:.,AMASS", "AMASS")):
         with pytest.raises(ValueError, match=f"{folder} is not a folder"):
             formats.read_data([spec])
 
@@ -564,6 +581,35 @@ def test_both_losses_take_examples_without_pose_or_statements(tmp_path, monkeypa
     loss, numbers = train_sft.sft_loss(policy, [*talk, *posed])  # only the one with <POSE> counts
     alone = train_sft.sft_loss(policy, [posed[1]])[1]
     assert numbers["pose"] == pytest.approx(alone["pose"], rel=1e-4)
+
+
+def test_the_second_stage_trains_on_the_mix_too(tmp_path, monkeypatch):
+    """Also on captions in which nothing can be measured: they have no reward of statements, and no NaN follows."""
+    torch.manual_seed(0)
+    files = posescript()
+    files[AUTO], files["ps/posescript_human_6293.json"] = {"7": "A fine gesture.", "8": "It waves."}, {}
+    write(tmp_path, spin() | {"talk.json": llava()["set.json"]} | files)
+    monkeypatch.chdir(tmp_path)
+    specs = ["images:set.npz,img", "llava:talk.json,img", "posescript:ps,AMASS"]
+    mixture, rng = formats.read_data(specs), RNG(0)
+    texts = [e.prompt + e.answer for task in train_sft.MIX for e in mixture.draw({task: 1.0}, 10, rng)]
+    policy = PosePolicy(*build_tiny([*texts, captions.POSE_ANSWER * 50]))
+    retriever = Retriever(policy.tokenizer.backend_tokenizer).eval().requires_grad_(False)
+    examples = [*mixture.draw({"text2pose": 1.0}, 2, rng), *mixture.draw({"vqa": 1.0}, 2, rng)]
+    assert not examples[0].statements
+    policy.vlm.get_output_embeddings().register_forward_hook(  # an answer is <POSE> and nothing else
+        lambda module, inputs, logits: logits.index_fill(-1, torch.tensor([policy.pose_id, 2]), 50.0))
+    rollout = policy.sample(policy.encode(examples), 2, 3, generator=torch.Generator().manual_seed(0))
+    text, pose = rewards.score(examples, rollout, retriever)
+    assert pose["statements"].isnan().all()
+    assert pose["semantic"][:2].isfinite().all() and text["text"][2:].isfinite().all()
+    for advantage in hygrpo.advantages(text, pose, rollout.has_pose, rewards.WEIGHTS):
+        assert advantage.isfinite().all()
+    config, rows = train_rft.RFTConfig(rft_steps=6, prompts=3, group_size=2, poses_per_answer=2, eval_every=9), []
+    train_rft.train_rft(policy, mixture, retriever, config, 0, rows.append, lambda policy: {})
+    assert {row["task"] for row in rows[1:]} >= {"text2pose", "vqa"}
+    assert all(math.isfinite(value) for row in rows for key, value in row.items() if key != "task")
+    assert all("statements" not in row for row in rows)
 
 
 def test_sft_trains_on_the_mix(tmp_path, monkeypatch, capsys):

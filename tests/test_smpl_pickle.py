@@ -176,13 +176,15 @@ HARMFUL = {
     "another class of chumpy": (b"cchumpy.ch\nMatVecMult\n.", "chumpy.ch.MatVecMult"),
     "another codec": (b"c_codecs\nencode\n(S'a'\nS'rot13'\ntR.", "text in 'rot13'"),
     "rebuilding another class": (b"ccopy_reg\n_reconstructor\n(I1\nc__builtin__\nobject\nNtR.", "asked to rebuild"),
-    "rebuilding by a function": (b"ccopy_reg\n_reconstructor\n(c_codecs\nencode\nc__builtin__\nobject\nNtR.", "rebuild"),
+    "rebuilding by a function": (b"ccopy_reg\n_reconstructor\n(c_codecs\nencode\nc__builtin__\nobject\nNtR.",
+                                 "asked to rebuild"),
     "a class in place of data": (b"}S'x'\ncnumpy\nndarray\ns.", "holds a type"),
     "a bare object": (b"}S'x'\nc__builtin__\nobject\n)Rs.", "bare object"),
     "a persistent id": (b"Pos.system\n.", "persistent"),
     "a list within itself": (b"}S'x'\n]p1\ng1\nas.", "nested deeper"),
     "a huge array": (b"}S'x'\ncnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n"
-                     b"(L99999999999999L\ntcnumpy\ndtype\n(S'f8'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\nS'abc'\ntbs.", "refused"),
+                     b"(L99999999999999L\ntcnumpy\ndtype\n(S'f8'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntb"
+                     b"I00\nS'abcdefgh'\ntbs.", "cannot reshape array of size 1"),
     "not a dict": (pickle.dumps([1, 2]), "must hold a dict, found list"),
     "half a file": (pickle.dumps({"x": np.zeros(100)})[:-40], "refused as a pickle"),
     "an empty file": (b"", "refused as a pickle"), "text": (b"hello\n", "refused as a pickle")}
