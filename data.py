@@ -33,9 +33,10 @@ def amass_poses(path: str | Path) -> tuple[np.ndarray, int]:
         raise ValueError(f"{path} has no array `poses`; is it an AMASS motion file?")
     if poses.ndim != 2 or poses.shape[1] not in (156, 165) or not len(poses) or poses.dtype.kind != "f":
         raise ValueError(f"{path}: `poses` must be floats (T, 156) or (T, 165), found {poses.dtype} {poses.shape}")
-    wrong = ~(np.abs(poses) < 100).all(1)  # (T,); so is NaN
-    if wrong.any():
-        raise ValueError(f"{path}: `poses` holds NaN or infinity, or no angle in radians, in {wrong.sum()} frames")
+    if not np.isfinite(poses).all():
+        raise ValueError(f"{path}: `poses` holds NaN or infinity in {(~np.isfinite(poses)).any(1).sum()} frames")
+    if np.abs(poses).max() > 100:
+        raise ValueError(f"{path}: `poses` holds {np.abs(poses).max():.3g}, which no angle in radians is")
     rate = arrays.get("mocap_framerate", np.array(12.0))
     if rate.size != 1 or rate.dtype.kind not in "fiu" or not 0 < rate.item() < np.inf:
         raise ValueError(f"{path}: `mocap_framerate` must be one number above 0, found {rate.dtype} {rate.shape}")

@@ -339,12 +339,12 @@ HALF = b"PK\x03\x04half of it"
 CASES = [
     ("amass", "row", put("train/s/1.npz", value=HALF), "1.npz cannot be read as an npz"),
     ("amass", "row", put("train/s/1.npz", value=b""), "1.npz cannot be read as an npz"),
-    ("amass", "row", cell("train/s/1.npz", "poses", (1, 5), np.nan), "no angle in radians, in 1 frames"),
+    ("amass", "row", cell("train/s/1.npz", "poses", (1, 5), np.nan), "`poses` holds NaN or infinity in 1 frames"),
     ("amass", "row", put("train/s/1.npz", "poses", value=np.zeros((3, 72))),
      "(T, 156) or (T, 165), found float64 (3, 72)"),
     ("amass", "row", put("train/s/1.npz", "poses", value=np.zeros((0, 156))), "found float64 (0, 156)"),
-    ("amass", "row", cell("train/s/1.npz", "poses", (1, 5), 1e30), "or no angle in radians"),
-    ("amass", "row", put("train/s/1.npz", "mocap_framerate", value=np.array(0.0)), "`mocap_framerate` must be one number"),
+    ("amass", "row", cell("train/s/1.npz", "poses", (1, 5), 1e30), "`poses` holds 1e+30, which no angle"),
+    ("amass", "row", put("train/s/1.npz", "mocap_framerate", value=np.zeros(())), "`mocap_framerate` must be one"),
     ("amass", "row", put("train/s/1.npz", "mocap_framerate", value=np.ones(2)), "found float64 (2,)"),
     ("amass", "row", drop("train/s/1.npz", "poses"), "has no array `poses`"),
     ("amass", "row", put("train/s/1.npz", "poses", value=np.array([["a"]])), "must be floats"),
@@ -624,7 +624,11 @@ def test_sft_trains_on_the_mix(tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="row 1: img/a/2.png cannot be read"):
         train_sft.main()
     monkeypatch.setattr("sys.argv", [*arguments, "--skip_bad"])
+    seen, loss = [], train_sft.sft_loss
+    monkeypatch.setattr(train_sft, "sft_loss", lambda policy, examples: seen.append(examples) or loss(policy, examples))
+    monkeypatch.setattr(train_sft, "MIX", {"vqa": 1.0, "image2pose": 1.0})
     train_sft.main()
+    assert len(seen) == 3 and not any(e.betas.any() and not (e.betas == 1).all() for batch in seen for e in batch)
     told = capsys.readouterr().out
     assert "img/a/2.png cannot be read" in told and "1 rows of --data were left out in all" in told
     assert (tmp_path / "runs" / "sft" / "pose.json").exists()
