@@ -238,7 +238,7 @@ def read_images(split: str, faults: Faults, file: str, root: str) -> list[Row]:
         pose = _numbers(_get(arrays, key, np.ndarray), key, N, 165 if arrays[key].shape[1:] == (165,) else 72)
         betas = _numbers(_get(arrays, shape, np.ndarray), shape, N, None)[:, :10]
         center, scale = _numbers(_get(arrays, "center", np.ndarray), "center", N, 2), _get(arrays, "scale", np.ndarray)
-        scale = _numbers(scale[:, None] if scale.ndim == 1 else scale, "scale", N, None).max(1) * pixels
+        scale = _numbers(scale[:, None] if scale.ndim == 1 else scale, "scale", N, None).max(1).astype(float) * pixels
         valid = _numbers(arrays[has], has, N) if has in arrays else np.ones(N)
         rotmats = _rotmats(pose, 180.0)
     for i in np.flatnonzero(valid):

@@ -280,6 +280,14 @@ def test_the_heading_is_removed_where_there_is_no_picture(tmp_path, monkeypatch)
     assert all(torch.allclose(row.rotmats[0], torch.eye(3), atol=1e-5) for row in source.rows)
 
 
+@pytest.mark.parametrize("text, mirrored", [
+    ("Left hand up, RIGHT foot down", "Right hand up, LEFT foot down"), ("bent at a right angle", "bent at a right angle"),
+    ("a right-angle to the left", "a right-angle to the right"), ("leaning leftwards", "leaning rightwards"),
+    ("the rightmost, right-handed", "the leftmost, left-handed"), ("bright and deftly", "bright and deftly")])
+def test_words_of_people_are_mirrored(text, mirrored):
+    assert captions.swap_sides(text) == mirrored and captions.swap_sides(mirrored) == text
+
+
 # ---------------------------------------------------------------- pictures
 
 def test_a_box_is_cut_out_padded_with_black_and_resized(tmp_path):
