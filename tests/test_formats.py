@@ -281,7 +281,8 @@ def test_the_heading_is_removed_where_there_is_no_picture(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("text, mirrored", [
-    ("Left hand up, RIGHT foot down", "Right hand up, LEFT foot down"), ("bent at a right angle", "bent at a right angle"),
+    ("Left hand up, RIGHT foot down", "Right hand up, LEFT foot down"),
+    ("bent at a right angle", "bent at a right angle"),
     ("a right-angle to the left", "a right-angle to the right"), ("leaning leftwards", "leaning rightwards"),
     ("the rightmost, right-handed", "the leftmost, left-handed"), ("bright and deftly", "bright and deftly")])
 def test_words_of_people_are_mirrored(text, mirrored):
