@@ -8,12 +8,13 @@ Read next: captions.py, which puts a pose into words.
 """
 
 import functools
-from pathlib import Path
 
 import numpy as np
 import smplx
 import torch
 from torch import Tensor
+
+import smpl_pickle
 
 JOINT_NAMES = (
     "pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2", "left_ankle", "right_ankle",
@@ -171,7 +172,7 @@ def _field(points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _stand_in_arrays() -> dict[str, np.ndarray]:
-    """SMPL's arrays, as load_body lists them, of the body made of cones; no posedirs: its joints hardly shrink."""
+    """SMPL's arrays, as smpl_pickle.read_smpl lists them, for the body made of cones."""
     # Surface nets (Gibson 1998): a vertex in every grid cell, a quad around every grid edge that the surface crosses.
     x, y, z = (torch.cat([torch.arange(a, b, step) for (a, step), (b, _) in zip(s, s[1:])]) for s in _GRID)
     planes = torch.cat([-x.flip(0), x]), y, z  # none at x = 0, so that the midline gets vertices of its own
@@ -227,28 +228,15 @@ def _stand_in_arrays() -> dict[str, np.ndarray]:
 
 @functools.lru_cache
 def load_body(path: str | None = None) -> smplx.SMPL:
-    """SMPL (Loper et al. 2015) from an .npz of its arrays, or without a path the built-in body in its place.
+    """SMPL (Loper et al. 2015) from its official pickle, an .npz of its arrays or a folder of either, as
+    `smpl_pickle.read_smpl` finds and checks them; without a path the built-in body in its place.
 
-    The arrays: v_template (V, 3), shapedirs (V, 3, 10 or more), posedirs (V, 3, 207), J_regressor (24, V),
-    kintree_table (2, 24), weights (V, 24), f (F, 3). Raises FileNotFoundError, or ValueError for any other file."""
-    if path is None:
-        arrays = _stand_in_arrays()
-    else:
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
-            V, F = len(arrays["v_template"]), len(arrays["f"])
-            for name, shape in {"v_template": (V, 3), "shapedirs": (V, 3, 10), "posedirs": (V, 3, 207), "f": (F, 3),
-                                "J_regressor": (24, V), "weights": (V, 24), "kintree_table": (2, 24)}.items():
-                found = arrays[name][..., :shape[-1]]
-                if found.shape != shape or not (np.abs(found) < 1e10).all():  # false for NaN
-                    raise ValueError(f"{name} must be a finite array {shape}, found {found.shape}")
-            if tuple(arrays["kintree_table"][0, 1:]) != PARENTS[1:] or {*arrays["f"].flat} - {*range(V)}:
-                raise ValueError("kintree_table is not SMPL's, or f names vertices that are not there")
-        except Exception as error:  # zipfile, zlib and numpy each raise their own
-            kind = ValueError if Path(path).exists() else FileNotFoundError
-            raise kind(f"{path} cannot be read as an .npz of SMPL's arrays: {error!r}") from error
-    # smplx warns unless there are 300 shape coefficients. The points it reads off the skin are not used: any will do.
+    SMPL's own rest pose stands in this project's frame. Raises FileNotFoundError, or ValueError for any other file."""
+    arrays = _stand_in_arrays() if path is None else smpl_pickle.read_smpl(path)
+    if tuple(arrays["kintree_table"][0, 1:]) != PARENTS[1:]:
+        raise ValueError(f"{path}: kintree_table is not that of SMPL's 24 joints")
+    # smplx takes 10 shape coefficients, but prints a warning unless there are 300. The points it reads off the skin
+    # (nose, toes, finger tips) are not used here, so any vertex will do.
     arrays["shapedirs"] = np.pad(arrays["shapedirs"][..., :10], ((0, 0), (0, 0), (0, 290)))
     return smplx.SMPL(model_path="", data_struct=smplx.utils.Struct(**arrays), create_transl=False,
                       vertex_ids=dict.fromkeys(smplx.vertex_ids.vertex_ids["smplh"], 0)).requires_grad_(False)

@@ -125,8 +125,11 @@ def measure(joints: Tensor, global_rotmats: Tensor) -> Tensor:
 
 
 def swap_sides(text: str) -> str:
-    """The text with left and right exchanged: what it says of the mirrored pose."""
-    return re.sub(r"\b(left|right)\b", lambda match: {"left": "right", "right": "left"}[match[0]], text)
+    """The text with left and right exchanged: what it says of the mirrored pose. A right angle stays one."""
+    other = {case(word): case(twin) for word, twin in (("left", "right"), ("right", "left"))
+             for case in (str.lower, str.title, str.upper)}
+    return re.sub(r"\b(?!right[ -]angle)(left|right)(?=\b|wards?\b|most\b|hand)", lambda match: other.get(
+        match[0], match[0]), text, flags=re.IGNORECASE)
 
 
 _REST = _named_measurements(*forward_kinematics(torch.eye(3).expand(24, 3, 3)))

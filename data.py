@@ -20,13 +20,9 @@ from poses import sample_poses, turn
 
 # ---------------------------------------------------------------- poses from motion capture
 
-def read_amass(path: str | Path) -> Tensor:
-    """Poses (T, 24, 3, 3) of an AMASS file, turned from AMASS's z-up world into ours; about 12 frames a second.
-
-    `poses` (T, 156 or 165) holds axis-angles: the root, 21 body joints, then fingers or face, which SMPL does not have:
-    its joints 22 and 23 stay at the identity. A file with `frame_idx` was thinned before and is kept whole. Every
-    fault of the file raises a ValueError that names it.
-    """
+def amass_poses(path: str | Path) -> tuple[np.ndarray, int]:
+    """The axis-angles (T, 156 or 165) of an AMASS file, as they are, and the step that leaves about 12 a second (1 in a
+    file with `frame_idx`, which was thinned before). Every fault of the file raises a ValueError that names it."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in ("poses", "mocap_framerate", "frame_idx") if key in file}
@@ -37,18 +33,30 @@ def read_amass(path: str | Path) -> Tensor:
         raise ValueError(f"{path} has no array `poses`; is it an AMASS motion file?")
     if poses.ndim != 2 or poses.shape[1] not in (156, 165) or not len(poses) or poses.dtype.kind != "f":
         raise ValueError(f"{path}: `poses` must be floats (T, 156) or (T, 165), found {poses.dtype} {poses.shape}")
-    wrong = ~(np.abs(poses) < 1e3).all(1)  # (T,), a whole turn is 6.3
-    if wrong.any():
-        raise ValueError(f"{path}: `poses` holds NaN or infinity in {wrong.sum()} frames, or angles of 1,000 and more")
-    rate = np.asarray(arrays.get("mocap_framerate", 12))
-    if rate.size != 1 or rate.dtype.kind not in "iuf" or not 0 < rate.item() < 1e6:
-        raise ValueError(f"{path}: `mocap_framerate` must be one number, frames a second, not {rate!r:.80}")
-    step = 1 if "frame_idx" in arrays else max(1, round(rate.item() / 12))
-    rotmats = torch.eye(3).repeat(len(poses[::step]), 24, 1, 1)
-    axis_angle = torch.from_numpy(poses[::step, :66].astype(np.float32)).unflatten(1, (22, 3))
+    if not np.isfinite(poses).all():
+        raise ValueError(f"{path}: `poses` holds NaN or infinity in {(~np.isfinite(poses)).any(1).sum()} frames")
+    if np.abs(poses).max() > 100:
+        raise ValueError(f"{path}: `poses` holds {np.abs(poses).max():.3g}, which no angle in radians is")
+    rate = arrays.get("mocap_framerate", np.array(12.0))
+    if rate.size != 1 or rate.dtype.kind not in "fiu" or not 0 < rate.item() < np.inf:
+        raise ValueError(f"{path}: `mocap_framerate` must be one number above 0, found {rate.dtype} {rate.shape}")
+    return poses, 1 if "frame_idx" in arrays else max(1, round(rate.item() / 12))
+
+
+def amass_rotmats(poses: np.ndarray) -> Tensor:
+    """Poses (T, 24, 3, 3), turned from AMASS's z-up world into ours, of its axis-angles: the root, 21 body joints, then
+    fingers or face, which SMPL does not have: its joints 22 and 23 stay at the identity."""
+    rotmats = torch.eye(3).repeat(len(poses), 24, 1, 1)
+    axis_angle = torch.from_numpy(poses[:, :66].astype(np.float32)).unflatten(1, (22, 3))
     rotmats[:, :22] = body.axis_angle_to_matrix(axis_angle)
     rotmats[:, 0] = turn(0, torch.tensor(-90.0)) @ rotmats[:, 0]
     return rotmats
+
+
+def read_amass(path: str | Path) -> Tensor:
+    """Poses (T, 24, 3, 3) of an AMASS file in our frame, about 12 a second; see `amass_poses`, `amass_rotmats`."""
+    poses, step = amass_poses(path)
+    return amass_rotmats(poses[::step])
 
 
 def amass_files(folder: str | Path, split: str) -> list[Path]:
@@ -234,8 +242,11 @@ def make_example(split: Split, task: str, index: int, rng: np.random.Generator) 
 def draw_batch(split: Split, tasks: dict[str, float], batch_size: int, rng: np.random.Generator) -> list[Example]:
     """Examples of random poses, all of one task, drawn with the given odds, e.g. {"text2pose": 2, "vqa": 1}.
 
-    A batch is padded to its longest prompt and answer, and those of one task are of like length.
+    A batch is padded to its longest prompt and answer, and those of one task are of like length. Of real data a
+    mixture.Mixture takes the place of the split.
     """
+    if not isinstance(split, Split):
+        return split.draw(tasks, batch_size, rng)
     odds = np.array(list(tasks.values())) / sum(tasks.values())
     task = str(rng.choice(list(tasks), p=odds))
     return [make_example(split, task, int(i), rng) for i in rng.integers(len(split.rotmats), size=batch_size)]

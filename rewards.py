@@ -172,7 +172,8 @@ def broken(examples: Sequence, rollout, text: dict[str, Tensor], pose: dict[str,
     """The names of those rewards that are not finite where their task has them (and the answer has a pose)."""
     found = []
     for name, reward in (text | pose).items():
-        has = torch.tensor([e.task in TASKS[name] for e in examples], device=reward.device)  # (B,)
+        has = torch.tensor([e.task in TASKS[name] and (name != "statements" or len(e.statements) > 0) for e in examples],
+                           device=reward.device)  # (B,)
         if not reward[rollout.has_pose & has[:, None] if reward.dim() == 3 else has].isfinite().all():
             found.append(name)
     return found
@@ -226,5 +227,6 @@ def score(examples: Sequence, rollout, retriever: Retriever) -> tuple[dict[str, 
                 row[list(examples[i].statements)] = 1.0
             held = captions.holds(joints, orientations).float()  # (n, G, K, S)
             held = torch.einsum("ngks,ns->ngk", held, made)
-            pose["statements"][told] = held / made.sum(-1).clamp_min(1)[:, None, None]
+            # A caption from outside may say nothing that can be measured: 0 / 0 is NaN, no reward.
+            pose["statements"][told] = held / made.sum(-1)[:, None, None]
     return text, pose

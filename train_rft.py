@@ -243,7 +243,7 @@ def main() -> None:
                                             world.seed)
     validate = lambda policy: quick(policy, splits["val"], retrievers["judge"], body, world.seed)
     if not (out / "rft").exists():
-        rows = train_rft(policy, splits["train"], retrievers["reward"], config, world.seed,
+        rows = train_rft(policy, splits.get("data", splits["train"]), retrievers["reward"], config, world.seed,
                          validate if is_first() else lambda policy: {}, out)
         if is_first():
             pictures.curves(out / "curves.png", rows)

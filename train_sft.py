@@ -28,7 +28,9 @@ from captions import STATEMENTS
 from checkpoint import TrainingState, write_whole
 from data import Example, Split, corpus, draw_batch, load_splits
 from distributed import add_gradients, is_first, own_parts, start, total, wait
+from formats import read_data
 from hygrpo import gaussian_log_prob_terms
+from mixture import Mixture
 from model import PosePolicy, pick_device, run
 from tiny import build_tiny
 
@@ -40,6 +42,9 @@ MIX = {"text2pose": 0.25, "image2pose": 0.25, "image2text": 0.05, "vqa": 0.45}
 @dataclass
 class WorldConfig:
     poses: str | None = field(default=None, metadata={"help": "folder of AMASS npz files; default: the built-in poses"})
+    data: list[str] | None = field(default=None, metadata={
+        "help": "real data to train on, each KIND:PATHS=WEIGHT, see formats.py; default: the poses, with pictures"})
+    skip_bad: bool = field(default=False, metadata={"help": "leave out what is wrong in --data instead of stopping"})
     out: str = field(default="runs", metadata={"help": "folder for all that is made"})
     seed: int = field(default=0, metadata={"help": "seed of data, initialisation, batches and samples"})
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
@@ -135,7 +140,8 @@ def sft_loss(policy: PosePolicy, examples: Sequence[Example],
     token_count, pose_count = counts or count_answers(policy, tokens, mask)
     text = -(scores.log_prob * mask).sum() / token_count
     has_pose = (tokens == policy.pose_id).any(-1)[:, 0]  # (B,)
-    true = matrix_to_rot6d(torch.stack([e.rotmats for e in examples])).flatten(1).to(policy.device)  # (B, 144)
+    rotmats = [torch.eye(3).expand(24, 3, 3) if e.rotmats is None else e.rotmats for e in examples]  # eye: not used
+    true = matrix_to_rot6d(torch.stack(rotmats)).flatten(1).to(policy.device)  # (B, 144)
     terms = gaussian_log_prob_terms(scores.pose, true[:, None])[:, 0]  # (B, 144)
     weight = scores.pose.stddev.detach()[:, 0] ** (2 * BETA_NLL)
     pose = -(weight * terms).mean(-1).masked_fill(~has_pose, 0.0).sum() / max(1, pose_count)
@@ -148,7 +154,8 @@ def count_answers(policy: PosePolicy, tokens: Tensor, mask: Tensor) -> tuple[int
     return int(mask.sum()), int((tokens == policy.pose_id).any(-1).sum())
 
 
-def train_sft(policy: PosePolicy, split: Split, config: SFTConfig, seed: int, kept: Path | None = None) -> None:
+def train_sft(policy: PosePolicy, split: Split | Mixture, config: SFTConfig, seed: int,
+              kept: Path | None = None) -> None:
     """Teach the policy in place on fresh words for the poses of `split`. kept: file to go on from when it is there."""
     rng = np.random.default_rng([seed, 10])
     parameters = [p for p in policy.parameters() if p.requires_grad]
@@ -190,25 +197,31 @@ def check_folder(folder: Path, name: str, settings: dict) -> None:
                              f"with --out, or delete this one")
 
 
-def load_or_train_sft(world: WorldConfig, config: SFTConfig, splits: dict[str, Split]) -> PosePolicy:
+def load_or_train_sft(world: WorldConfig, config: SFTConfig, splits: dict[str, Split | Mixture]) -> PosePolicy:
     """The SFT policy in `world.out`/sft, trained first where it is missing, with its encoders in `world.out`/encoders.
 
     It is read from there even when it was just written: a run that goes on later is the same run."""
     out, device, features = Path(world.out), pick_device(world.device), {}
     settings = asdict(world) | asdict(config)
     if is_first():
-        check_folder(out, "sft_config.json", {k: v for k, v in settings.items() if k not in ("out", "device")})
+        noted = {name: value for name, value in settings.items() if name not in ("out", "device", "skip_bad")}
+        check_folder(out, "sft_config.json", noted)
     if not (out / "sft").exists():
         if is_first() and not (out / "encoders").exists():
             torch.manual_seed(world.seed)
-            texts = corpus(splits["train"], 1000, np.random.default_rng([world.seed, 11]))
+            texts = corpus(splits["train"], 1000, rng := np.random.default_rng([world.seed, 11]))
+            if "data" in splits:  # its words, too, shall not be spelled letter by letter
+                texts += [text for _ in range(50) for e in splits["data"].draw(MIX, 20, rng)
+                          for text in (e.prompt, e.answer)]
             policy = PosePolicy(*build_tiny(texts), config.covariance).to(device)
             train_encoders(policy, splits["train"], config.encoder_steps, world.seed, kept=out / "encoders.state")
             policy.save_pretrained(out / "encoders")
         wait()
         policy = PosePolicy.from_pretrained(out / "encoders").to(device)
-        train_sft(policy, splits["train"], config, world.seed, kept=out / "sft.state")
+        train_sft(policy, splits.get("data", splits["train"]), config, world.seed, kept=out / "sft.state")
         if is_first():
+            if "data" in splits and splits["data"].faults.count:
+                print(f"{splits['data'].faults.count} rows of --data were left out in all")
             policy.save_pretrained(out / "sft")
             for name in ("encoders.state", "sft.state"):
                 (out / name).unlink(missing_ok=True)
@@ -219,10 +232,12 @@ def load_or_train_sft(world: WorldConfig, config: SFTConfig, splits: dict[str, S
     return policy
 
 
-def load_world(world: WorldConfig) -> dict[str, Split]:
-    """The three splits that a configuration asks for."""
+def load_world(world: WorldConfig) -> dict[str, Split | Mixture]:
+    """The three splits that a configuration asks for and, with --data, what the policy is to be trained on as `data`.
+    The image encoders are still made from the train split, and val and test still judge."""
     counts = {"train": world.train_poses, "val": world.eval_poses, "test": world.eval_poses}
-    return load_splits(world.poses, counts, world.seed)
+    real = {"data": read_data(world.data, skip_bad=world.skip_bad)} if world.data else {}  # first: faults show at once
+    return load_splits(world.poses, counts, world.seed) | real
 
 
 def main() -> None:

@@ -183,7 +183,7 @@ def test_load_body_from_a_file(body, tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match="npz"):
         bd.load_body(str(tmp_path / "absent.npz"))
     (tmp_path / "SMPL_NEUTRAL.pkl").write_bytes(b"\x80\x02}q\x00.")
-    with pytest.raises(ValueError, match="npz"):
+    with pytest.raises(ValueError, match="v_template"):
         bd.load_body(str(tmp_path / "SMPL_NEUTRAL.pkl"))
     np.savez(tmp_path / "bad.npz", **arrays | {"weights": arrays["weights"][:, :22]})
     with pytest.raises(ValueError, match="weights"):

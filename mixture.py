@@ -1,0 +1,145 @@
+"""Rows of real data as examples: a checked annotation, its picture cut out, its words, batches from several sources.
+
+formats.py makes `Row`s of files. A `Source` makes a row an `Example`, and only then opens its picture; a `Mixture`
+draws batches of one task from several sources. What is wrong with a row is one sentence that names file and row; with
+`skip_bad` the row is left out instead, and counted.
+Read next: formats.py.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import body
+import captions
+from data import INSTRUCTIONS, Example, Split, make_example
+
+
+@dataclass
+class Row:
+    """One annotation. What a file does not tell is empty."""
+
+    where: str  # file and row, for those who must mend it
+    rotmats: Tensor | None = None  # (24, 3, 3), as the camera sees it; without an image the heading is removed
+    betas: Tensor = torch.zeros(10)  # (10,)
+    image: Path | None = None
+    box: tuple[float, float, float] | None = None  # the person's square: centre x, y and side, pixels; None: all of it
+    captions: tuple[str, ...] = ()
+    turns: tuple[tuple[str, str], ...] = ()  # prompts, each with its answer
+    holds: np.ndarray | None = None  # (S,) bool, where there are no words but those that the pose itself gives
+
+
+class Faults:
+    """What was wrong with rows: the first fault stops, or with skip_bad each is counted and its row left out."""
+
+    def __init__(self, skip_bad: bool = False):
+        self.skip_bad, self.count, self.first = skip_bad, 0, ""
+
+    @contextmanager
+    def at(self, where: str | Path) -> Iterator[None]:
+        """Put `where` before the sentence of a ValueError raised inside; with skip_bad go on behind the block."""
+        try:
+            yield
+        except (ValueError, FileNotFoundError) as error:
+            sentence = str(error) if str(error).startswith(str(where)) else f"{where}: {error}"
+            if not self.skip_bad:
+                raise ValueError(sentence) from None
+            self.count, self.first = self.count + 1, self.first or sentence
+
+
+# ---------------------------------------------------------------- rows to examples
+
+def picture(path: Path, box: tuple[float, float, float] | None, size: int) -> np.ndarray:
+    """The square of an image, black where it leaves the image: uint8 (size, size, 3). Without a box all of it."""
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except Exception as error:  # pillow's decoders each raise their own
+        raise ValueError(f"{path} cannot be read as an image: {error}") from None
+    x, y, side = box or (image.width / 2, image.height / 2, max(image.size))
+    left, top, side = round(x - side / 2), round(y - side / 2), round(side)
+    if left >= image.width or top >= image.height or left + side <= 0 or top + side <= 0:
+        raise ValueError(f"the person's box lies outside of {path}, {image.width} x {image.height}")
+    if side > 4 * max(image.size):
+        raise ValueError(f"the person's box, {side} pixels, is far larger than {path}; is `scale` of another unit?")
+    crop = image.crop((left, top, left + side, top + side))
+    return np.array(crop.resize((size, size), Image.Resampling.BILINEAR))
+
+
+@dataclass
+class Source:
+    """Rows of one file or folder, and the tasks they can be examples of."""
+
+    name: str
+    rows: list[Row]
+    tasks: tuple[str, ...]
+    image_size: int
+    flips: bool  # show every other example in a mirror: picture, pose and words
+
+    def __post_init__(self):
+        speechless = [row for row in self.rows if not row.captions and not row.turns]
+        for start in range(0, len(speechless), 1000):  # many at once: one at a time takes longer than a training step
+            rows = speechless[start:start + 1000]
+            for row, holds in zip(rows, captions.pose_holds(torch.stack([row.rotmats for row in rows])).numpy()):
+                row.holds = holds
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def example(self, index: int, task: str, rng: np.random.Generator) -> Example:
+        """The row as an example of one of `tasks`, with words drawn afresh. A picture at fault is a ValueError."""
+        row, flip = self.rows[index], self.flips and rng.random() < .5
+        image = None if row.image is None else picture(row.image, row.box, self.image_size)
+        rotmats, say = row.rotmats, captions.swap_sides if flip else str
+        if flip:
+            image = None if image is None else np.ascontiguousarray(image[:, ::-1])
+            rotmats = None if rotmats is None else body.mirror(rotmats)
+        if row.turns:
+            prompt, answer = map(say, row.turns[rng.integers(len(row.turns))])
+            return Example(task, prompt, answer, image, rotmats, row.betas, "", ())
+        if row.captions:
+            caption = say(row.captions[rng.integers(len(row.captions))])
+            prompt = str(rng.choice(INSTRUCTIONS[task])).format(caption)
+            return Example(task, prompt, captions.POSE_ANSWER, image, rotmats, row.betas, caption,
+                           captions.parse(caption))
+        holds = row.holds[None, list(captions.MIRRORED_STATEMENT)] if flip else row.holds[None]  # (1, S)
+        pictures = None if image is None else image[None]
+        return make_example(Split(rotmats[None], holds, rotmats[None], holds, row.betas[None], pictures), task, 0, rng)
+
+
+@dataclass
+class Mixture:
+    """Sources to draw from; data.draw_batch and so both trainings take it in place of a `Split`."""
+
+    sources: list[Source]
+    weights: list[float]  # of how many examples to come from each source
+    faults: Faults  # counts what was left out; its `first` is the first found when drawn
+
+    def draw(self, tasks: dict[str, float], batch_size: int, rng: np.random.Generator) -> list[Example]:
+        """Examples all of one task. A source has its weight's share of all examples and gives its own tasks with the
+        given odds. A row with a bad picture is, with skip_bad, counted and replaced by another."""
+        odds = np.array([[odds * (task in source.tasks) for task, odds in tasks.items()] for source in self.sources])
+        odds = odds / np.where(odds.sum(1, keepdims=True) > 0, odds.sum(1, keepdims=True), 1)  # (sources, tasks)
+        odds = odds * np.array(self.weights)[:, None]
+        if not odds.any():
+            raise ValueError(f"none of --data has examples of {' or '.join(tasks)}: "
+                             + ", ".join(f"{source.name} has {' and '.join(source.tasks)}" for source in self.sources))
+        column = rng.choice(len(tasks), p=odds.sum(0) / odds.sum())
+        picked = rng.choice(len(self.sources), batch_size, p=odds[:, column] / odds[:, column].sum())
+        return [self._one(self.sources[i], list(tasks)[column], rng) for i in picked]
+
+    def _one(self, source: Source, task: str, rng: np.random.Generator) -> Example:
+        while source.rows:
+            index, known = int(rng.integers(len(source))), self.faults.first
+            with self.faults.at(source.rows[index].where):
+                return source.example(index, task, rng)
+            del source.rows[index]
+            if not known:
+                print(f"left out, as will be whatever else is found bad when drawn: {self.faults.first}")
+        raise ValueError(f"{source.name}: every row was left out, the first because of {self.faults.first}")
