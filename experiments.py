@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 import evaluate
 from body import load_body, remove_heading
 from data import Split, corpus
-from model import PosePolicy, pick_device, run
+from model import PoseHead, PosePolicy, pick_device, run
 from tiny import PoseEncoder, build_tiny
 from train_rft import RFTConfig, load_or_train_retrievers, quick, train_rft
 from train_sft import SFTConfig, WorldConfig, check_folder, load_world, train_encoders, train_sft
@@ -57,6 +57,8 @@ ARMS = {
        for ratio in ("joint", "per_joint", "mean")},
     **{f"divided by {what}": ("gaussian", {"normalize": what}) for what in ("batch", "none")},
     "sigma frozen": ("gaussian", {"sigma": "frozen"}),
+    "lowrank": ("lowrank", None), "lowrank, hygrpo": ("lowrank", {}),
+    "full": ("full", None), "full, hygrpo": ("full", {}),
 }
 
 # For --stability: ten times the steps of `python train_rft.py`, and what needs far fewer to collapse.
@@ -104,6 +106,9 @@ CLAIMS = {
           for measure in ("statements", "MPJPE, mm")),
         ("hygrpo", "sigma frozen", "statements", ">"), ("hygrpo", "sigma frozen", "MPJPE, mm", ">"),
         ("sigma frozen", "hygrpo", "diversity, mm", ">")]),
+    10: ("(ours) Correlations between joints, in a low-rank or a full covariance, make better poses", [
+        *((f"{kind}, hygrpo", "hygrpo", measure, ">") for kind in ("lowrank", "full")
+          for measure in ("statements", "MPJPE, mm", "MPJPE sampled, mm", "diversity, mm"))]),
 }
 
 
@@ -159,12 +164,15 @@ class Seed:
         return PosePolicy.from_pretrained(folder).to(self.device)
 
     def start(self, name: str) -> PosePolicy:
-        """The SFT policy called `gaussian`, `deterministic` (sigma is the floor) or `no pose encoder`."""
+        """The SFT policy called `gaussian`, `lowrank`, `full`, `deterministic` (sigma is the floor) or `no pose encoder`."""
         folder = self.folder / f"start, {name}"
         if not folder.exists():
             policy = self.encoders()
             if name == "no pose encoder":
                 policy.pose_encoder = PoseEncoder(tokens=0).eval().requires_grad_(False).to(self.device)
+            if name in ("lowrank", "full"):
+                torch.manual_seed(self.seed)
+                policy.pose_head = PoseHead(policy.pose_projector[1].out_features, name).to(self.device)
             if name == "deterministic":
                 policy.pose_head.sigma.requires_grad_(False).bias.fill_(-50.0)  # softplus leaves nothing of it
             began = time.time()

@@ -172,8 +172,9 @@ def read_smpl(path: str | Path) -> dict[str, np.ndarray]:
     for name, shape in {"v_template": (V, 3), "shapedirs": (V, 3, 10), "posedirs": (V, 3, 207), "f": (F, 3),
                         "J_regressor": (24, V), "weights": (V, 24), "kintree_table": (2, 24)}.items():
         array = np.asarray(found.get(name, ()))
-        array = array[..., :10] if name == "shapedirs" else array
-        if array.shape != shape or array.dtype.kind not in "fiu" or not array.size or not np.isfinite(array).all():
+        array = array[..., :10] if name == "shapedirs" and array.ndim else array
+        sound = array.shape == shape and array.dtype.kind in "fiu" and array.size and (np.abs(array) < 1e10).all()
+        if not sound:  # NaN is not less than anything
             raise ValueError(f"{path}: {name} must be a finite array {shape}, found {array.dtype} {array.shape}; "
                              "is this SMPL?")
         arrays[name] = array

@@ -608,14 +608,14 @@ def test_the_second_stage_trains_on_the_mix_too(tmp_path, monkeypatch):
     assert not examples[0].statements
     policy.vlm.get_output_embeddings().register_forward_hook(  # an answer is <POSE> and nothing else
         lambda module, inputs, logits: logits.index_fill(-1, torch.tensor([policy.pose_id, 2]), 50.0))
-    rollout = policy.sample(policy.encode(examples), 2, 3, generator=torch.Generator().manual_seed(0))
+    rollout = policy.sample(policy.encode(examples), 2, 3, seeds=range(len(examples)))
     text, pose = rewards.score(examples, rollout, retriever)
     assert pose["statements"].isnan().all()
     assert pose["semantic"][:2].isfinite().all() and text["text"][2:].isfinite().all()
     for advantage in hygrpo.advantages(text, pose, rollout.has_pose, rewards.WEIGHTS):
         assert advantage.isfinite().all()
-    config, rows = train_rft.RFTConfig(rft_steps=6, prompts=3, group_size=2, poses_per_answer=2, eval_every=9), []
-    train_rft.train_rft(policy, mixture, retriever, config, 0, rows.append, lambda policy: {})
+    config = train_rft.RFTConfig(rft_steps=6, prompts=3, group_size=2, poses_per_answer=2, eval_every=9)
+    rows = train_rft.train_rft(policy, mixture, retriever, config, 0, lambda policy: {})
     assert {row["task"] for row in rows[1:]} >= {"text2pose", "vqa"}
     assert all(math.isfinite(value) for row in rows for key, value in row.items() if key != "task")
     assert all("statements" not in row for row in rows)
@@ -634,7 +634,8 @@ def test_sft_trains_on_the_mix(tmp_path, monkeypatch, capsys):
         train_sft.main()
     monkeypatch.setattr("sys.argv", [*arguments, "--skip_bad"])
     seen, loss = [], train_sft.sft_loss
-    monkeypatch.setattr(train_sft, "sft_loss", lambda policy, examples: seen.append(examples) or loss(policy, examples))
+    monkeypatch.setattr(train_sft, "sft_loss", lambda policy, examples, counts: seen.append(examples) or loss(
+        policy, examples, counts))
     monkeypatch.setattr(train_sft, "MIX", {"vqa": 1.0, "image2pose": 1.0})
     train_sft.main()
     assert len(seen) == 3 and not any(e.betas.any() and not (e.betas == 1).all() for batch in seen for e in batch)
