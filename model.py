@@ -5,43 +5,54 @@ An image enters twice: through the VLM's own vision tower and through a *pose-aw
 regression, whose projected features follow the image's tokens. Both are frozen, so each image is encoded once and kept.
 A prompt is run once for all the answers of its group: they follow it side by side in one row, blind to each other.
 
+    python model.py runs/rft merged      writes the adapter of a policy into the weights of its VLM
 Departures from the paper: the VLM's own projector is aligned before SFT and frozen with the tower, so that an image is
-one cached tensor; the language model of `tiny` (tiny.py) is trained whole where the paper uses LoRA.
+one cached tensor; the language model of `tiny` (tiny.py) is trained whole where the paper, and any other VLM here
+(pretrained.py), uses LoRA.
 Read next: hygrpo.py for what is done with `log_prob`, train_sft.py for how a policy is taught.
 """
 
+import copy
 import hashlib
 import json
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from torch.distributions import Distribution
 
-from body import matrix_to_rot6d
 from captions import POSE_TOKEN
-from tiny import PoseEncoder
+from encoders import build_pose_encoder
+from pose_head import POSE_DIM, PoseHead, draw_poses, draw_tokens
+from pretrained import POSE_FEATURE_TOKEN, add_pose_tokens, load_vlm, read_adapter
+from scripts import pick_device, run
 
-POSE_DIM = 144  # 24 joints x 6 numbers of rotation
-POSE_FEATURE_TOKEN = "<pose_feature>"  # holds the place of one feature of the pose-aware encoder
 WORDS = "(the prompt)"  # holds the place of a prompt while its chat template is filled
+KEPT_BYTES = 1 << 30  # of features of images; when there are more, those first seen are forgotten
 
 
 class Prompt(NamedTuple):
     """Prompts as the frozen parts leave them: no taught parameter is in it, so policy and reference share it."""
     ids: Tensor  # (B, P) tokens, left-padded
     mask: Tensor  # (B, P), 1 where not padding
+    positions: Tensor  # (B, P), or (3, B, P) where a VLM counts time, rows and columns of an image apart
     vlm_features: Tensor  # (n, H), in the order of the image tokens in ids
     pose_features: Tensor  # (m, width), in the order of the pose-feature tokens in ids
+
+
+class Picture(NamedTuple):
+    """An image as the frozen encoders see it."""
+    ids: list[int]  # its tokens, as the processor writes them
+    vlm: Tensor  # (n, H), in the place of its image tokens
+    pose: Tensor  # (tokens, width), after them
+    grid: Tensor | None  # (3,) patches in time, rows and columns, where the VLM's positions need them
 
 
 class Rollout(NamedTuple):
@@ -59,102 +70,31 @@ class Scores(NamedTuple):
     pose: Distribution  # batch (B, G), event (144,): at the first <POSE> (meaningless where there is none)
 
 
-def pick_device(name: str | None = None) -> torch.device:
-    """`name`, or the best device there is. ValueError for one that is not there."""
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.zeros(1, device=name or best).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} is not available here ({reason}); try --device {best}") from error
-
-
-def run(main: Callable[[], None]) -> None:
-    """Run a script: transformers keeps quiet, and what the user can mend ends in one sentence, not in a traceback."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
-
-
-# ---------------------------------------------------------------- the Gaussian pose head (eq. 2)
-
-class PoseHead(nn.Module):
-    """Hidden state (..., H) to a Gaussian over the 144 numbers of a pose (Pose-RFT eq. 2), always in float32.
-
-    covariance: `diag`, `lowrank` (diagonal plus `rank` shared directions) or `full` (Cholesky factor). The diagonal
-    never falls below `sigma_floor`: without one reinforcement narrows the Gaussian until nothing is tried any more.
-    """
-
-    def __init__(self, hidden_size: int, covariance: str = "diag", rank: int = 8, sigma_floor: float = 0.02):
-        super().__init__()
-        sizes = {"diag": 0, "lowrank": POSE_DIM * rank, "full": POSE_DIM * (POSE_DIM - 1) // 2}
-        if covariance not in sizes:
-            raise ValueError(f"covariance must be diag, lowrank or full, not {covariance!r}")
-        self.covariance, self.rank, self.sigma_floor = covariance, rank, sigma_floor
-        width = 2 * hidden_size
-        self.trunk = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, width), nn.GELU())
-        self.mean = nn.Linear(width, POSE_DIM)
-        self.sigma = nn.Linear(width, POSE_DIM)
-        self.correlation = nn.Linear(width, sizes[covariance]) if sizes[covariance] else None
-        nn.init.zeros_(self.sigma.weight)
-        nn.init.constant_(self.sigma.bias, -1.5)  # softplus: standard deviations start near 0.2
-        self.register_buffer("rest", matrix_to_rot6d(torch.eye(3)).repeat(24), persistent=False)
-        if self.correlation is not None:
-            nn.init.zeros_(self.correlation.bias)
-            nn.init.normal_(self.correlation.weight, std=1e-3)
-
-    def forward(self, hidden: Tensor) -> Distribution:
-        features = self.trunk(hidden.float())
-        mean = self.rest + self.mean(features)  # (..., 144)
-        sigma = self.sigma_floor + nn.functional.softplus(self.sigma(features))
-        if self.covariance == "diag":
-            return Independent(Normal(mean, sigma, validate_args=False), 1, validate_args=False)
-        correlation = self.correlation(features)
-        if self.covariance == "lowrank":
-            factor = correlation.unflatten(-1, (POSE_DIM, self.rank))
-            return LowRankMultivariateNormal(mean, factor, sigma.square(), validate_args=False)
-        row, column = torch.tril_indices(POSE_DIM, POSE_DIM, offset=-1, device=mean.device)
-        scale_tril = torch.diag_embed(sigma)  # (..., 144, 144)
-        scale_tril[..., row, column] = correlation
-        return MultivariateNormal(mean, scale_tril=scale_tril, validate_args=False)
-
-
-def draw_poses(pose: Distribution, count: int, generator: torch.Generator | None = None) -> Tensor:
-    """`count` raw samples of each Gaussian of the batch: (..., count, 144), from an explicit generator."""
-    shape = (*pose.batch_shape, count, POSE_DIM)
-    noise = torch.randn(shape, generator=generator, device=pose.mean.device)
-    if isinstance(pose, Independent):
-        return pose.mean[..., None, :] + pose.stddev[..., None, :] * noise
-    return pose.mean[..., None, :] + noise @ pose.scale_tril.mT
-
-
-def draw_tokens(odds: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """An index (...) from each row of odds (..., W), by inverting its cumulative sum: one random number a row, where
-    `torch.multinomial` draws one a word and takes 16 times as long (72 rows of 1,200 words, 2 CPU cores)."""
-    cumulative = odds.cumsum(-1)
-    place = cumulative[..., -1:] * torch.rand(*odds.shape[:-1], 1, generator=generator, device=odds.device)
-    return torch.searchsorted(cumulative, place, right=True).squeeze(-1).clamp_max(odds.shape[-1] - 1)
-
-
 # ---------------------------------------------------------------- the policy
 
 class PosePolicy(nn.Module):
-    """A transformers image-text-to-text model with <POSE>, the pose-aware encoder and the Gaussian head around it."""
+    """A transformers image-text-to-text model with <POSE>, the pose-aware encoder and the Gaussian head around it.
 
-    def __init__(self, vlm: nn.Module, processor, pose_encoder: PoseEncoder, covariance: str = "diag",
-                 sigma_floor: float = 0.02):
+    With an adapter (pretrained.add_adapter) the language model's own weights stay; of its embedding and output tables
+    only the rows of <POSE> are taught, as differences (`pose_rows`) from what is in the tables.
+    """
+
+    def __init__(self, vlm: nn.Module, processor, pose_encoder: nn.Module, covariance: str = "diag",
+                 sigma_floor: float = 0.02, picture: int = 64):
         super().__init__()
         tokenizer = processor.tokenizer
-        tokenizer.add_special_tokens({"additional_special_tokens": [POSE_TOKEN, POSE_FEATURE_TOKEN]})
+        add_pose_tokens(tokenizer)
         if len(tokenizer) > vlm.get_input_embeddings().num_embeddings:
             vlm.resize_token_embeddings(len(tokenizer), mean_resizing=False)  # their mean would start near zero
         self.vlm, self.processor, self.tokenizer, self.pose_encoder = vlm, processor, tokenizer, pose_encoder
+        self.picture = picture  # pixels a side of the images it is taught on
         hidden_size, width = vlm.get_input_embeddings().embedding_dim, pose_encoder.width
         self.pose_projector = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden_size))
         self.pose_head = PoseHead(hidden_size, covariance, sigma_floor=sigma_floor)
+        tied = vlm.get_output_embeddings().weight is vlm.get_input_embeddings().weight
+        self.pose_rows = nn.Parameter(torch.zeros(1 if tied else 2, hidden_size)) if self.has_adapter else None
+        # Some VLMs have positions of their own for images, in this method; the others count tokens.
+        self.rope_index = next((m.get_rope_index for m in vlm.modules() if hasattr(m, "get_rope_index")), None)
         self.pose_id, self.pose_feature_id = tokenizer.convert_tokens_to_ids([POSE_TOKEN, POSE_FEATURE_TOKEN])
         self.image_token = processor.image_token
         self.image_id = tokenizer.convert_tokens_to_ids(self.image_token)
@@ -162,15 +102,41 @@ class PosePolicy(nn.Module):
         frame = lambda *content: processor.apply_chat_template(
             [{"role": "user", "content": [*content, {"type": "text", "text": WORDS}]}], add_generation_prompt=True)
         self.chat_frames = frame(), frame({"type": "image"})
-        self.frozen_features: dict[bytes, tuple[list[int], Tensor, Tensor]] = {}
+        self.frozen_features: dict[bytes, Picture] = {}
         self.freeze_encoders()
 
+    @property
+    def has_adapter(self) -> bool:
+        return hasattr(self.vlm, "peft_config")
+
     def freeze_encoders(self) -> None:
-        """Only the language model, the pose projector and the head are taught from here on (as in the paper)."""
+        """Only the language model (or its adapter), the pose projector and the head are taught from here on (as in the
+        paper)."""
         self.requires_grad_(False)
-        for module in (self.vlm.get_decoder(), self.vlm.get_output_embeddings(), self.pose_projector, self.pose_head):
+        whole = () if self.has_adapter else (self.vlm.get_decoder(), self.vlm.get_output_embeddings())
+        for module in (*whole, self.pose_projector, self.pose_head):
             module.requires_grad_(True)
+        for name, parameter in self.named_parameters():
+            if "lora_" in name or name == "pose_rows":
+                parameter.requires_grad_(True)
         self.frozen_features.clear()
+
+    def twin(self) -> "PosePolicy":
+        """This policy as it is now, not to be taught: the reference. What is frozen is shared with it, not copied, so
+        that with an adapter no second model is held."""
+        shared = {id(p): p for p in self.parameters() if not p.requires_grad}
+        shared[id(self.frozen_features)] = self.frozen_features
+        return copy.deepcopy(self, shared).requires_grad_(False).eval()
+
+    def merge(self) -> None:
+        """Write the adapter and the rows of <POSE> into the VLM's weights, in place. A policy without one stays."""
+        if self.has_adapter:
+            self.vlm = self.vlm.merge_and_unload()
+            tables = self.vlm.get_input_embeddings().weight, self.vlm.get_output_embeddings().weight
+            for table, row in zip(tables, self.pose_rows):
+                table.data[self.pose_id] += row.data.to(table)
+            self.pose_rows = None
+            self.freeze_encoders()
 
     @property
     def device(self) -> torch.device:
@@ -185,72 +151,98 @@ class PosePolicy(nn.Module):
     # ------------------------------------------------ prompts
 
     @torch.no_grad()
-    def image_features(self, images: Sequence[np.ndarray]) -> list[tuple[list[int], Tensor, Tensor]]:
-        """For each image (H, W, 3) uint8: its token ids, their VLM features (n, H) and pose features (tokens, width).
+    def image_features(self, images: Sequence[np.ndarray]) -> list[Picture]:
+        """What the frozen encoders see in images (H, W, 3) uint8, all of one size.
 
-        Frozen, so computed once and kept, keyed by the pixels. The processor itself writes the image's tokens.
+        Computed once and kept, keyed by the pixels. The processor itself writes the image's tokens.
         """
         keys = [hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in images]
         missing = list({k: image for k, image in zip(keys, images) if k not in self.frozen_features}.items())
-        for start in range(0, len(missing), 64):
-            chunk_keys, chunk = zip(*missing[start:start + 64])
+        at_once = max(1, 64 * 64 ** 2 // images[0][..., 0].size) if missing else 1  # 64 of 64 x 64 pixels
+        for start in range(0, len(missing), at_once):
+            chunk_keys, chunk = zip(*missing[start:start + at_once])
             inputs = self.processor(images=list(chunk), text=[self.image_token] * len(chunk), return_tensors="pt",
-                                    add_special_tokens=False).to(self.device)
-            ids = inputs.pop("input_ids")
-            inputs.pop("attention_mask", None)
-            features = self.vlm.get_image_features(**inputs).pooler_output
+                                    add_special_tokens=False, padding=True).to(self.device)
+            ids, counts = inputs["input_ids"], inputs["attention_mask"]
+            pixels = {name: inputs[name] for name in self.processor.image_processor.model_input_names if name in inputs}
+            features = self.vlm.get_image_features(**pixels).pooler_output
             features = features if torch.is_tensor(features) else torch.cat(list(features))
             vlm_features = features.flatten(0, -2).split((ids == self.image_id).sum(-1).tolist())
             pose_features = self.pose_encoder(torch.from_numpy(np.stack(chunk)).to(self.device))
-            for row in zip(chunk_keys, ids.tolist(), vlm_features, pose_features):
-                self.frozen_features[row[0]] = row[1:]
-        return [self.frozen_features[key] for key in keys]
+            grids = inputs["image_grid_thw"] if self.rope_index else [None] * len(chunk)
+            rows = [row[mask.bool()].tolist() for row, mask in zip(ids, counts)]
+            self.frozen_features |= zip(chunk_keys, map(Picture, rows, vlm_features, pose_features, grids))
+        pictures = [self.frozen_features[key] for key in keys]
+        kept = sum(x.vlm.nbytes + x.pose.nbytes for x in self.frozen_features.values()) if missing else 0
+        while kept > KEPT_BYTES:
+            forgotten = self.frozen_features.pop(next(iter(self.frozen_features)))
+            kept -= forgotten.vlm.nbytes + forgotten.pose.nbytes
+        return pictures
 
     def encode(self, examples: Sequence) -> Prompt:
         """Tokens and frozen features of examples (with `prompt` and `image`)."""
         features = iter(self.image_features([e.image for e in examples if e.image is not None]))
-        special = re.compile("|".join(map(re.escape, self.tokenizer.all_special_tokens)))
-        pieces = []  # texts, cut where an image stands
+        special = re.compile("|".join(map(re.escape, {*self.tokenizer.all_special_tokens, self.image_token})))
+        texts = []
         for example in examples:
             prompt = special.sub(lambda token: f"{token[0][0]} {token[0][1:]}", example.prompt)  # typed, they stay text
-            text = self.chat_frames[example.image is not None].replace(WORDS, prompt)
-            pieces += text.split(self.image_token) if example.image is not None else [text]
-        tokenized = iter(self.tokenizer(pieces, add_special_tokens=False).input_ids)
-        rows, vlm_features, pose_features = [], [], []
-        for example in examples:
-            row = next(tokenized)
+            texts.append(self.chat_frames[example.image is not None].replace(WORDS, prompt))
+        begun = self.tokenizer.bos_token and texts[0].startswith(self.tokenizer.bos_token)
+        rows, pictures = [], []
+        for example, row in zip(examples, self.tokenizer(texts, add_special_tokens=not begun).input_ids):
             if example.image is not None:
-                image_ids, vlm_feature, pose_feature = next(features)
-                row = row + image_ids + [self.pose_feature_id] * len(pose_feature) + next(tokenized)
-                vlm_features.append(vlm_feature)
-                pose_features.append(pose_feature)
+                picture, place = next(features), row.index(self.image_id)
+                row[place:place + 1] = picture.ids + [self.pose_feature_id] * len(picture.pose)
+                pictures.append(picture)
             rows.append(torch.tensor(row))
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left",
                                         padding_value=self.tokenizer.pad_token_id)  # (B, P)
         mask = torch.arange(ids.shape[1]) >= ids.shape[1] - torch.tensor([len(row) for row in rows])[:, None]
+        ids, mask = ids.to(self.device), mask.long().to(self.device)
+        if self.rope_index and pictures:
+            positions = self.rope_index(input_ids=ids, mm_token_type_ids=(ids == self.image_id).int(),
+                                        image_grid_thw=torch.stack([x.grid for x in pictures]), attention_mask=mask)[0]
+        else:
+            positions = (mask.cumsum(-1) - 1).clamp_min(0)
         gather = lambda kept: torch.cat(kept) if kept else torch.empty(0, device=self.device)
-        return Prompt(ids.to(self.device), mask.long().to(self.device), gather(vlm_features), gather(pose_features))
+        return Prompt(ids, mask, positions, gather([x.vlm for x in pictures]), gather([x.pose for x in pictures]))
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        """Embeddings (..., H) of tokens, that of <POSE> as it was taught."""
+        embeds = self.vlm.get_input_embeddings()(ids)
+        if self.pose_rows is None:
+            return embeds
+        return embeds + (ids == self.pose_id)[..., None] * self.pose_rows[0].to(embeds)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., W) of the next token, float32, that of <POSE> as it was taught."""
+        logits = self.vlm.get_output_embeddings()(hidden).float()
+        if self.pose_rows is None:
+            return logits
+        place = torch.tensor([self.pose_id], device=hidden.device)
+        return logits.index_add(-1, place, (hidden.float() @ self.pose_rows[-1])[..., None])
 
     def _prefill(self, prompt: Prompt):
         """Run the prompts once. Returns their key/value cache and the hidden state (B, H) at their end."""
-        embeds = self.vlm.get_input_embeddings()(prompt.ids)  # (B, P, H)
+        embeds = self._embed(prompt.ids)  # (B, P, H)
         if len(prompt.vlm_features):
             projected = self.pose_projector(prompt.pose_features).to(embeds)
             embeds = embeds.masked_scatter((prompt.ids == self.image_id)[..., None], prompt.vlm_features.to(embeds))
             embeds = embeds.masked_scatter((prompt.ids == self.pose_feature_id)[..., None], projected)
         output = self.vlm.get_decoder()(inputs_embeds=embeds, attention_mask=prompt.mask, use_cache=True,
-                                        position_ids=(prompt.mask.cumsum(-1) - 1).clamp_min(0))
+                                        position_ids=prompt.positions)
         return output.past_key_values, output.last_hidden_state[:, -1]
 
     def _continue(self, tokens: Tensor, place: Tensor | int, own: Tensor, prompt: Prompt, cache) -> Tensor:
         """Hidden states (B, N, H) of answer tokens (B, N). A group's answers share a row behind the prompt, whose cache
         is never copied: a token sees the prompt and, by own (N, C) bool, those of the row's C answer tokens that are of
         its own answer and not after it. place (N,): where in its answer a token stands."""
-        embeds = self.vlm.get_input_embeddings()(tokens)
+        embeds = self._embed(tokens)
         rows = *tokens.shape, -1
         seen = torch.cat([prompt.mask.bool()[:, None].expand(rows), own.expand(rows)], -1)  # (B, N, P + C)
         bias = torch.zeros_like(seen, dtype=embeds.dtype).masked_fill(~seen, torch.finfo(embeds.dtype).min)
-        position_ids = (prompt.mask.sum(-1, keepdim=True) + place).expand_as(tokens)
+        behind = prompt.positions.view(-1, *prompt.mask.shape).amax((0, -1))[:, None] + 1  # (B, 1)
+        position_ids = (behind + place).expand_as(tokens)
         return self.vlm.get_decoder()(inputs_embeds=embeds, attention_mask=bias[:, None], position_ids=position_ids,
                                       past_key_values=cache, use_cache=True).last_hidden_state
 
@@ -268,7 +260,7 @@ class PosePolicy(nn.Module):
         pose_hidden, has_pose = torch.zeros_like(hidden), finished.clone()
         tokens, masks = [], []
         for t in range(max_tokens):
-            logits = self.vlm.get_output_embeddings()(hidden).float()  # (B, G, W)
+            logits = self._logits(hidden)  # (B, G, W)
             token = draw_tokens((logits / temperature).softmax(-1), generator) if temperature else logits.argmax(-1)
             token = token.masked_fill(finished, pad)
             tokens.append(token)
@@ -298,7 +290,7 @@ class PosePolicy(nn.Module):
         own = torch.block_diag(*[torch.ones(T, T, dtype=torch.bool, device=self.device).tril()] * G)  # (G*T, G*T)
         hidden = self._continue(tokens.flatten(1), place, own, prompt, cache).unflatten(1, (G, T))  # (B, G, T, H)
         before = torch.cat([last[:, None, None].expand(-1, G, 1, -1), hidden[:, :, :-1]], 2)  # foretells token t
-        log_softmax = (self.vlm.get_output_embeddings()(before).float() / temperature).log_softmax(-1)  # (B, G, T, W)
+        log_softmax = (self._logits(before) / temperature).log_softmax(-1)  # (B, G, T, W)
         log_prob = log_softmax.gather(-1, tokens[..., None]).squeeze(-1)
         at_pose = ((tokens == self.pose_id) & token_mask).float().argmax(-1)  # the first one; 0 where there is none
         pose = self.pose_head(hidden.take_along_dim(at_pose[..., None, None], 2).squeeze(2))
@@ -315,21 +307,28 @@ class PosePolicy(nn.Module):
     # ------------------------------------------------ one folder in Hugging Face layout
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `folder`: VLM and processor as transformers save them, `pose.safetensors` and `pose.json` beside.
+        """Write `folder`: VLM (or adapter) and processor as transformers and peft save them, `pose.safetensors` and
+        `pose.json` beside.
 
         Written next to its place and renamed, so that a folder of that name is always whole.
         """
-        folder = Path(folder)
+        folder, head, elsewhere = Path(folder), self.pose_head, ["vlm."]
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        self.vlm.save_pretrained(partial)
+        notes = {"covariance": head.covariance, "sigma_floor": head.sigma_floor, "picture": self.picture,
+                 "pose_id": self.pose_id, "pose_encoder": self.pose_encoder.config}
+        if self.has_adapter:
+            notes |= {"vlm": self.vlm.name_or_path, "dtype": str(self.vlm.dtype).removeprefix("torch.")}
+            self.vlm.save_pretrained(partial, save_embedding_layers=False)
+        else:
+            self.vlm.save_pretrained(partial)
         self.processor.save_pretrained(partial)
-        ours = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("vlm.")}
-        save_file({name: tensor.contiguous() for name, tensor in ours.items()}, partial / "pose.safetensors")
-        head = self.pose_head
-        (partial / "pose.json").write_text(json.dumps({
-            "covariance": head.covariance, "sigma_floor": head.sigma_floor, "pose_encoder": self.pose_encoder.config}))
+        if "name" in self.pose_encoder.config:  # of transformers, frozen: found by its name
+            elsewhere.append("pose_encoder.")
+        ours = {k: tensor.contiguous() for k, tensor in self.state_dict().items() if not k.startswith(tuple(elsewhere))}
+        save_file(ours, partial / "pose.safetensors")
+        (partial / "pose.json").write_text(json.dumps(notes))
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
 
@@ -340,11 +339,31 @@ class PosePolicy(nn.Module):
         if not (folder / "pose.json").is_file():
             raise FileNotFoundError(f"{folder} holds no policy (no pose.json); python train_rft.py, or train_sft.py, "
                                     "trains one")
-        config = json.loads((folder / "pose.json").read_text())
-        policy = cls(AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder),
-                     PoseEncoder(**config["pose_encoder"]), config["covariance"], config["sigma_floor"])
-        missing, unexpected = policy.load_state_dict(load_file(folder / "pose.safetensors"), strict=False)
-        wrong = [name for name in missing if not name.startswith("vlm.")] + unexpected
+        notes = json.loads((folder / "pose.json").read_text())
+        vlm, processor = load_vlm(notes.get("vlm", folder), notes.get("dtype", "auto"))
+        policy = cls(read_adapter(vlm, folder) if "vlm" in notes else vlm, processor,
+                     build_pose_encoder(notes["pose_encoder"]), notes["covariance"], notes["sigma_floor"],
+                     notes.get("picture", 64))
+        if notes.get("pose_id", policy.pose_id) != policy.pose_id:
+            raise ValueError(f"{folder} was taught with another vocabulary: its {POSE_TOKEN} was token "
+                             f"{notes['pose_id']}, that of {notes.get('vlm', folder)} is {policy.pose_id}")
+        saved, expected = load_file(folder / "pose.safetensors"), policy.state_dict()
+        wrong = [k for k in saved if k not in expected or saved[k].shape != expected[k].shape]
+        wrong += [k for k in expected if k not in saved and not k.startswith(("vlm.", "pose_encoder.backbone."))]
         if wrong:
             raise ValueError(f"{folder}: pose.safetensors does not fit pose.json ({', '.join(wrong[:3])}); train again")
+        policy.load_state_dict(saved, strict=False)
         return policy.eval()
+
+
+def main() -> None:
+    if len(sys.argv) != 3:
+        raise ValueError("usage: python model.py POLICY_FOLDER NEW_FOLDER")
+    policy = PosePolicy.from_pretrained(sys.argv[1])
+    policy.merge()
+    policy.save_pretrained(sys.argv[2])
+    print(f"{sys.argv[2]} holds the whole model; AutoModelForImageTextToText reads it too")
+
+
+if __name__ == "__main__":
+    run(main)
