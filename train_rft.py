@@ -9,7 +9,6 @@ rewarded for the exact answer; the pose head takes larger steps than the languag
 Read next: evaluate.py, which judges what came out.
 """
 
-import copy
 import json
 import platform
 import time
@@ -80,8 +79,7 @@ def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RF
     policy.pose_head.sigma_floor = config.sigma_floor
     if config.sigma == "frozen":
         freeze_sigma(policy, split, seed)
-    reference = copy.deepcopy(policy).requires_grad_(False).eval()
-    reference.frozen_features.clear()  # it is given encoded prompts
+    reference = policy.twin()
     parameters = [p for p in policy.parameters() if p.requires_grad]
     # The language model serves all tasks: with steps as large as the head's, one task's rewards undo another's answers.
     groups = [{"params": [p for name, p in policy.named_parameters() if p.requires_grad and
@@ -208,7 +206,7 @@ def main() -> None:
         return
     retrievers = load_or_train_retrievers(policy, world, config.retriever_steps)
     body = load_body().to(device)
-    sft = copy.deepcopy(policy)
+    sft = policy.twin()
     before = evaluate.evaluate(sft, splits["test"], retrievers["judge"], body, world.eval_poses, world.seed)
     if (out / "rft").exists():
         policy = PosePolicy.from_pretrained(out / "rft").to(device)
