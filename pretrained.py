@@ -22,16 +22,20 @@ def fetch(auto: type, name: str | Path, **options):
     """`auto`.from_pretrained(name). ValueError, in one sentence, for whatever is wrong with it."""
     try:
         return auto.from_pretrained(name, **options)
-    except ImportError as error:
-        raise ValueError(f"{name}: its processor needs packages that are not installed here; "
-                         "pip install torchvision num2words") from error
     except Exception as error:  # transformers, huggingface_hub, safetensors and the system each raise their own
-        if Path(name).is_dir():
-            raise ValueError(f"{name}: {auto.__name__} cannot read this folder: {str(error).splitlines()[0]}") from error
-        if "connect" in str(error):
-            raise ValueError(f"{name}: no such folder, and the hub cannot be reached; give a folder that holds the "
-                             "model's files, or go online") from error
-        raise ValueError(f"{name}: neither a folder nor a model on the Hugging Face hub") from error
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        if "connect" in told:
+            fault = "no such folder, and the hub cannot be reached; give a folder with the model's files, or go online"
+        elif isinstance(error, ImportError) or "torchvision" in told or "video processor" in told:
+            # For videos, which nobody shows them, some processors insist on these.
+            fault = "its processor needs packages that are not installed; pip install torchvision num2words"
+        elif "image processor" in told:
+            fault = "no image processor (preprocessor_config.json or processor_config.json)"
+        elif Path(name).is_dir():
+            fault = f"{auto.__name__} cannot read this folder: {told}"
+        else:
+            fault = "neither a folder nor a model on the Hugging Face hub"
+        raise ValueError(f"{name}: {fault}") from error
 
 
 def load_vlm(name: str | Path, dtype: torch.dtype | str = "auto") -> tuple:
@@ -44,7 +48,7 @@ def load_vlm(name: str | Path, dtype: torch.dtype | str = "auto") -> tuple:
         raise ValueError(f"{name} is a model of text alone; give one that also reads images")
     processor = fetch(AutoProcessor, name)
     if getattr(processor, "image_processor", None) is None:
-        raise ValueError(f"{name} has no image processor (preprocessor_config.json or processor_config.json)")
+        raise ValueError(f"{name}: no image processor (preprocessor_config.json or processor_config.json)")
     if getattr(processor, "chat_template", None) is None:
         raise ValueError(f"{name} has no chat template; give a model that was taught to chat (often called Instruct)")
     vlm, info = fetch(AutoModelForImageTextToText, name, dtype=dtype, output_loading_info=True)
