@@ -10,6 +10,7 @@ Read next: model.py, where features of these encoders follow the image's tokens.
 
 import inspect
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -36,10 +37,16 @@ class BackbonePoseEncoder(nn.Module):
         super().__init__()
         self.config = {"name": str(name)}
         config = fetch(AutoConfig, name)
-        self.processor = fetch(AutoImageProcessor, name)
         # A pose estimator keeps its backbone's config and weights under this name, beside a head that is not wanted.
-        self.backbone, info = fetch(AutoBackbone, name, config=getattr(config, "backbone_config", None) or config,
-                                    key_mapping={r"^backbone\.": ""}, output_loading_info=True)
+        config = getattr(config, "backbone_config", None) or config
+        try:
+            with torch.device("meta"):  # AutoBackbone.from_pretrained would ask the hub even for a folder
+                kind = type(AutoBackbone.from_config(config))
+        except ValueError as error:
+            raise ValueError(f"{name}: a {config.model_type} is no backbone that transformers know") from error
+        self.processor = fetch(AutoImageProcessor, name)
+        self.backbone, info = fetch(kind, name, config=config, key_mapping={r"^backbone\.": ""},
+                                    output_loading_info=True)
         if info["missing_keys"]:
             raise ValueError(f"{name} lacks weights of its backbone ({sorted(info['missing_keys'])[0]})")
         self.width = self.backbone.channels[-1]
@@ -60,10 +67,6 @@ class BackbonePoseEncoder(nn.Module):
 
 # ---------------------------------------------------------------- HMR2.0's weights
 
-class Settings(dict):
-    """Stands in for the class of the settings in a HMR2.0 checkpoint: a dict that is read past; nothing of it is run."""
-
-
 def convert_hmr2(checkpoint: str | Path, folder: str | Path, heads: int = 16) -> None:
     """Write the ViT of a HMR2.0 checkpoint (Goel et al. 2023; `.ckpt`, keys `backbone.*`) to `folder`, as transformers
     save a backbone, with the image processor that cuts as HMR2.0 does: 256 x 256, of which the middle 192 columns.
@@ -75,7 +78,8 @@ def convert_hmr2(checkpoint: str | Path, folder: str | Path, heads: int = 16) ->
     if not checkpoint.is_file():
         raise FileNotFoundError(f"{checkpoint}: no such file")
     try:
-        with torch.serialization.safe_globals([(Settings, "yacs.config.CfgNode")]):
+        # The settings beside the weights are of a class that need not be here: they are read as a plain dictionary.
+        with torch.serialization.safe_globals([(OrderedDict, "yacs.config.CfgNode")]):
             loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
         theirs = {key.removeprefix("backbone."): tensor for key, tensor in loaded["state_dict"].items()
                   if key.startswith("backbone.")}
@@ -103,7 +107,8 @@ def convert_hmr2(checkpoint: str | Path, folder: str | Path, heads: int = 16) ->
     try:
         backbone.load_state_dict(ours)
     except RuntimeError as error:
-        raise ValueError(f"{checkpoint}: its backbone is not HMR2.0's ({str(error).splitlines()[1].strip()})") from error
+        fault = str(error).splitlines()[1].strip()
+        raise ValueError(f"{checkpoint}: its backbone is not HMR2.0's ({fault})") from error
     backbone.save_pretrained(folder)
     CLIPImageProcessorPil(size={"height": 256, "width": 256}, crop_size={"height": 256, "width": 192}, resample=2,
                           image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD).save_pretrained(folder)

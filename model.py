@@ -161,8 +161,8 @@ class PosePolicy(nn.Module):
         at_once = max(1, 64 * 64 ** 2 // images[0][..., 0].size) if missing else 1  # 64 of 64 x 64 pixels
         for start in range(0, len(missing), at_once):
             chunk_keys, chunk = zip(*missing[start:start + at_once])
-            inputs = self.processor(images=[[image] for image in chunk], text=[self.image_token] * len(chunk), return_tensors="pt",
-                                    add_special_tokens=False, padding=True).to(self.device)
+            inputs = self.processor(images=[[image] for image in chunk], text=[self.image_token] * len(chunk),
+                                    return_tensors="pt", add_special_tokens=False, padding=True).to(self.device)
             ids, counts = inputs["input_ids"], inputs["attention_mask"]
             pixels = {name: inputs[name] for name in self.processor.image_processor.model_input_names if name in inputs}
             features = self.vlm.get_image_features(**pixels).pooler_output

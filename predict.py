@@ -94,7 +94,7 @@ class Prediction(NamedTuple):
 
 @torch.no_grad()
 def predict(policy: PosePolicy, prompt: str, image: np.ndarray | None, samples: int, seed: int = 0) -> Prediction:
-    """The likeliest answer to a prompt and the Gaussian at its <POSE>, on the CPU; image: (size, size, 3) uint8 or None."""
+    """The likeliest answer to a prompt and the Gaussian at its <POSE>, on the CPU; image: (size, size, 3) uint8."""
     encoded = policy.encode([SimpleNamespace(prompt=prompt, image=image)])
     rollout = policy.sample(encoded, 1, 1, temperature=0.0)
     pose = policy.log_prob(encoded, rollout.tokens, rollout.token_mask).pose  # batch (1, 1)

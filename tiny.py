@@ -54,7 +54,8 @@ def build_tiny(corpus: Sequence[str], hidden_size: int = 128, layers: int = 2) -
 class PoseEncoder(nn.Module):
     """Images uint8 (N, 64, 64, 3) to `tokens` features (N, tokens, width): a residual CNN, pre-trained by `regress`.
 
-    Larger square images are made so small. Stands in for HMR2.0's ViT. The pose is read linearly from the mean of its tokens: an even look at them finds it.
+    Larger square images are made so small. Stands in for HMR2.0's ViT. The pose is read linearly from the mean of its
+    tokens: an even look at them finds it.
     """
 
     def __init__(self, channels: Sequence[int] = (24, 48, 96), tokens: int = 8, width: int = 192):

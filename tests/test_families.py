@@ -51,14 +51,15 @@ ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 
 
 def llava(tokenizer):
-    config = LlavaConfig(vision_config=CLIPVisionConfig(**SIGHT), text_config=text(tokenizer), image_token_index=tokenizer.image_token_id,
-                         image_seq_length=16, vision_feature_layer=-2)
+    config = LlavaConfig(vision_config=CLIPVisionConfig(**SIGHT), text_config=text(tokenizer),
+                         image_token_index=tokenizer.image_token_id, image_seq_length=16, vision_feature_layer=-2)
     image = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     return config, LlavaProcessor(image, tokenizer, 8, "default", num_additional_image_tokens=1)
 
 
 def llava_interleave(tokenizer):
-    config = LlavaConfig(vision_config=SiglipVisionConfig(**SIGHT), text_config=text(tokenizer, Qwen2Config, tie_word_embeddings=True),
+    config = LlavaConfig(vision_config=SiglipVisionConfig(**SIGHT),
+                         text_config=text(tokenizer, Qwen2Config, tie_word_embeddings=True),
                          image_token_index=tokenizer.image_token_id, image_seq_length=16, vision_feature_layer=-1,
                          vision_feature_select_strategy="full", tie_word_embeddings=True)
     image = transformers.SiglipImageProcessorPil(size={"height": 32, "width": 32})
@@ -150,7 +151,8 @@ def world():
 
 
 def built(folder, rank=4, **more):
-    return build_policy(WorldConfig(device="cpu", picture=96), SFTConfig(vlm=folder, lora_rank=rank, **more), world()[0])
+    config = SFTConfig(vlm=folder, lora_rank=rank, **more)
+    return build_policy(WorldConfig(device="cpu", picture=96), config, world()[0])
 
 
 def one_of_each_step(policy, config):
@@ -229,7 +231,7 @@ def test_a_prompt_is_what_the_processor_makes_of_it(family, checkpoint):
 
 
 def test_images_of_one_batch_may_have_different_numbers_of_tokens(checkpoint):
-    """As with tiles or native resolution: an image alone has the tokens and features that it has beside a larger one."""
+    """As with tiles or native resolution."""
     policy = built(checkpoint("idefics3 in tiles"))
     small, large = (np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8) for _ in range(2))
     wide = np.concatenate([large, large], 1)
