@@ -7,8 +7,7 @@ A prompt is run once for all the answers of its group: they follow it side by si
 
     python model.py runs/rft merged      writes the adapter of a policy into the weights of its VLM
 Departures from the paper: the VLM's own projector is aligned before SFT and frozen with the tower, so that an image is
-one cached tensor; the language model of `tiny` (tiny.py) is trained whole where the paper, and any other VLM here
-(pretrained.py), uses LoRA.
+one cached tensor; the language model of `tiny` (tiny.py) is trained whole where the paper uses LoRA (pretrained.py).
 Read next: hygrpo.py for what is done with `log_prob`, train_sft.py for how a policy is taught.
 """
 
@@ -35,6 +34,7 @@ from pretrained import POSE_FEATURE_TOKEN, add_pose_tokens, load_vlm, read_adapt
 from scripts import pick_device, run
 
 WORDS = "(the prompt)"  # holds the place of a prompt while its chat template is filled
+ELSEWHERE = "vlm.", "pose_encoder.backbone."  # what is not in pose.safetensors: transformers read it by its name
 KEPT_BYTES = 1 << 30  # of features of images; when there are more, those first seen are forgotten
 
 
@@ -92,6 +92,7 @@ class PosePolicy(nn.Module):
         self.pose_projector = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden_size))
         self.pose_head = PoseHead(hidden_size, covariance, sigma_floor=sigma_floor)
         tied = vlm.get_output_embeddings().weight is vlm.get_input_embeddings().weight
+        self.has_adapter = hasattr(vlm, "peft_config")
         self.pose_rows = nn.Parameter(torch.zeros(1 if tied else 2, hidden_size)) if self.has_adapter else None
         # Some VLMs have positions of their own for images, in this method; the others count tokens.
         self.rope_index = next((m.get_rope_index for m in vlm.modules() if hasattr(m, "get_rope_index")), None)
@@ -105,20 +106,14 @@ class PosePolicy(nn.Module):
         self.frozen_features: dict[bytes, Picture] = {}
         self.freeze_encoders()
 
-    @property
-    def has_adapter(self) -> bool:
-        return hasattr(self.vlm, "peft_config")
-
     def freeze_encoders(self) -> None:
-        """Only the language model (or its adapter), the pose projector and the head are taught from here on (as in the
-        paper)."""
+        """Only language model (or its adapter), projector and head are taught from here on, as in the paper."""
         self.requires_grad_(False)
         whole = () if self.has_adapter else (self.vlm.get_decoder(), self.vlm.get_output_embeddings())
         for module in (*whole, self.pose_projector, self.pose_head):
             module.requires_grad_(True)
         for name, parameter in self.named_parameters():
-            if "lora_" in name or name == "pose_rows":
-                parameter.requires_grad_(True)
+            parameter.requires_grad_(parameter.requires_grad or "lora_" in name or name == "pose_rows")
         self.frozen_features.clear()
 
     def twin(self) -> "PosePolicy":
@@ -135,7 +130,7 @@ class PosePolicy(nn.Module):
             tables = self.vlm.get_input_embeddings().weight, self.vlm.get_output_embeddings().weight
             for table, row in zip(tables, self.pose_rows):
                 table.data[self.pose_id] += row.data.to(table)
-            self.pose_rows = None
+            self.pose_rows, self.has_adapter = None, False
             self.freeze_encoders()
 
     @property
@@ -152,31 +147,29 @@ class PosePolicy(nn.Module):
 
     @torch.no_grad()
     def image_features(self, images: Sequence[np.ndarray]) -> list[Picture]:
-        """What the frozen encoders see in images (H, W, 3) uint8, all of one size.
-
-        Computed once and kept, keyed by the pixels. The processor itself writes the image's tokens.
-        """
+        """What the frozen encoders see in images (H, W, 3) uint8, all of one size: computed once and kept, keyed by the
+        pixels. The processor itself writes the image's tokens."""
         keys = [hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in images]
         missing = list({k: image for k, image in zip(keys, images) if k not in self.frozen_features}.items())
-        at_once = max(1, 64 * 64 ** 2 // images[0][..., 0].size) if missing else 1  # 64 of 64 x 64 pixels
+        side = max(self.picture, getattr(self.vlm.config.vision_config, "image_size", 0))
+        at_once = max(1, 64 * 64 ** 2 // side ** 2)  # 64 for the vision tower of tiny, one for 512 pixels
         for start in range(0, len(missing), at_once):
             chunk_keys, chunk = zip(*missing[start:start + at_once])
             inputs = self.processor(images=[[image] for image in chunk], text=[self.image_token] * len(chunk),
                                     return_tensors="pt", add_special_tokens=False, padding=True).to(self.device)
-            ids, counts = inputs["input_ids"], inputs["attention_mask"]
             pixels = {name: inputs[name] for name in self.processor.image_processor.model_input_names if name in inputs}
             features = self.vlm.get_image_features(**pixels).pooler_output
             features = features if torch.is_tensor(features) else torch.cat(list(features))
-            vlm_features = features.flatten(0, -2).split((ids == self.image_id).sum(-1).tolist())
+            vlm_features = features.flatten(0, -2).split((inputs["input_ids"] == self.image_id).sum(-1).tolist())
             pose_features = self.pose_encoder(torch.from_numpy(np.stack(chunk)).to(self.device))
             grids = inputs["image_grid_thw"] if self.rope_index else [None] * len(chunk)
-            rows = [row[mask.bool()].tolist() for row, mask in zip(ids, counts)]
-            self.frozen_features |= zip(chunk_keys, map(Picture, rows, vlm_features, pose_features, grids))
+            ids = [row[mask.bool()].tolist() for row, mask in zip(inputs["input_ids"], inputs["attention_mask"])]
+            self.frozen_features |= zip(chunk_keys, map(Picture, ids, vlm_features, pose_features, grids))
         pictures = [self.frozen_features[key] for key in keys]
-        kept = sum(x.vlm.nbytes + x.pose.nbytes for x in self.frozen_features.values()) if missing else 0
+        size = lambda picture: picture.vlm.nbytes + picture.pose.nbytes
+        kept = sum(map(size, self.frozen_features.values())) if missing else 0
         while kept > KEPT_BYTES:
-            forgotten = self.frozen_features.pop(next(iter(self.frozen_features)))
-            kept -= forgotten.vlm.nbytes + forgotten.pose.nbytes
+            kept -= size(self.frozen_features.pop(next(iter(self.frozen_features))))
         return pictures
 
     def encode(self, examples: Sequence) -> Prompt:
@@ -187,8 +180,7 @@ class PosePolicy(nn.Module):
         for example in examples:
             prompt = special.sub(lambda token: f"{token[0][0]} {token[0][1:]}", example.prompt)  # typed, they stay text
             texts.append(self.chat_frames[example.image is not None].replace(WORDS, prompt))
-        begun = self.tokenizer.bos_token and texts[0].startswith(self.tokenizer.bos_token)
-        rows, pictures = [], []
+        rows, pictures, begun = [], [], texts[0].startswith(self.tokenizer.bos_token or "\0")
         for example, row in zip(examples, self.tokenizer(texts, add_special_tokens=not begun).input_ids):
             if example.image is not None:
                 picture, place = next(features), row.index(self.image_id)
@@ -209,10 +201,8 @@ class PosePolicy(nn.Module):
 
     def _embed(self, ids: Tensor) -> Tensor:
         """Embeddings (..., H) of tokens, that of <POSE> as it was taught."""
-        embeds = self.vlm.get_input_embeddings()(ids)
-        if self.pose_rows is None:
-            return embeds
-        return embeds + (ids == self.pose_id)[..., None] * self.pose_rows[0].to(embeds)
+        embeds, rows = self.vlm.get_input_embeddings()(ids), self.pose_rows
+        return embeds if rows is None else embeds + (ids == self.pose_id)[..., None] * rows[0].to(embeds)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., W) of the next token, float32, that of <POSE> as it was taught."""
@@ -308,11 +298,8 @@ class PosePolicy(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `folder`: VLM (or adapter) and processor as transformers and peft save them, `pose.safetensors` and
-        `pose.json` beside.
-
-        Written next to its place and renamed, so that a folder of that name is always whole.
-        """
-        folder, head, elsewhere = Path(folder), self.pose_head, ["vlm."]
+        `pose.json` beside. Written next to its place and renamed, so that a folder of that name is always whole."""
+        folder, head = Path(folder), self.pose_head
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -320,21 +307,17 @@ class PosePolicy(nn.Module):
                  "pose_id": self.pose_id, "pose_encoder": self.pose_encoder.config}
         if self.has_adapter:
             notes |= {"vlm": self.vlm.name_or_path, "dtype": str(self.vlm.dtype).removeprefix("torch.")}
-            self.vlm.save_pretrained(partial, save_embedding_layers=False)
-        else:
-            self.vlm.save_pretrained(partial)
+        self.vlm.save_pretrained(partial, **{"save_embedding_layers": False} if self.has_adapter else {})
         self.processor.save_pretrained(partial)
-        if "name" in self.pose_encoder.config:  # of transformers, frozen: found by its name
-            elsewhere.append("pose_encoder.")
-        ours = {k: tensor.contiguous() for k, tensor in self.state_dict().items() if not k.startswith(tuple(elsewhere))}
-        save_file(ours, partial / "pose.safetensors")
+        save_file({k: x.contiguous() for k, x in self.state_dict().items() if not k.startswith(ELSEWHERE)},
+                  partial / "pose.safetensors")
         (partial / "pose.json").write_text(json.dumps(notes))
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "PosePolicy":
-        """Read what `save_pretrained` wrote."""
+        """Read what `save_pretrained` wrote. ValueError where the parts are not of one policy."""
         folder = Path(folder)
         if not (folder / "pose.json").is_file():
             raise FileNotFoundError(f"{folder} holds no policy (no pose.json); python train_rft.py, or train_sft.py, "
@@ -349,7 +332,7 @@ class PosePolicy(nn.Module):
                              f"{notes['pose_id']}, that of {notes.get('vlm', folder)} is {policy.pose_id}")
         saved, expected = load_file(folder / "pose.safetensors"), policy.state_dict()
         wrong = [k for k in saved if k not in expected or saved[k].shape != expected[k].shape]
-        wrong += [k for k in expected if k not in saved and not k.startswith(("vlm.", "pose_encoder.backbone."))]
+        wrong += [k for k in expected if k not in saved and not k.startswith(ELSEWHERE)]
         if wrong:
             raise ValueError(f"{folder}: pose.safetensors does not fit pose.json ({', '.join(wrong[:3])}); train again")
         policy.load_state_dict(saved, strict=False)
@@ -357,12 +340,10 @@ class PosePolicy(nn.Module):
 
 
 def main() -> None:
-    if len(sys.argv) != 3:
-        raise ValueError("usage: python model.py POLICY_FOLDER NEW_FOLDER")
-    policy = PosePolicy.from_pretrained(sys.argv[1])
+    source, target = sys.argv[1:] if len(sys.argv) == 3 else sys.exit("usage: python model.py POLICY_FOLDER NEW_FOLDER")
+    policy = PosePolicy.from_pretrained(source)
     policy.merge()
-    policy.save_pretrained(sys.argv[2])
-    print(f"{sys.argv[2]} holds the whole model; AutoModelForImageTextToText reads it too")
+    policy.save_pretrained(target)
 
 
 if __name__ == "__main__":
