@@ -149,10 +149,11 @@ def _photograph(model: torch.nn.Module, rotmats: Tensor, betas: Tensor, size: in
 
 
 def load_splits(poses_dir: str | Path | None = None, counts: dict[str, int] | None = None, seed: int = 0,
-                images: bool = True, body_model: torch.nn.Module | None = None) -> dict[str, Split]:
+                images: bool = True, body_model: torch.nn.Module | None = None, size: int = 64) -> dict[str, Split]:
     """The splits train, val and test, which share no pose: made-up poses, or motion capture from `poses_dir`.
 
     counts: how many poses of each split, at most what `poses_dir` holds. The captured train poses are mirrored too.
+    size: pixels a side of the pictures.
     """
     counts = counts or {"train": 10_000, "val": 500, "test": 1_000}
     splits = {}
@@ -164,7 +165,7 @@ def load_splits(poses_dir: str | Path | None = None, counts: dict[str, int] | No
             rotmats = load_amass(poses_dir, name)
             rotmats = torch.cat([rotmats, body.mirror(rotmats)]) if name == "train" else rotmats
             rotmats = rotmats[rng.permutation(len(rotmats))[:count]]
-        splits[name] = make_split(rotmats, rng, images=images, body_model=body_model)
+        splits[name] = make_split(rotmats, rng, size, images, body_model)
     return splits
 
 

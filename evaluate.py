@@ -225,7 +225,7 @@ def main() -> None:
     device = pick_device(config.device)
     policy = PosePolicy.from_pretrained(config.model).to(device)
     judge = Retriever.from_pretrained(config.judge or Path(config.model).parent / "judge").to(device)
-    split = load_splits(config.poses, {"test": config.eval_poses}, config.seed)["test"]
+    split = load_splits(config.poses, {"test": config.eval_poses}, config.seed, size=policy.picture)["test"]
     result = evaluate(policy, split, judge, load_body().to(device), config.eval_poses, config.seed)
     print(table({Path(config.model).name: result}))
     if config.json:

@@ -5,43 +5,54 @@ An image enters twice: through the VLM's own vision tower and through a *pose-aw
 regression, whose projected features follow the image's tokens. Both are frozen, so each image is encoded once and kept.
 A prompt is run once for all the answers of its group: they follow it side by side in one row, blind to each other.
 
+    python model.py runs/rft merged      writes the adapter of a policy into the weights of its VLM
 Departures from the paper: the VLM's own projector is aligned before SFT and frozen with the tower, so that an image is
-one cached tensor; the language model of `tiny` (tiny.py) is trained whole where the paper uses LoRA.
+one cached tensor; the language model of `tiny` (tiny.py) is trained whole where the paper uses LoRA (pretrained.py).
 Read next: hygrpo.py for what is done with `log_prob`, train_sft.py for how a policy is taught.
 """
 
+import copy
 import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from torch.distributions import Distribution
 
-from body import matrix_to_rot6d
 from captions import POSE_TOKEN
 from checkpoint import whole_folder
-from tiny import PoseEncoder
+from encoders import build_pose_encoder
+from pose_head import POSE_DIM, PoseHead, draw_luck, draw_poses, draw_tokens
+from pretrained import POSE_FEATURE_TOKEN, add_pose_tokens, load_vlm, read_adapter
+from scripts import pick_device, run
 
-POSE_DIM = 144  # 24 joints x 6 numbers of rotation
-POSE_FEATURE_TOKEN = "<pose_feature>"  # holds the place of one feature of the pose-aware encoder
 WORDS = "(the prompt)"  # holds the place of a prompt while its chat template is filled
+ELSEWHERE = "vlm.", "pose_encoder.backbone."  # what is not in pose.safetensors: transformers read it by its name
+KEPT_BYTES = 1 << 30  # of features of images; when there are more, those first seen are forgotten
 
 
 class Prompt(NamedTuple):
     """Prompts as the frozen parts leave them: no taught parameter is in it, so policy and reference share it."""
     ids: Tensor  # (B, P) tokens, left-padded
     mask: Tensor  # (B, P), 1 where not padding
+    positions: Tensor  # (B, P), or (3, B, P) where a VLM counts time, rows and columns of an image apart
     vlm_features: Tensor  # (n, H), in the order of the image tokens in ids
     pose_features: Tensor  # (m, width), in the order of the pose-feature tokens in ids
+
+
+class Picture(NamedTuple):
+    """An image as the frozen encoders see it."""
+    ids: list[int]  # its tokens, as the processor writes them
+    vlm: Tensor  # (n, H), in the place of its image tokens
+    pose: Tensor  # (tokens, width), after them
+    grid: Tensor | None  # (3,) patches in time, rows and columns, where the VLM's positions need them
 
 
 class Rollout(NamedTuple):
@@ -59,112 +70,32 @@ class Scores(NamedTuple):
     pose: Distribution  # batch (B, G), event (144,): at the first <POSE> (meaningless where there is none)
 
 
-def pick_device(name: str | None = None) -> torch.device:
-    """`name`, or the best device there is. ValueError for one that is not there."""
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.zeros(1, device=name or best).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"no --device {name} here ({str(error).splitlines()[0]}); try --device {best}") from error
-
-
-def run(main: Callable[[], None]) -> None:
-    """Run a script: transformers keeps quiet, and what the user can mend ends in one sentence, not in a traceback."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
-    except OSError as error:  # a full disk, a folder that may not be written to
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}; what was kept before is whole: mend this and call the same command "
-                 "again")
-    except KeyboardInterrupt as stop:
-        print(f"\n{Path(sys.argv[0]).name}: {stop}", file=sys.stderr)
-        sys.exit(130)
-
-
-# ---------------------------------------------------------------- the Gaussian pose head (eq. 2)
-
-class PoseHead(nn.Module):
-    """Hidden state (..., H) to a Gaussian over the 144 numbers of a pose (Pose-RFT eq. 2), always in float32.
-
-    covariance: `diag`, `lowrank` (diagonal plus `rank` shared directions) or `full` (Cholesky factor). The diagonal
-    never falls below `sigma_floor`: without one reinforcement narrows the Gaussian until nothing is tried any more."""
-
-    def __init__(self, hidden_size: int, covariance: str = "diag", rank: int = 8, sigma_floor: float = 0.02):
-        super().__init__()
-        sizes = {"diag": 0, "lowrank": POSE_DIM * rank, "full": POSE_DIM * (POSE_DIM - 1) // 2}
-        if covariance not in sizes or not 0 <= sigma_floor <= 10:
-            raise ValueError(f"covariance must be diag, lowrank or full, not {covariance!r}, sigma_floor 0 to 10")
-        self.covariance, self.rank, self.sigma_floor = covariance, rank, sigma_floor
-        width = 2 * hidden_size
-        self.trunk = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, width), nn.GELU())
-        self.mean = nn.Linear(width, POSE_DIM)
-        self.sigma = nn.Linear(width, POSE_DIM)
-        self.correlation = nn.Linear(width, sizes[covariance]) if sizes[covariance] else None
-        nn.init.zeros_(self.sigma.weight)
-        nn.init.constant_(self.sigma.bias, -1.5)  # softplus: standard deviations start near 0.2
-        self.register_buffer("rest", matrix_to_rot6d(torch.eye(3)).repeat(24), persistent=False)
-        if self.correlation is not None:
-            nn.init.zeros_(self.correlation.bias)
-            nn.init.normal_(self.correlation.weight, std=1e-3)
-
-    def forward(self, hidden: Tensor) -> Distribution:
-        features = self.trunk(hidden.float())
-        mean = self.rest + self.mean(features)  # (..., 144)
-        sigma = self.sigma_floor + nn.functional.softplus(self.sigma(features))
-        if self.covariance == "diag":
-            return Independent(Normal(mean, sigma, validate_args=False), 1, validate_args=False)
-        correlation = self.correlation(features)
-        if self.covariance == "lowrank":
-            factor = correlation.unflatten(-1, (POSE_DIM, self.rank))
-            return LowRankMultivariateNormal(mean, factor, sigma.square(), validate_args=False)
-        row, column = torch.tril_indices(POSE_DIM, POSE_DIM, offset=-1, device=mean.device)
-        scale_tril = torch.diag_embed(sigma)  # (..., 144, 144)
-        scale_tril[..., row, column] = correlation
-        return MultivariateNormal(mean, scale_tril=scale_tril, validate_args=False)
-
-
-def draw_luck(seeds: Sequence[int], group_size: int, poses_per_answer: int, max_tokens: int) -> tuple[Tensor, Tensor]:
-    """All that chance decides: uniform numbers (B, G, max_tokens) for the words, standard normal ones (B, G, K, 144)
-    for the poses. Each prompt has a seed of its own, so that it is answered alike in whatever batch it stands."""
-    generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-    return (torch.stack([torch.rand(group_size, max_tokens, generator=g) for g in generators]),
-            torch.stack([torch.randn(group_size, poses_per_answer, POSE_DIM, generator=g) for g in generators]))
-
-
-def draw_poses(pose: Distribution, noise: Tensor) -> Tensor:
-    """Raw samples (..., K, 144) of Gaussians of batch shape (...), from standard normal noise (..., K, 144)."""
-    if isinstance(pose, Independent):
-        return pose.mean[..., None, :] + pose.stddev[..., None, :] * noise
-    return pose.mean[..., None, :] + noise @ pose.scale_tril.mT
-
-
-def draw_tokens(odds: Tensor, uniform: Tensor) -> Tensor:
-    """An index (...) from each row of odds (..., W), by inverting its cumulative sum at uniform (...): one random number
-    a row, where `torch.multinomial` draws one a word and takes 16 times as long (72 rows of 1,200 words, 2 CPU cores)."""
-    cumulative = odds.cumsum(-1)
-    place = cumulative[..., -1:] * uniform[..., None]
-    return torch.searchsorted(cumulative, place, right=True).squeeze(-1).clamp_max(odds.shape[-1] - 1)
-
-
 # ---------------------------------------------------------------- the policy
 
 class PosePolicy(nn.Module):
-    """A transformers image-text-to-text model with <POSE>, the pose-aware encoder and the Gaussian head around it."""
+    """A transformers image-text-to-text model with <POSE>, the pose-aware encoder and the Gaussian head around it.
 
-    def __init__(self, vlm: nn.Module, processor, pose_encoder: PoseEncoder, covariance: str = "diag",
-                 sigma_floor: float = 0.02):
+    With an adapter (pretrained.add_adapter) the language model's own weights stay; of its embedding and output tables
+    only the rows of <POSE> are taught, as differences (`pose_rows`) from what is in the tables.
+    """
+
+    def __init__(self, vlm: nn.Module, processor, pose_encoder: nn.Module, covariance: str = "diag",
+                 sigma_floor: float = 0.02, picture: int = 64):
         super().__init__()
         tokenizer = processor.tokenizer
-        tokenizer.add_special_tokens({"additional_special_tokens": [POSE_TOKEN, POSE_FEATURE_TOKEN]})
+        add_pose_tokens(tokenizer)
         if len(tokenizer) > vlm.get_input_embeddings().num_embeddings:
             vlm.resize_token_embeddings(len(tokenizer), mean_resizing=False)  # their mean would start near zero
         self.vlm, self.processor, self.tokenizer, self.pose_encoder = vlm, processor, tokenizer, pose_encoder
+        self.picture = picture  # pixels a side of the images it is taught on
         hidden_size, width = vlm.get_input_embeddings().embedding_dim, pose_encoder.width
         self.pose_projector = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden_size))
         self.pose_head = PoseHead(hidden_size, covariance, sigma_floor=sigma_floor)
+        tied = vlm.get_output_embeddings().weight is vlm.get_input_embeddings().weight
+        self.has_adapter = hasattr(vlm, "peft_config")
+        self.pose_rows = nn.Parameter(torch.zeros(1 if tied else 2, hidden_size)) if self.has_adapter else None
+        # Some VLMs have positions of their own for images, in this method; the others count tokens.
+        self.rope_index = next((m.get_rope_index for m in vlm.modules() if hasattr(m, "get_rope_index")), None)
         self.pose_id, self.pose_feature_id = tokenizer.convert_tokens_to_ids([POSE_TOKEN, POSE_FEATURE_TOKEN])
         self.image_token = processor.image_token
         self.image_id = tokenizer.convert_tokens_to_ids(self.image_token)
@@ -175,15 +106,35 @@ class PosePolicy(nn.Module):
         images = [text.count(self.image_token) for text in self.chat_frames if WORDS in text]
         if images != [0, 1] or None in (tokenizer.eos_token, tokenizer.pad_token):
             raise ValueError("its chat template must write prompt and image, its tokenizer have end and padding tokens")
-        self.frozen_features: dict[bytes, tuple[list[int], Tensor, Tensor]] = {}
+        self.frozen_features: dict[bytes, Picture] = {}
         self.freeze_encoders()
 
     def freeze_encoders(self) -> None:
-        """Only the language model, the pose projector and the head are taught from here on (as in the paper)."""
+        """Only language model (or its adapter), projector and head are taught from here on, as in the paper."""
         self.requires_grad_(False)
-        for module in (self.vlm.get_decoder(), self.vlm.get_output_embeddings(), self.pose_projector, self.pose_head):
+        whole = () if self.has_adapter else (self.vlm.get_decoder(), self.vlm.get_output_embeddings())
+        for module in (*whole, self.pose_projector, self.pose_head):
             module.requires_grad_(True)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad or "lora_" in name or name == "pose_rows")
         self.frozen_features.clear()
+
+    def twin(self) -> "PosePolicy":
+        """This policy as it is now, not to be taught: the reference. What is frozen is shared with it, not copied, so
+        that with an adapter no second model is held."""
+        shared = {id(p): p for p in self.parameters() if not p.requires_grad}
+        shared[id(self.frozen_features)] = self.frozen_features
+        return copy.deepcopy(self, shared).requires_grad_(False).eval()
+
+    def merge(self) -> None:
+        """Write the adapter and the rows of <POSE> into the VLM's weights, in place. A policy without one stays."""
+        if self.has_adapter:
+            self.vlm = self.vlm.merge_and_unload()
+            tables = self.vlm.get_input_embeddings().weight, self.vlm.get_output_embeddings().weight
+            for table, row in zip(tables, self.pose_rows):
+                table.data[self.pose_id] += row.data.to(table)
+            self.pose_rows, self.has_adapter = None, False
+            self.freeze_encoders()
 
     @property
     def device(self) -> torch.device:
@@ -198,70 +149,93 @@ class PosePolicy(nn.Module):
     # ------------------------------------------------ prompts
 
     @torch.no_grad()
-    def image_features(self, images: Sequence[np.ndarray]) -> list[tuple[list[int], Tensor, Tensor]]:
-        """For each image (H, W, 3) uint8: its token ids, their VLM features (n, H) and pose features (tokens, width).
-
-        Frozen, so computed once and kept, keyed by the pixels. The processor itself writes the image's tokens."""
+    def image_features(self, images: Sequence[np.ndarray]) -> list[Picture]:
+        """What the frozen encoders see in images (H, W, 3) uint8, all of one size: computed once and kept, keyed by the
+        pixels. The processor itself writes the image's tokens."""
         keys = [hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in images]
         missing = list({k: image for k, image in zip(keys, images) if k not in self.frozen_features}.items())
-        for start in range(0, len(missing), 64):
-            chunk_keys, chunk = zip(*missing[start:start + 64])
-            inputs = self.processor(images=list(chunk), text=[self.image_token] * len(chunk), return_tensors="pt",
-                                    add_special_tokens=False).to(self.device)
-            ids, _ = inputs.pop("input_ids"), inputs.pop("attention_mask", None)
-            features = self.vlm.get_image_features(**inputs).pooler_output
+        side = max(self.picture, getattr(self.vlm.config.vision_config, "image_size", 0))
+        at_once = max(1, 64 * 64 ** 2 // side ** 2)  # 64 for the vision tower of tiny, one for 512 pixels
+        for start in range(0, len(missing), at_once):
+            chunk_keys, chunk = zip(*missing[start:start + at_once])
+            inputs = self.processor(images=[[image] for image in chunk], text=[self.image_token] * len(chunk),
+                                    return_tensors="pt", add_special_tokens=False, padding=True).to(self.device)
+            pixels = {name: inputs[name] for name in self.processor.image_processor.model_input_names if name in inputs}
+            features = self.vlm.get_image_features(**pixels).pooler_output
             features = features if torch.is_tensor(features) else torch.cat(list(features))
-            vlm_features = features.flatten(0, -2).split((ids == self.image_id).sum(-1).tolist())
+            vlm_features = features.flatten(0, -2).split((inputs["input_ids"] == self.image_id).sum(-1).tolist())
             pose_features = self.pose_encoder(torch.from_numpy(np.stack(chunk)).to(self.device))
-            for row in zip(chunk_keys, ids.tolist(), vlm_features, pose_features):
-                self.frozen_features[row[0]] = row[1:]
-        return [self.frozen_features[key] for key in keys]
+            grids = inputs["image_grid_thw"] if self.rope_index else [None] * len(chunk)
+            ids = [row[mask.bool()].tolist() for row, mask in zip(inputs["input_ids"], inputs["attention_mask"])]
+            self.frozen_features |= zip(chunk_keys, map(Picture, ids, vlm_features, pose_features, grids))
+        pictures = [self.frozen_features[key] for key in keys]
+        size = lambda picture: picture.vlm.nbytes + picture.pose.nbytes
+        kept = sum(map(size, self.frozen_features.values())) if missing else 0
+        while kept > KEPT_BYTES:
+            kept -= size(self.frozen_features.pop(next(iter(self.frozen_features))))
+        return pictures
 
     def encode(self, examples: Sequence) -> Prompt:
         """Tokens and frozen features of examples (with `prompt` and `image`)."""
         features = iter(self.image_features([e.image for e in examples if e.image is not None]))
-        special = re.compile("|".join(map(re.escape, self.tokenizer.all_special_tokens)))
-        pieces = []  # texts, cut where an image stands
+        special = re.compile("|".join(map(re.escape, {*self.tokenizer.all_special_tokens, self.image_token})))
+        texts = []
         for example in examples:
             prompt = special.sub(lambda token: f"{token[0][0]} {token[0][1:]}", example.prompt)  # typed, they stay text
-            text = self.chat_frames[example.image is not None].replace(WORDS, prompt)
-            pieces += text.split(self.image_token) if example.image is not None else [text]
-        tokenized = iter(self.tokenizer(pieces, add_special_tokens=False).input_ids)
-        rows, vlm_features, pose_features = [], [], []
-        for example in examples:
-            row = next(tokenized)
+            texts.append(self.chat_frames[example.image is not None].replace(WORDS, prompt))
+        rows, pictures, begun = [], [], texts[0].startswith(self.tokenizer.bos_token or "\0")
+        for example, row in zip(examples, self.tokenizer(texts, add_special_tokens=not begun).input_ids):
             if example.image is not None:
-                image_ids, vlm_feature, pose_feature = next(features)
-                row = row + image_ids + [self.pose_feature_id] * len(pose_feature) + next(tokenized)
-                vlm_features.append(vlm_feature)
-                pose_features.append(pose_feature)
+                picture, place = next(features), row.index(self.image_id)
+                row[place:place + 1] = picture.ids + [self.pose_feature_id] * len(picture.pose)
+                pictures.append(picture)
             rows.append(torch.tensor(row))
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left",
                                         padding_value=self.tokenizer.pad_token_id)  # (B, P)
         mask = torch.arange(ids.shape[1]) >= ids.shape[1] - torch.tensor([len(row) for row in rows])[:, None]
+        ids, mask = ids.to(self.device), mask.long().to(self.device)
+        if self.rope_index and pictures:
+            positions = self.rope_index(input_ids=ids, mm_token_type_ids=(ids == self.image_id).int(),
+                                        image_grid_thw=torch.stack([x.grid for x in pictures]), attention_mask=mask)[0]
+        else:
+            positions = (mask.cumsum(-1) - 1).clamp_min(0)
         gather = lambda kept: torch.cat(kept) if kept else torch.empty(0, device=self.device)
-        return Prompt(ids.to(self.device), mask.long().to(self.device), gather(vlm_features), gather(pose_features))
+        return Prompt(ids, mask, positions, gather([x.vlm for x in pictures]), gather([x.pose for x in pictures]))
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        """Embeddings (..., H) of tokens, that of <POSE> as it was taught."""
+        embeds, rows = self.vlm.get_input_embeddings()(ids), self.pose_rows
+        return embeds if rows is None else embeds + (ids == self.pose_id)[..., None] * rows[0].to(embeds)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., W) of the next token, float32, that of <POSE> as it was taught."""
+        logits = self.vlm.get_output_embeddings()(hidden).float()
+        if self.pose_rows is None:
+            return logits
+        place = torch.tensor([self.pose_id], device=hidden.device)
+        return logits.index_add(-1, place, (hidden.float() @ self.pose_rows[-1])[..., None])
 
     def _prefill(self, prompt: Prompt):
         """Run the prompts once. Returns their key/value cache and the hidden state (B, H) at their end."""
-        embeds = self.vlm.get_input_embeddings()(prompt.ids)  # (B, P, H)
+        embeds = self._embed(prompt.ids)  # (B, P, H)
         if len(prompt.vlm_features):
             projected = self.pose_projector(prompt.pose_features).to(embeds)
             embeds = embeds.masked_scatter((prompt.ids == self.image_id)[..., None], prompt.vlm_features.to(embeds))
             embeds = embeds.masked_scatter((prompt.ids == self.pose_feature_id)[..., None], projected)
         output = self.vlm.get_decoder()(inputs_embeds=embeds, attention_mask=prompt.mask, use_cache=True,
-                                        position_ids=(prompt.mask.cumsum(-1) - 1).clamp_min(0))
+                                        position_ids=prompt.positions)
         return output.past_key_values, output.last_hidden_state[:, -1]
 
     def _continue(self, tokens: Tensor, place: Tensor | int, own: Tensor, prompt: Prompt, cache) -> Tensor:
         """Hidden states (B, N, H) of answer tokens (B, N). A group's answers share a row behind the prompt, whose cache
         is never copied: a token sees the prompt and, by own (N, C) bool, those of the row's C answer tokens that are of
         its own answer and not after it. place (N,): where in its answer a token stands."""
-        embeds = self.vlm.get_input_embeddings()(tokens)
+        embeds = self._embed(tokens)
         rows = *tokens.shape, -1
         seen = torch.cat([prompt.mask.bool()[:, None].expand(rows), own.expand(rows)], -1)  # (B, N, P + C)
         bias = torch.zeros_like(seen, dtype=embeds.dtype).masked_fill(~seen, torch.finfo(embeds.dtype).min)
-        position_ids = (prompt.mask.sum(-1, keepdim=True) + place).expand_as(tokens)
+        behind = prompt.positions.view(-1, *prompt.mask.shape).amax((0, -1))[:, None] + 1  # (B, 1)
+        position_ids = (behind + place).expand_as(tokens)
         return self.vlm.get_decoder()(inputs_embeds=embeds, attention_mask=bias[:, None], position_ids=position_ids,
                                       past_key_values=cache, use_cache=True).last_hidden_state
 
@@ -283,7 +257,7 @@ class PosePolicy(nn.Module):
         pose_hidden, has_pose = torch.zeros_like(hidden), finished.clone()
         tokens, masks = [], []
         for t in range(max_tokens):
-            logits = self.vlm.get_output_embeddings()(hidden).float()  # (B, G, W)
+            logits = self._logits(hidden)  # (B, G, W)
             token = logits.argmax(-1)
             if temperature:
                 token = draw_tokens((logits / temperature).softmax(-1), uniform[..., t])
@@ -314,7 +288,7 @@ class PosePolicy(nn.Module):
         own = torch.block_diag(*[torch.ones(T, T, dtype=torch.bool, device=self.device).tril()] * G)  # (G*T, G*T)
         hidden = self._continue(tokens.flatten(1), place, own, prompt, cache).unflatten(1, (G, T))  # (B, G, T, H)
         before = torch.cat([last[:, None, None].expand(-1, G, 1, -1), hidden[:, :, :-1]], 2)  # foretells token t
-        log_softmax = (self.vlm.get_output_embeddings()(before).float() / temperature).log_softmax(-1)  # (B, G, T, W)
+        log_softmax = (self._logits(before) / temperature).log_softmax(-1)  # (B, G, T, W)
         log_prob = log_softmax.gather(-1, tokens[..., None]).squeeze(-1)
         at_pose = ((tokens == self.pose_id) & token_mask).float().argmax(-1)  # the first one; 0 where there is none
         pose = self.pose_head(hidden.take_along_dim(at_pose[..., None, None], 2).squeeze(2))
@@ -331,34 +305,53 @@ class PosePolicy(nn.Module):
     # ------------------------------------------------ one folder in Hugging Face layout
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `folder`: VLM and processor as transformers save them, `pose.safetensors` and `pose.json` beside."""
-        ours = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("vlm.")}
+        """Write `folder`: VLM (or adapter) and processor as transformers and peft save them, `pose.safetensors` and
+        `pose.json` beside."""
         head = self.pose_head
+        notes = {"covariance": head.covariance, "sigma_floor": head.sigma_floor, "picture": self.picture,
+                 "pose_id": self.pose_id, "pose_encoder": self.pose_encoder.config}
+        if self.has_adapter:
+            notes |= {"vlm": self.vlm.name_or_path, "dtype": str(self.vlm.dtype).removeprefix("torch.")}
+        ours = {name: x.contiguous() for name, x in self.state_dict().items() if not name.startswith(ELSEWHERE)}
         with whole_folder(folder) as partial:
-            self.vlm.save_pretrained(partial)
+            self.vlm.save_pretrained(partial, **{"save_embedding_layers": False} if self.has_adapter else {})
             self.processor.save_pretrained(partial)
-            save_file({name: tensor.contiguous() for name, tensor in ours.items()}, partial / "pose.safetensors")
-            (partial / "pose.json").write_text(json.dumps({
-                "covariance": head.covariance, "sigma_floor": head.sigma_floor,
-                "pose_encoder": self.pose_encoder.config}))
+            save_file(ours, partial / "pose.safetensors")
+            (partial / "pose.json").write_text(json.dumps(notes))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "PosePolicy":
-        """Read what `save_pretrained` wrote."""
+        """Read what `save_pretrained` wrote. ValueError where the parts are not of one policy."""
         folder = Path(folder)
         if not (folder / "pose.json").is_file():
             raise FileNotFoundError(f"{folder} holds no policy; python train_rft.py, or train_sft.py, trains one")
         try:
-            config = json.loads((folder / "pose.json").read_text())
-            vlm, info = AutoModelForImageTextToText.from_pretrained(
-                folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True)
-            policy = cls(vlm, AutoProcessor.from_pretrained(folder, trust_remote_code=False),
-                         PoseEncoder(**config["pose_encoder"]), config["covariance"], config["sigma_floor"])
-            missing, unexpected = policy.load_state_dict(load_file(folder / "pose.safetensors"), strict=False)
-            wrong = [name for name in missing if not name.startswith("vlm.")] + unexpected + [*info["missing_keys"]]
+            notes = json.loads((folder / "pose.json").read_text())
+            vlm, processor = load_vlm(notes.get("vlm", folder), notes.get("dtype", "auto"))
+            policy = cls(read_adapter(vlm, folder) if "vlm" in notes else vlm, processor,
+                         build_pose_encoder(notes["pose_encoder"]), notes["covariance"], notes["sigma_floor"],
+                         notes.get("picture", 64))
+            if notes.get("pose_id", policy.pose_id) != policy.pose_id:
+                raise ValueError(f"taught with another vocabulary, in which {POSE_TOKEN} was token {notes['pose_id']}, "
+                                 f"while in that of {notes.get('vlm', folder)} it is {policy.pose_id}")
+            saved, expected = load_file(folder / "pose.safetensors"), policy.state_dict()
+            wrong = [k for k in saved if k not in expected or saved[k].shape != expected[k].shape]
+            wrong += [k for k in expected if k not in saved and not k.startswith(ELSEWHERE)]
+            policy.load_state_dict(saved, strict=False) if not wrong else None
             wrong += [name for name, tensor in policy.state_dict().items() if not tensor.isfinite().all()]
             if wrong:
-                raise ValueError(f"missing, not expected or not finite: {', '.join(wrong[:3])}")
+                raise ValueError(f"pose.safetensors does not fit pose.json, or is not finite: {', '.join(wrong[:3])}")
         except Exception as error:  # json, safetensors, transformers, jinja and torch each raise their own
             raise ValueError(f"{folder} cannot be read as a policy, train it again: {error!r}") from error
         return policy.eval()
+
+
+def main() -> None:
+    source, target = sys.argv[1:] if len(sys.argv) == 3 else sys.exit("usage: python model.py POLICY_FOLDER NEW_FOLDER")
+    policy = PosePolicy.from_pretrained(source)
+    policy.merge()
+    policy.save_pretrained(target)
+
+
+if __name__ == "__main__":
+    run(main)

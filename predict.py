@@ -38,7 +38,6 @@ from body import (PALETTE, axis_angle_to_matrix, body_vertices, load_body, matri
 from data import INSTRUCTIONS
 from model import POSE_DIM, PosePolicy, draw_poses, pick_device, run
 
-IMAGE_SIZE = 64  # pixels: what the built-in encoders read
 MAX_TOKENS = 80  # of an answer
 MAX_PIXELS = 50_000_000  # of a photo; one larger than this would only fill the memory
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # pillow knows more: one, EPS, is a program to be run
@@ -48,8 +47,8 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # re
 
 # ---------------------------------------------------------------- what is asked
 
-def read_image(path: str | Path) -> np.ndarray:
-    """A photo as the policy reads it, (64, 64, 3) uint8: upright, white where transparent, only its centre square.
+def read_image(path: str | Path, size: int = 64) -> np.ndarray:
+    """A photo as the policy reads it, (size, size, 3) uint8: upright, white where transparent, only its centre square.
 
     Raises ValueError, in one sentence, for a file that is missing, broken, no image, or too large."""
     try:
@@ -64,7 +63,7 @@ def read_image(path: str | Path) -> np.ndarray:
     if photo.width != photo.height:
         print(f"{path} is {photo.width} x {photo.height} pixels: only its centre square is looked at.")
     photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
-    return np.array(ImageOps.fit(photo, (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS))
+    return np.array(ImageOps.fit(photo, (size, size), Image.Resampling.LANCZOS))
 
 
 _SUBJECTS = "the a an this that these someone somebody person both each he she they his her their it there".split()
@@ -99,7 +98,7 @@ class Prediction(NamedTuple):
 
 @torch.no_grad()
 def predict(policy: PosePolicy, prompt: str, image: np.ndarray | None, samples: int, seed: int = 0) -> Prediction:
-    """The likeliest answer to a prompt and the Gaussian at its <POSE>, on the CPU; image: (64, 64, 3) uint8 or None."""
+    """The likeliest answer to a prompt and the Gaussian at its <POSE>, on the CPU; image: (size, size, 3) uint8."""
     encoded = policy.encode([SimpleNamespace(prompt=prompt, image=image)])
     length, room = encoded.ids.shape[1], policy.vlm.config.get_text_config().max_position_embeddings - MAX_TOKENS
     if length > room:
@@ -238,6 +237,8 @@ def main() -> None:
     image = read_image(config.image) if config.image is not None else None
     prompt = "" if config.interactive else config.prompt or make_prompt(words, image)
     policy, body = PosePolicy.from_pretrained(config.model).to(pick_device(config.device)), load_body()
+    if image is not None and policy.picture != len(image):
+        image = read_image(config.image, policy.picture)
     if not config.interactive:
         return respond(policy, body, prompt, image, config)
     print("Ask about the image" if image is not None else "Describe a pose", "(an empty line ends it).")

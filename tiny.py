@@ -54,7 +54,8 @@ def build_tiny(corpus: Sequence[str], hidden_size: int = 128, layers: int = 2) -
 class PoseEncoder(nn.Module):
     """Images uint8 (N, 64, 64, 3) to `tokens` features (N, tokens, width): a residual CNN, pre-trained by `regress`.
 
-    Stands in for HMR2.0's ViT. The pose is read linearly from the mean of its tokens: an even look at them finds it.
+    Larger square images are made so small. Stands in for HMR2.0's ViT. The pose is read linearly from the mean of its
+    tokens: an even look at them finds it.
     """
 
     def __init__(self, channels: Sequence[int] = (24, 48, 96), tokens: int = 8, width: int = 192):
@@ -73,13 +74,16 @@ class PoseEncoder(nn.Module):
         self.regressor = nn.Linear(width, 24 * 6)
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.shape[1:] != (64, 64, 3):
-            raise ValueError(f"the built-in pose encoder reads images of 64x64x3, got {tuple(images.shape[1:])}")
-        n = len(images)
+        n, height, width, channels = images.shape
+        if height != width or width < 64 or channels != 3:
+            raise ValueError(f"the built-in pose encoder reads images of 64x64x3 or larger squares, "
+                             f"got {tuple(images.shape[1:])}")
         if n < 8:  # so few are rounded otherwise, and an image must have the same features in whatever batch it comes
             images = torch.cat([images, images[:1].expand(8 - n, -1, -1, -1)])
         pixels = (images.to(self.regressor.weight.dtype) / 127.5 - 1).movedim(-1, 1).contiguous(
-            memory_format=torch.channels_last)  # (N, 3, 64, 64)
+            memory_format=torch.channels_last)  # (N, 3, height, width)
+        if width > 64:
+            pixels = nn.functional.interpolate(pixels, 64, mode="area")
         return self.to_tokens(self.trunk(pixels)).unflatten(-1, (self.tokens, self.width))[:n]
 
     def regress(self, features: Tensor) -> Tensor:

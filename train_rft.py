@@ -9,7 +9,6 @@ rewarded for the exact answer; the pose head takes larger steps than the languag
 Read next: evaluate.py, which judges what came out.
 """
 
-import copy
 import json
 import platform
 import time
@@ -86,8 +85,7 @@ def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RF
     policy.pose_head.sigma_floor = config.sigma_floor
     if config.sigma == "frozen":
         freeze_sigma(policy, split, seed)
-    reference = copy.deepcopy(policy).requires_grad_(False).eval()
-    reference.frozen_features.clear()  # it is given encoded prompts
+    reference = policy.twin()
     # The language model serves all tasks: with steps as large as the head's, one task's rewards undo another's answers.
     groups = [{"params": [p for name, p in policy.named_parameters() if p.requires_grad and
                           name.startswith("pose_head.") == head], "lr": lr}
@@ -238,7 +236,7 @@ def main() -> None:
             print(f"This run was finished before: {out}/metrics.json. To run anew, name another folder with --out.")
         return
     retrievers = load_or_train_retrievers(policy, world, config.retriever_steps)
-    body, sft = load_body().to(device), copy.deepcopy(policy)
+    body, sft = load_body().to(device), policy.twin()
     test = lambda policy: evaluate.evaluate(policy, splits["test"], retrievers["judge"], body, world.eval_poses,
                                             world.seed)
     validate = lambda policy: quick(policy, splits["val"], retrievers["judge"], body, world.seed)

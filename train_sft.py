@@ -5,9 +5,10 @@ The second term is the beta-NLL of Seitzer et al. (2022): weighing each number b
 keeps hard numbers from being explained away by a large sigma; with b = 1 the mean learns as by squared error. Before it
 the two image encoders of `tiny`, which has no pre-trained ones, are made: the pose-aware encoder by regressing poses,
 the VLM's vision tower and projector by naming the statements of a picture (what CLIP and LLaVA's alignment stage are to
-the paper). From then on both are frozen.
+the paper). From then on both are frozen. Any other VLM brings its own; it is given LoRA (pretrained.py).
 
     python train_sft.py [--sft_steps 950] [--poses DIR] [--out runs]
+    python train_sft.py --vlm HuggingFaceTB/SmolVLM-256M-Instruct --lora_rank 16 --picture 224 --sft_batch 8
 Read next: train_rft.py.
 """
 
@@ -17,10 +18,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 import transformers
+from PIL import Image
 from torch import Tensor, nn
 
 from body import forward_kinematics, matrix_to_rot6d
@@ -28,11 +31,13 @@ from captions import STATEMENTS
 from checkpoint import TrainingState, write_whole
 from data import Example, Split, corpus, draw_batch, load_splits
 from distributed import add_gradients, is_first, own_parts, start, total, wait
+from encoders import BackbonePoseEncoder
 from formats import read_data
 from hygrpo import gaussian_log_prob_terms
 from mixture import Mixture
 from model import PosePolicy, pick_device, run
-from tiny import build_tiny
+from pretrained import add_adapter, load_vlm
+from tiny import PoseEncoder, build_tiny
 
 BETA_NLL = 1.0
 POSE_WEIGHT = 20.0
@@ -50,10 +55,19 @@ class WorldConfig:
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
     train_poses: int = field(default=8_000, metadata={"help": "poses to train on, each with a picture"})
     eval_poses: int = field(default=500, metadata={"help": "poses of the test split (at most; as many for validation)"})
+    picture: int = field(default=64, metadata={"help": "pixels a side; 64 for tiny, 224 or more for another VLM"})
 
 
 @dataclass
 class SFTConfig:
+    vlm: str = field(default="tiny", metadata={"help": "tiny, or a VLM: its name on the Hugging Face hub, or a folder"})
+    lora_rank: int = field(default=0, metadata={"help": "rank of LoRA (16 is common); 0: train the VLM's own weights"})
+    lora_alpha: float = field(default=32.0, metadata={"help": "LoRA is scaled by this over its rank"})
+    lora_targets: list[str] | None = field(default=None, metadata={
+        "help": "names of layers to adapt, as q_proj v_proj; default: all linear ones of the language model"})
+    vlm_lr: float = field(default=2e-4, metadata={"help": "peak learning rate of LoRA, or of a VLM that is not tiny"})
+    pose_encoder: str | None = field(default=None, metadata={
+        "help": "backbone of transformers (name or folder), kept frozen; default: a small CNN, trained first"})
     covariance: str = field(default="diag", metadata={"help": "of the Gaussian pose head: diag, lowrank or full"})
     encoder_steps: int = field(default=1000, metadata={"help": "steps of both image encoders, 64 pictures each"})
     sft_steps: int = field(default=950, metadata={"help": "steps of supervised fine-tuning"})
@@ -81,8 +95,9 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batch_size: int = 64,
-                   kept: Path | None = None) -> None:
+                   towers: bool = True, kept: Path | None = None) -> None:
     """Teach the pose-aware encoder to regress poses and the vision tower to name statements, then freeze both.
+    Without `towers` the VLM is left as it is; a pose encoder of transformers always is.
 
     The pose loss is the mean absolute error of rotation matrices, of joints after kinematics (weighed 10), and of
     joints read straight from the features (weighed 20), which is learned soonest. Statements are read from the pose
@@ -90,12 +105,14 @@ def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batc
     """
     generator = torch.Generator().manual_seed(seed)
     device = policy.device
-    tower = [policy.vlm.model.vision_tower, policy.vlm.model.multi_modal_projector]
+    eyes = isinstance(policy.pose_encoder, PoseEncoder)
+    tower = [policy.vlm.model.vision_tower, policy.vlm.model.multi_modal_projector] if towers else []
     # Readers that are thrown away: statements from both kinds of features, joints straight from the pose features.
     width = policy.pose_encoder.width
     namer = nn.Linear(policy.pose_projector[1].out_features, len(STATEMENTS)).to(device)
     pose_namer, locator = nn.Linear(width, len(STATEMENTS)).to(device), nn.Linear(width, 72).to(device)
-    modules = nn.ModuleList([policy.pose_encoder, *tower, namer, pose_namer, locator]).requires_grad_(True).train()
+    modules = nn.ModuleList([*([policy.pose_encoder] if eyes else []), *tower, namer, pose_namer, locator])
+    modules.requires_grad_(True).train()
     optimizer = torch.optim.AdamW(modules.parameters(), lr=3e-3, weight_decay=0.01, fused=True)
     schedule = warm_up_and_decay(optimizer, steps)
     images, holds = torch.from_numpy(split.images), torch.from_numpy(split.image_holds).float()
@@ -105,23 +122,27 @@ def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batc
     state = TrainingState(kept, modules, optimizer, schedule, generator)
     for bar in state.steps(steps, "image encoders"):
         rows = torch.randint(len(images), (batch_size,), generator=generator)
-        batch = augment(images[rows], generator).to(device)
-        features = policy.pose_encoder(batch)  # (N, tokens, width)
-        predicted, pooled = policy.pose_encoder.regress(features), features.mean(1)  # (N, 24, 3, 3), (N, width)
-        joints = locator(pooled).unflatten(-1, (24, 3))  # (N, 24, 3)
-        true, true_joints = split.image_rotmats[rows].to(device), image_joints[rows].to(device)
-        error = (forward_kinematics(predicted)[0] - true_joints).abs().mean()  # metres
-        pose_loss = (predicted - true).abs().mean() + 10 * error + 20 * (joints - true_joints).abs().mean()
-        pixels = ((batch - mean) / std).movedim(-1, 1)  # (N, 3, 64, 64)
-        named = torch.stack(list(policy.vlm.get_image_features(pixel_values=pixels).pooler_output))  # (N, 4, H)
-        name_loss, pose_name_loss = (nn.functional.binary_cross_entropy_with_logits(named_as, holds[rows].to(device))
-                                     for named_as in (namer(named.mean(1)), pose_namer(pooled)))
-        loss = pose_loss + name_loss + 6 * pose_name_loss
+        batch, name_error = augment(images[rows], generator).to(device), nn.functional.binary_cross_entropy_with_logits
+        loss, shown, true_names = 0.0, {}, holds[rows].to(device)
+        if eyes:
+            features = policy.pose_encoder(batch)  # (N, tokens, width)
+            predicted, pooled = policy.pose_encoder.regress(features), features.mean(1)  # (N, 24, 3, 3), (N, width)
+            joints = locator(pooled).unflatten(-1, (24, 3))  # (N, 24, 3)
+            true, true_joints = split.image_rotmats[rows].to(device), image_joints[rows].to(device)
+            error = (forward_kinematics(predicted)[0] - true_joints).abs().mean()  # metres
+            pose_loss = (predicted - true).abs().mean() + 10 * error + 20 * (joints - true_joints).abs().mean()
+            pose_name_loss = name_error(pose_namer(pooled), true_names)
+            loss = loss + pose_loss + 6 * pose_name_loss
+            shown |= {"pose": pose_loss, "joint_mm": 1000 * error, "naming": pose_name_loss}
+        if towers:
+            pixels = ((batch - mean) / std).movedim(-1, 1)  # (N, 3, 64, 64)
+            named = torch.stack(list(policy.vlm.get_image_features(pixel_values=pixels).pooler_output))  # (N, 4, H)
+            name_loss = name_error(namer(named.mean(1)), true_names)
+            loss, shown["vlm_naming"] = loss + name_loss, name_loss
         loss.backward()
         state.update(loss.item())
         if state.step % 20 == 0:
-            bar.set_postfix(pose=f"{pose_loss.item():.2f}", joint_mm=f"{1000 * error.item():.0f}",
-                            naming=f"{pose_name_loss.item():.3f}")
+            bar.set_postfix({name: f"{value.item():.3g}" for name, value in shown.items()})
     policy.freeze_encoders()
     policy.eval()
 
@@ -159,7 +180,12 @@ def train_sft(policy: PosePolicy, split: Split | Mixture, config: SFTConfig, see
     """Teach the policy in place on fresh words for the poses of `split`. kept: file to go on from when it is there."""
     rng = np.random.default_rng([seed, 10])
     parameters = [p for p in policy.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.sft_lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    groups = [{"params": parameters}]
+    if config.vlm != "tiny":  # what others trained takes smaller steps than what is new
+        new = {id(p) for module in (policy.pose_head, policy.pose_projector) for p in module.parameters()}
+        groups = [{"params": [p for p in parameters if id(p) in new]},
+                  {"params": [p for p in parameters if id(p) not in new], "lr": config.vlm_lr}]
+    optimizer = torch.optim.AdamW(groups, lr=config.sft_lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     schedule = warm_up_and_decay(optimizer, config.sft_steps)
     policy.train()
     parts = own_parts(config.sft_batch, config.sft_accumulate)
@@ -180,6 +206,48 @@ def train_sft(policy: PosePolicy, split: Split | Mixture, config: SFTConfig, see
 
 # ---------------------------------------------------------------- the stage as a whole
 
+@torch.no_grad()
+def check_common_path(vlm: nn.Module, processor) -> None:
+    """ValueError for a VLM whose own forward does more with an image than model.py does for all families (puts features
+    into its layers, looks ahead inside an image, attends to it from outside): the two must foretell the same token."""
+    blind = PosePolicy(vlm, processor, PoseEncoder(tokens=0)).eval()
+    image = np.random.default_rng(0).integers(0, 255, (96, 96, 3), dtype=np.uint8)
+    prompt = blind.encode([SimpleNamespace(prompt="Where is the left hand?", image=image)])
+    content = [{"type": "image", "image": Image.fromarray(image)}, {"type": "text", "text": "Where is the left hand?"}]
+    inputs = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True,
+                                           tokenize=True, return_dict=True, return_tensors="pt")
+    own = vlm(**inputs.to(blind.device, vlm.dtype)).logits[:, -1].float()
+    ours = blind._logits(blind._prefill(prompt)[1])
+    if not torch.equal(prompt.ids, inputs["input_ids"]) or not (
+            (own - ours).norm() <= (1e-3 if vlm.dtype == torch.float32 else 0.1) * own.norm()):
+        raise ValueError(f"{vlm.name_or_path}: a {type(vlm).__name__} does more with an image than put its features "
+                         "among the words, and cannot be served")
+
+
+def build_policy(world: WorldConfig, config: SFTConfig, splits: dict[str, Split | Mixture]) -> PosePolicy:
+    """The policy before SFT: `tiny` made from nothing, or the VLM that was asked for."""
+    device = pick_device(world.device)
+    torch.manual_seed(world.seed)
+    if config.vlm == "tiny":
+        if config.lora_rank or world.picture != 64:
+            raise ValueError("tiny is trained whole, on pictures of 64 pixels: --lora_rank and --picture need --vlm")
+        texts = corpus(splits["train"], 1000, rng := np.random.default_rng([world.seed, 11]))
+        if "data" in splits:  # its words, too, shall not be spelled letter by letter
+            texts += [text for _ in range(50) for e in splits["data"].draw(MIX, 20, rng) for text in (e.prompt, e.answer)]
+        vlm, processor, pose_encoder = build_tiny(texts)
+    else:
+        # What is trained itself needs the precision; the rest is as good in half of it, where the GPU can.
+        half = config.lora_rank and device.type == "cuda" and torch.cuda.is_bf16_supported()
+        vlm, processor = load_vlm(config.vlm, torch.bfloat16 if half else torch.float32)
+        check_common_path(vlm.to(device), processor)
+        if config.lora_rank:
+            vlm = add_adapter(vlm, config.lora_rank, config.lora_alpha, config.lora_targets)
+        pose_encoder = PoseEncoder()
+    if config.pose_encoder:
+        pose_encoder = BackbonePoseEncoder(config.pose_encoder)
+    return PosePolicy(vlm, processor, pose_encoder, config.covariance, picture=world.picture).to(device)
+
+
 def check_folder(folder: Path, name: str, settings: dict) -> None:
     """Make `folder` and note the settings in `name`, or check that a run found there was made with the same ones."""
     note = folder / name
@@ -192,7 +260,7 @@ def check_folder(folder: Path, name: str, settings: dict) -> None:
         raise ValueError(f"{note} cannot be read or written as a run's settings ({error}): name another folder with "
                          f"--out, or delete this one") from error
     for key, value in settings.items():
-        if found.get(key) != value:
+        if found.get(key, value) != value:  # one that the run does not know had its default
             raise ValueError(f"{folder} holds a run with {key} = {found.get(key)}, not {value}: name another folder "
                              f"with --out, or delete this one")
 
@@ -208,13 +276,10 @@ def load_or_train_sft(world: WorldConfig, config: SFTConfig, splits: dict[str, S
         check_folder(out, "sft_config.json", noted)
     if not (out / "sft").exists():
         if is_first() and not (out / "encoders").exists():
-            torch.manual_seed(world.seed)
-            texts = corpus(splits["train"], 1000, rng := np.random.default_rng([world.seed, 11]))
-            if "data" in splits:  # its words, too, shall not be spelled letter by letter
-                texts += [text for _ in range(50) for e in splits["data"].draw(MIX, 20, rng)
-                          for text in (e.prompt, e.answer)]
-            policy = PosePolicy(*build_tiny(texts), config.covariance).to(device)
-            train_encoders(policy, splits["train"], config.encoder_steps, world.seed, kept=out / "encoders.state")
+            policy, is_tiny = build_policy(world, config, splits), config.vlm == "tiny"
+            if is_tiny or not config.pose_encoder:
+                train_encoders(policy, splits["train"], config.encoder_steps, world.seed, towers=is_tiny,
+                               kept=out / "encoders.state")
             policy.save_pretrained(out / "encoders")
         wait()
         policy = PosePolicy.from_pretrained(out / "encoders").to(device)
@@ -236,8 +301,8 @@ def load_world(world: WorldConfig) -> dict[str, Split | Mixture]:
     """The three splits that a configuration asks for and, with --data, what the policy is to be trained on as `data`.
     The image encoders are still made from the train split, and val and test still judge."""
     counts = {"train": world.train_poses, "val": world.eval_poses, "test": world.eval_poses}
-    real = {"data": read_data(world.data, skip_bad=world.skip_bad)} if world.data else {}  # first: faults show at once
-    return load_splits(world.poses, counts, world.seed) | real
+    real = {"data": read_data(world.data, image_size=world.picture, skip_bad=world.skip_bad)} if world.data else {}  # first: faults show at once
+    return load_splits(world.poses, counts, world.seed, size=world.picture) | real
 
 
 def main() -> None:

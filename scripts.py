@@ -1,0 +1,39 @@
+"""What every script does: choose a device, and end in one sentence where the user can mend what went wrong."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """`name`, or the best device there is. ValueError for one that is not there."""
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.zeros(1, device=name or best).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} is not available here ({reason}); try --device {best}") from error
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script: transformers keeps quiet, and what the user can mend ends in one sentence, not in a traceback."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    except OSError as error:  # a full disk, a folder that may not be written to
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}; what was kept before is whole: mend this and call the same command "
+                 "again")
+    except KeyboardInterrupt as stop:
+        print(f"\n{Path(sys.argv[0]).name}: {stop}", file=sys.stderr)
+        sys.exit(130)
+    except (MemoryError, RuntimeError) as error:  # of a GPU torch.OutOfMemoryError, of the CPU a plain RuntimeError
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in str(error):
+            sys.exit(f"{Path(sys.argv[0]).name}: out of memory; raise --sft_accumulate and --accumulate, or "
+                     "lower --sft_batch, --prompts, --group_size or --poses_per_answer")
+        raise
