@@ -310,7 +310,7 @@ def stability(world: Seed, path: Path) -> dict:
         curves = world.run(f"long, {name}")["curves"]
         held = [share for _, share in curves["val_statements_sampled"]]
         lost = max(max(held[:i + 1]) - share for i, share in enumerate(held))
-        thin = {measure: points if measure.startswith("val_") else points[::30] for measure, points in curves.items()}
+        thin = {measure: points[::max(1, len(points) // 150)] for measure, points in curves.items()}
         report[name] = {"lost": lost, "curves": thin}
         print(f"{name}: {curves['val_statements_sampled'][-1][0]} steps; statements held {held[0]:.3f} before, at best "
               f"{max(held):.3f}, at the end {held[-1]:.3f}; never more than {lost:.3f} below the best before")

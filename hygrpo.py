@@ -94,9 +94,10 @@ def gaussian_log_prob_terms(pose: Distribution, sample: Tensor) -> Tensor:
     """
     if isinstance(pose, Independent):
         return pose.base_dist.log_prob(sample)
-    L = pose.scale_tril  # (..., D, D)
-    L = L.expand(*sample.shape[:-1], *L.shape[-2:])
-    z = torch.linalg.solve_triangular(L, (sample - pose.mean)[..., None], upper=False).squeeze(-1)
+    L, difference = pose.scale_tril, sample - pose.mean  # (..., D, D), (..., D)
+    # The samples of one Gaussian are the columns of one system, or L would be solved anew for each.
+    columns = difference.reshape(-1, *L.shape[:-1]).movedim(0, -1)  # (..., D, samples)
+    z = torch.linalg.solve_triangular(L, columns, upper=False).movedim(-1, 0).reshape(difference.shape)
     return -0.5 * z.square() - L.diagonal(dim1=-2, dim2=-1).log() - 0.5 * math.log(2 * math.pi)
 
 

@@ -25,6 +25,7 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor, nn
+from torch.distributions import Independent
 
 from body import forward_kinematics, matrix_to_rot6d
 from captions import STATEMENTS
@@ -164,7 +165,10 @@ def sft_loss(policy: PosePolicy, examples: Sequence[Example],
     rotmats = [torch.eye(3).expand(24, 3, 3) if e.rotmats is None else e.rotmats for e in examples]  # eye: not used
     true = matrix_to_rot6d(torch.stack(rotmats)).flatten(1).to(policy.device)  # (B, 144)
     terms = gaussian_log_prob_terms(scores.pose, true[:, None])[:, 0]  # (B, 144)
-    weight = scores.pose.stddev.detach()[:, 0] ** (2 * BETA_NLL)
+    # The spread that each term has: with correlations, of a number given those before it. By the marginal one, which is
+    # larger, sigma would grow without end.
+    spread = scores.pose.stddev if isinstance(scores.pose, Independent) else scores.pose.scale_tril.diagonal(0, -2, -1)
+    weight = spread.detach()[:, 0] ** (2 * BETA_NLL)
     pose = -(weight * terms).mean(-1).masked_fill(~has_pose, 0.0).sum() / max(1, pose_count)
     sigma = scores.pose.stddev[has_pose].mean().item() if has_pose.any() else float("nan")
     return text + POSE_WEIGHT * pose, {"text": text.item(), "pose": pose.item(), "sigma": sigma}
@@ -260,7 +264,7 @@ def check_folder(folder: Path, name: str, settings: dict) -> None:
         raise ValueError(f"{note} cannot be read or written as a run's settings ({error}): name another folder with "
                          f"--out, or delete this one") from error
     for key, value in settings.items():
-        if found.get(key, value) != value:  # one that the run does not know had its default
+        if found.get(key) != value:
             raise ValueError(f"{folder} holds a run with {key} = {found.get(key)}, not {value}: name another folder "
                              f"with --out, or delete this one")
 

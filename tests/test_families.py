@@ -159,10 +159,8 @@ def one_of_each_step(policy, config):
     """One step of SFT and one of HyGRPO with a group of answers behind one prompt."""
     split, retriever = world()
     train_sft(policy, split, config, 0)
-    rows = []
-    train_rft.train_rft(policy, split, retriever, train_rft.RFTConfig(
-        rft_steps=1, prompts=3, group_size=2, poses_per_answer=2), 0, rows.append, lambda policy: {})
-    return rows
+    return train_rft.train_rft(policy, split, retriever, train_rft.RFTConfig(
+        rft_steps=1, prompts=3, group_size=2, poses_per_answer=2), 0, lambda policy: {})
 
 
 def log_probs(policy, examples=EXAMPLES):
@@ -320,7 +318,7 @@ def test_a_policy_of_another_vocabulary_or_covariance_is_refused(checkpoint, tmp
             PosePolicy.from_pretrained(tmp_path / what)
         return str(error.value)
     assert "does not fit pose.json" in refused("full", covariance="full")
-    assert "another vocabulary: its <POSE> was token 7" in refused("words", pose_id=7)
+    assert "another vocabulary, in which <POSE> was token 7" in refused("words", pose_id=7)
     assert "adapter does not fit" in refused("idefics", vlm=checkpoint("idefics3"))
     assert "neither a folder" in refused("gone", vlm=str(tmp_path / "gone base"))
     merged = tmp_path / "merged"
@@ -339,7 +337,7 @@ def test_a_policy_of_another_vocabulary_or_covariance_is_refused(checkpoint, tmp
 def test_out_of_memory_says_what_to_lower(fault):
     def main():
         raise fault
-    with pytest.raises(SystemExit, match="out of memory; lower --sft_batch, --prompts, --group_size"):
+    with pytest.raises(SystemExit, match="out of memory; raise --sft_accumulate and --accumulate, or lower"):
         scripts.run(main)
 
 

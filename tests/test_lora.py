@@ -31,8 +31,7 @@ def taught(folder, steps=2, **more):
 def reinforce(policy, **more):
     split, retriever = world()
     train_rft.train_rft(policy, split, retriever, train_rft.RFTConfig(**dict(
-        rft_steps=3, prompts=4, group_size=2, poses_per_answer=4, rft_lr=.01) | more), 0, lambda row: None,
-        lambda policy: {})
+        rft_steps=3, prompts=4, group_size=2, poses_per_answer=4, rft_lr=.01) | more), 0, lambda policy: {})
 
 
 @pytest.fixture(params=["llava 1.5", "llava interleave"])  # whose output table is its own, and that of embeddings too
