@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import (AutoBackbone, AutoConfig, AutoImageProcessor, CLIPImageProcessorPil, VitPoseBackbone,
                           VitPoseBackboneConfig)
 
-from pretrained import fetch
+from pretrained import absolute, fetch
 from tiny import PoseEncoder
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -35,7 +35,7 @@ class BackbonePoseEncoder(nn.Module):
 
     def __init__(self, name: str):
         super().__init__()
-        self.config = {"name": str(name)}
+        self.config = {"name": (name := absolute(name))}
         config = fetch(AutoConfig, name)
         # A pose estimator keeps its backbone's config and weights under this name, beside a head that is not wanted.
         config = getattr(config, "backbone_config", None) or config

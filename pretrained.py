@@ -38,12 +38,18 @@ def fetch(auto: type, name: str | Path, **options):
         raise ValueError(f"{name}: {fault}") from error
 
 
+def absolute(name: str | Path) -> str:
+    """A folder's whole path, since policies note it and may be read from elsewhere; a name on the hub as it is."""
+    return str(Path(name).resolve() if Path(name).is_dir() else name)
+
+
 def load_vlm(name: str | Path, dtype: torch.dtype | str = "auto") -> tuple:
     """The VLM called `name` and its processor, ready for <POSE>.
 
     Rows that the vocabulary gains are the mean of the others (Hewitt 2021), so that they are the same at each load.
     ValueError for what has no image processor, reads text alone, or lacks weights.
     """
+    name = absolute(name)
     if not hasattr(fetch(AutoConfig, name), "vision_config"):
         raise ValueError(f"{name} is a model of text alone; give one that also reads images")
     processor = fetch(AutoProcessor, name)

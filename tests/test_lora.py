@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import model
 import train_rft
 from model import PosePolicy
-from pretrained import load_vlm
-from test_families import EXAMPLES, built, log_probs, save_checkpoint, world
-from train_sft import SFTConfig, train_sft
+from pretrained import add_adapter, load_vlm
+from test_families import EXAMPLES, built, log_probs, one_of_each_step, save_checkpoint, world
+from tiny import PoseEncoder
+from train_sft import SFTConfig, check_common_path, train_sft
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +122,22 @@ def test_a_policy_read_from_its_folder_learns_on(checkpoints, tmp_path):
     reinforce(loaded, rft_steps=1)
     changed = {name for name, p in loaded.named_parameters() if not torch.equal(p, before[name])}
     assert changed and changed <= teachable(policy)
+
+
+def test_half_precision_is_for_what_is_not_taught(checkpoints, tmp_path, monkeypatch):
+    """As on a GPU: the VLM in bfloat16, all that is taught in float32; by a path that another folder would not find."""
+    monkeypatch.chdir(Path(checkpoints["llava 1.5"]).parent)
+    vlm, processor = load_vlm("llava 1.5", torch.bfloat16)
+    check_common_path(vlm, processor)
+    policy = PosePolicy(add_adapter(vlm, 4, 8.0), processor, PoseEncoder(), picture=96)
+    one_of_each_step(policy, SFTConfig(vlm="llava 1.5", sft_steps=1, sft_batch=4))
+    assert {p.dtype for p in policy.parameters() if p.requires_grad} == {torch.float32}
+    policy.save_pretrained(tmp_path / "policy")
+    monkeypatch.chdir(tmp_path)
+    loaded = PosePolicy.from_pretrained("policy")
+    assert loaded.vlm.dtype == policy.vlm.dtype == torch.bfloat16
+    for ours, theirs in zip(log_probs(policy), log_probs(loaded)):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_targets_and_rank_are_what_the_flags_say(checkpoints):
