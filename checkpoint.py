@@ -134,8 +134,8 @@ class TrainingState:
                     if self.step % KEEP_EVERY == 0 or self.asked_to_stop:
                         self._write()
                     if self.asked_to_stop:
-                        raise KeyboardInterrupt(f"{name} stopped after step {self.step} of {count}; call the same command "
-                                                "again to go on")
+                        raise KeyboardInterrupt(f"{name} stopped after step {self.step} of {count}; call the same "
+                                                "command again to go on")
         finally:
             if in_main:
                 signal.signal(signal.SIGINT, handler)
@@ -157,8 +157,8 @@ class TrainingState:
             kept = self.path is not None and self.path.exists()
             raise ValueError(
                 f"step {self.step + 1}: {MAX_SKIPPED} updates in a row could not be made, the loss ({loss:.3g}) or the "
-                f"norm of the gradient ({grad_norm:.3g}) is not finite; lower the learning rate, or look at the data and "
-                "the rewards" + (f"; the last good state is in {self.path}" if kept else ""))
+                f"norm of the gradient ({grad_norm:.3g}) is not finite; lower the learning rate, or look at the data "
+                "and the rewards" + (f"; the last good state is in {self.path}" if kept else ""))
         return grad_norm
 
     def _interrupt(self, number, frame) -> None:

@@ -39,8 +39,8 @@ def wait() -> None:
 def own_parts(count: int, accumulate: int) -> list[np.ndarray]:
     """Which of `count` examples are this process's, in `accumulate` parts that are run one after the other."""
     if count < processes() * accumulate:
-        raise ValueError(f"a batch of {count} cannot be split over {processes()} processes and {accumulate} parts each: "
-                         "raise the batch, or lower --accumulate")
+        raise ValueError(f"a batch of {count} cannot be split over {processes()} processes and {accumulate} parts "
+                         "each: raise the batch, or lower --accumulate")
     first = distributed.get_rank() * accumulate if processes() > 1 else 0
     return np.array_split(np.arange(count), processes() * accumulate)[first:first + accumulate]
 

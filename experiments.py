@@ -12,6 +12,7 @@ calls for different seeds can share the work: `OMP_NUM_THREADS=1 python experime
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import transformers
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import evaluate
@@ -164,14 +166,13 @@ class Seed:
         return PosePolicy.from_pretrained(folder).to(self.device)
 
     def start(self, name: str) -> PosePolicy:
-        """The SFT policy called `gaussian`, `lowrank`, `full`, `deterministic` (sigma is the floor) or `no pose encoder`."""
+        """The SFT policy `gaussian`, `lowrank`, `full`, `deterministic` (sigma is the floor) or `no pose encoder`."""
         folder = self.folder / f"start, {name}"
         if not folder.exists():
             policy = self.encoders()
             if name == "no pose encoder":
                 policy.pose_encoder = PoseEncoder(tokens=0).eval().requires_grad_(False).to(self.device)
             if name in ("lowrank", "full"):
-                torch.manual_seed(self.seed)
                 policy.pose_head = PoseHead(policy.pose_projector[1].out_features, name).to(self.device)
             if name == "deterministic":
                 policy.pose_head.sigma.requires_grad_(False).bias.fill_(-50.0)  # softplus leaves nothing of it
@@ -223,7 +224,7 @@ class Seed:
 
 def value(result: dict, measure: str) -> float:
     first, second, _ = MEASURES[measure]
-    return result[first] if second is None else result[first][second]
+    return result[first][second] if second else result[first]
 
 
 def compare(results: dict[str, list[dict]], arm: str, other: str, measure: str, relation: str) -> dict:
@@ -276,19 +277,24 @@ def draw(path: Path, results: dict[str, list[dict]]) -> None:
     x, seen = [mean(arm, "diversity, mm") for arm in arms], ("statements", "judge R@5", "reward model's R@5")
     for measure, color in zip(seen, ("#0072b2", "#d55e00", "#009e73")):
         axes[2].plot(x, [mean(arm, measure) for arm in arms], "o-", color=color, label=measure)
+    note = {"textcoords": "offset points", "fontsize": 12}
     for arm, place in zip(arms, x):
-        axes[2].annotate(f"{betas[arm]:g}", (place, max(mean(arm, measure) for measure in seen)), xytext=(0, 9),
-                         textcoords="offset points", ha="center", fontsize=12)
+        axes[2].annotate(f"{betas[arm]:g}", (place, max(mean(arm, measure) for measure in seen)), (0, 9), ha="center",
+                         **note)
     axes[2].set(title="KL weight: quality against diversity", xlabel="diversity of samples (mm)")
     axes[2].legend(frameon=False, loc="lower left", fontsize=12)
     for arm, label in {"K = 1": "K=1", "K = 8": "K=8", "hygrpo": "G=3, K=64", "G = 2": "G=2", "G = 6": "G=6"}.items():
         if arm in results:
             place, y = np.mean([r["seconds"] for r in results[arm]]), mean(arm, "statements")
             axes[3].plot(place, y, "o", color="#0072b2")
-            axes[3].annotate(label, (place, y), xytext=(7, -4), textcoords="offset points", fontsize=12)
+            axes[3].annotate(label, (place, y), (7, -4), **note)
     axes[3].set(title="statements held against time", xlabel="training (s)")
     axes[2].margins(y=0.1)
     axes[3].margins(0.2)
+    finish(figure, axes, path)
+
+
+def finish(figure: Figure, axes: Sequence[Axes], path: Path) -> None:
     for axis in axes:
         axis.title.set_fontsize(14)
         axis.xaxis.label.set_fontsize(13)
@@ -318,14 +324,10 @@ def stability(world: Seed, path: Path) -> dict:
             steps, y = np.array(curves[measure]).T
             width = 1 if measure.startswith("val_") else min(30, len(y))
             axis.plot(steps[width - 1:], np.convolve(y, np.ones(width) / width, "valid"), color=color, label=name)
-            axis.set_title(title, fontsize=14)
-            axis.set_xlabel("HyGRPO step", fontsize=13)
-            axis.tick_params(labelsize=12)
-            axis.grid(alpha=0.3)
-    for axis in axes:
-        axis.set_ylim(bottom=0)
+            axis.set(title=title, xlabel="HyGRPO step")
+            axis.set_ylim(bottom=0)
     axes[0].legend(frameon=False, fontsize=13)
-    figure.savefig(path, dpi=80)
+    finish(figure, axes, path)
     return report
 
 

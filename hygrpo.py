@@ -229,4 +229,5 @@ def loss(new, old_log_prob: Tensor, old_terms: Tensor, reference, rollout, F: Te
         "text_entropy": entropy[rollout.token_mask].mean(), "valid": rollout.has_pose.float().mean(),
         "text_flat_groups": (F == 0).all(-1).float().mean(),
         "pose_flat_groups": (Delta == 0).flatten(1).all(-1).float().mean()}
-    return text_share * text + pose_weight * pose_share * pose, {name: value.detach() for name, value in metrics.items()}
+    whole = text_share * text + pose_weight * pose_share * pose
+    return whole, {name: value.detach() for name, value in metrics.items()}

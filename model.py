@@ -332,15 +332,14 @@ class PosePolicy(nn.Module):
                          build_pose_encoder(notes["pose_encoder"]), notes["covariance"], notes["sigma_floor"],
                          notes.get("picture", 64))
             if notes.get("pose_id", policy.pose_id) != policy.pose_id:
-                raise ValueError(f"taught with another vocabulary, in which {POSE_TOKEN} was token {notes['pose_id']}, "
-                                 f"while in that of {notes.get('vlm', folder)} it is {policy.pose_id}")
+                raise ValueError(f"taught with another vocabulary, in which {POSE_TOKEN} was token {notes['pose_id']}")
             saved, expected = load_file(folder / "pose.safetensors"), policy.state_dict()
             wrong = [k for k in saved if k not in expected or saved[k].shape != expected[k].shape]
             wrong += [k for k in expected if k not in saved and not k.startswith(ELSEWHERE)]
-            policy.load_state_dict(saved, strict=False) if not wrong else None
-            wrong += [name for name, tensor in policy.state_dict().items() if not tensor.isfinite().all()]
+            wrong += [k for k, tensor in {**expected, **saved}.items() if not tensor.isfinite().all()]
             if wrong:
                 raise ValueError(f"pose.safetensors does not fit pose.json, or is not finite: {', '.join(wrong[:3])}")
+            policy.load_state_dict(saved, strict=False)
         except Exception as error:  # json, safetensors, transformers, jinja and torch each raise their own
             raise ValueError(f"{folder} cannot be read as a policy, train it again: {error!r}") from error
         return policy.eval()

@@ -1,8 +1,8 @@
 """Pictures of a run: before and after, the way there, where the Gaussian is wide, and the method itself.
 
     python pictures.py [--run runs] [--out assets]
-Of a run that `train_rft.py` finished on the built-in poses. A body is drawn by body.render, everything else by matplotlib.
-Nothing of the method depends on this file.
+Of a run that `train_rft.py` finished. A body is drawn by body.render, everything else by matplotlib. Nothing of the
+method depends on this file.
 """
 
 import json
@@ -174,8 +174,8 @@ def followed_examples(split: Split, seed: int) -> list[Example]:
 
 # ---------------------------------------------------------------- where the Gaussian is wide, and why
 
-LIMBS = {f"{side} {limb}": [JOINT[f"{side}_{joint}"] for joint in joints] for side in ("left", "right") for limb, joints in
-         {"hand": ("elbow", "wrist", "hand"), "foot": ("knee", "ankle", "foot")}.items()}
+LIMBS = {f"{side} {limb}": [JOINT[f"{side}_{joint}"] for joint in joints] for side in ("left", "right")
+         for limb, joints in {"hand": ("elbow", "wrist", "hand"), "foot": ("knee", "ankle", "foot")}.items()}
 
 
 TITLES = {"images": "what the camera does not see", "sentences": "what the sentence leaves open"}
@@ -221,7 +221,8 @@ def uncertainty(path: Path, policy: PosePolicy, split: Split, body, count: int =
     wide, wrong = limb_spread(out_told, stack(told), False)
     speaks = torch.tensor([[any(limb in f"{s.measure} {s.key}".replace("elbow", "hand").replace("knee", "foot").replace(
         "thigh", "foot") for s in (captions.STATEMENTS[i] for i in e.statements)) for limb in LIMBS] for e in told])
-    groups = {"images": (("hidden: under 1/3 seen", shares < 1 / 3), ("1/3 to 2/3", (shares >= 1 / 3) & (shares < 2 / 3)),
+    partly = (shares >= 1 / 3) & (shares < 2 / 3)
+    groups = {"images": (("hidden: under 1/3 seen", shares < 1 / 3), ("1/3 to 2/3", partly),
                          ("in view: over 2/3", shares >= 2 / 3)),
               "sentences": (("says nothing of it", ~speaks), ("speaks of it", speaks))}
     numbers = {"count": count}
@@ -240,7 +241,7 @@ def uncertainty(path: Path, policy: PosePolicy, split: Split, body, count: int =
                     "n": n, "std_cm": std[:, columns][inside].mean().item(),
                     "error_cm": miss[:, columns][inside].mean().item(),
                     "standard_error_cm": (std[:, columns][inside].std() / n ** 0.5).item()}
-        # Does sigma know where the mean is wrong? Rank correlation over the examples, one limb at a time, then the mean.
+        # Does sigma know where the mean is wrong? Rank correlation over the examples, of each limb, then the mean.
         ranks = torch.stack([std, miss.to(std)]).argsort(1).argsort(1).double()  # (2, N, 4)
         centred = ranks - ranks.mean(1, keepdim=True)
         agree = (centred.prod(0).sum(0) / centred.square().sum(1).prod(0).sqrt()).mean().item()
@@ -248,7 +249,8 @@ def uncertainty(path: Path, policy: PosePolicy, split: Split, body, count: int =
         y = np.arange(len(bars))[::-1]
         axis.barh(y + 0.2, [bar["std_cm"] for bar in bars.values()], 0.38, color=BLUE, label="standard deviation",
                   xerr=[bar["standard_error_cm"] for bar in bars.values()])
-        axis.barh(y - 0.2, [bar["error_cm"] for bar in bars.values()], 0.38, color=ORANGE, label="error of the mean pose")
+        axis.barh(y - 0.2, [bar["error_cm"] for bar in bars.values()], 0.38, color=ORANGE,
+                  label="error of the mean pose")
         axis.set_yticks(y, [f"{name}\n(n = {bar['n']})" for name, bar in bars.items()], fontsize=12)
         axis.set_xlabel("cm", fontsize=13)
         axis.tick_params(axis="x", labelsize=12)
@@ -296,8 +298,8 @@ def method(path: Path, policy: PosePolicy, split: Split, body, seed: int = 0) ->
         canvas.text(x + width / 2, y + height - 0.62, text, ha="center", va="top", fontsize=13.5, linespacing=1.45)
 
     box(0.3, 4.5, 3.0, 3.7, "prompt q", textwrap.fill(example.prompt, 27) + "\n\nor an image, or both", GREY)
-    box(4.1, 4.5, 3.0, 3.7, "policy", "vision-language model\n+ pose-aware encoder\nof images (frozen)\n\nq is run once\n"
-        "for all G answers", GREY)
+    box(4.1, 4.5, 3.0, 3.7, "policy", "vision-language model\n+ pose-aware encoder\nof images (frozen)\n\n"
+        "q is run once\nfor all G answers", GREY)
     box(7.9, 4.5, 7.1, 3.7, f"G = {G} answers, each with K = {K} poses", "", GREY)
     box(15.8, 6.45, 3.9, 1.75, "words: F", "form, similarity, exact\nanswers, statements", BLUE)
     box(15.8, 4.5, 3.9, 1.75, "poses: \u0394", "joints, semantics,\nstatements that hold", ORANGE)
@@ -329,7 +331,8 @@ def method(path: Path, policy: PosePolicy, split: Split, body, seed: int = 0) ->
     for start, end, color in (
             ((3.35, 6.35), (4.05, 6.35), "black"), ((7.15, 6.35), (7.85, 6.35), "black"),
             ((15.05, 7.35), (15.75, 7.35), BLUE), ((15.05, 5.35), (15.75, 5.35), ORANGE),
-            ((17.75, 4.45), (17.75, 3.55), "black"), ((8.15, 2.0), (7.15, 2.0), "black"), ((5.6, 3.55), (5.6, 4.45), "black")):
+            ((17.75, 4.45), (17.75, 3.55), "black"), ((8.15, 2.0), (7.15, 2.0), "black"),
+            ((5.6, 3.55), (5.6, 4.45), "black")):
         canvas.annotate("", end, start, arrowprops={"arrowstyle": "-|>,head_width=0.35,head_length=0.7", "lw": 2.2,
                                                     "color": color})
     figure.savefig(path, dpi=72)

@@ -164,16 +164,16 @@ def blame(name: str, examples: Sequence) -> Iterator[None]:
         yield
     except Exception as error:
         others = f" (or one of {len(examples) - 1} others)" if len(examples) > 1 else ""
-        raise ValueError(f"the reward `{name}` failed on the {examples[0].task} example {examples[0].prompt!r}{others}: "
-                         f"{type(error).__name__}: {error}") from error
+        raise ValueError(f"the reward `{name}` failed on the {examples[0].task} example {examples[0].prompt!r}"
+                         f"{others}: {type(error).__name__}: {error}") from error
 
 
 def broken(examples: Sequence, rollout, text: dict[str, Tensor], pose: dict[str, Tensor]) -> list[str]:
     """The names of those rewards that are not finite where their task has them (and the answer has a pose)."""
     found = []
     for name, reward in (text | pose).items():
-        has = torch.tensor([e.task in TASKS[name] and (name != "statements" or len(e.statements) > 0) for e in examples],
-                           device=reward.device)  # (B,)
+        has = torch.tensor([e.task in TASKS[name] and (name != "statements" or len(e.statements) > 0)
+                            for e in examples], device=reward.device)  # (B,)
         if not reward[rollout.has_pose & has[:, None] if reward.dim() == 3 else has].isfinite().all():
             found.append(name)
     return found

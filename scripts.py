@@ -27,8 +27,8 @@ def run(main: Callable[[], None]) -> None:
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except OSError as error:  # a full disk, a folder that may not be written to
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}; what was kept before is whole: mend this and call the same command "
-                 "again")
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}; what was kept before is whole: mend this and call the same "
+                 "command again")
     except KeyboardInterrupt as stop:
         print(f"\n{Path(sys.argv[0]).name}: {stop}", file=sys.stderr)
         sys.exit(130)

@@ -62,8 +62,8 @@ class PoseEncoder(nn.Module):
         super().__init__()
         self.config = {"channels": list(channels), "tokens": tokens, "width": width}
         if len(channels) != 3 or min(*channels, tokens + 1, width) < 1 or max(*channels, tokens * width) > 4096:
-            raise ValueError("a pose encoder has three channels, a width and tokens or none, channels and tokens x width "
-                             f"at most 4096, not {channels}, {width}, {tokens}")
+            raise ValueError("a pose encoder has three channels, a width and tokens or none, channels and tokens x "
+                             f"width at most 4096, not {channels}, {width}, {tokens}")
         self.tokens, self.width = tokens, width
         layers, sizes = [], [3, *channels]
         for i, (before, after) in enumerate(zip(sizes, sizes[1:])):  # 64 x 64 pixels become 16, 8, 4

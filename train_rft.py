@@ -80,7 +80,7 @@ def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RF
         raise ValueError(f"--without {config.without}: the rewards are {', '.join(rewards.WEIGHTS)}")
     parts = own_parts(config.prompts, config.accumulate)
     if config.normalize == "batch" and config.prompts > len(parts[0]):
-        raise ValueError("--normalize batch looks at the whole batch at once: not with --accumulate or several processes")
+        raise ValueError("--normalize batch looks at a whole batch at once: not with --accumulate or several processes")
     weights = rewards.WEIGHTS | ({config.without: 0.0} if config.without else {})
     policy.pose_head.sigma_floor = config.sigma_floor
     if config.sigma == "frozen":
@@ -259,7 +259,8 @@ def main() -> None:
         "sft": before, "rft": after, "seed": world.seed, "device": str(device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "transformers": transformers.__version__, "numpy": np.__version__}}, indent=1) + "\n")
-    print(f"{time.time() - started:.0f} s on {device}. In {out}: curves.png, progression.png, before_after.png, metrics.json")
+    print(f"{time.time() - started:.0f} s on {device}. In {out}: curves.png, progression.png, before_after.png, "
+          "metrics.json")
 
 
 if __name__ == "__main__":

@@ -237,7 +237,8 @@ def build_policy(world: WorldConfig, config: SFTConfig, splits: dict[str, Split 
             raise ValueError("tiny is trained whole, on pictures of 64 pixels: --lora_rank and --picture need --vlm")
         texts = corpus(splits["train"], 1000, rng := np.random.default_rng([world.seed, 11]))
         if "data" in splits:  # its words, too, shall not be spelled letter by letter
-            texts += [text for _ in range(50) for e in splits["data"].draw(MIX, 20, rng) for text in (e.prompt, e.answer)]
+            drawn = [example for _ in range(50) for example in splits["data"].draw(MIX, 20, rng)]
+            texts += [text for example in drawn for text in (example.prompt, example.answer)]
         vlm, processor, pose_encoder = build_tiny(texts)
     else:
         # What is trained itself needs the precision; the rest is as good in half of it, where the GPU can.
@@ -305,7 +306,9 @@ def load_world(world: WorldConfig) -> dict[str, Split | Mixture]:
     """The three splits that a configuration asks for and, with --data, what the policy is to be trained on as `data`.
     The image encoders are still made from the train split, and val and test still judge."""
     counts = {"train": world.train_poses, "val": world.eval_poses, "test": world.eval_poses}
-    real = {"data": read_data(world.data, image_size=world.picture, skip_bad=world.skip_bad)} if world.data else {}  # first: faults show at once
+    real = {}
+    if world.data:  # first, so that its faults show at once
+        real = {"data": read_data(world.data, image_size=world.picture, skip_bad=world.skip_bad)}
     return load_splits(world.poses, counts, world.seed, size=world.picture) | real
 
 
@@ -316,7 +319,7 @@ def main() -> None:
     start()
     load_or_train_sft(world, config, load_world(world))
     if is_first():
-        print(f"SFT policy in {world.out}/sft, {time.time() - started:.0f} s; next: python train_rft.py --out {world.out}")
+        print(f"SFT policy in {world.out}/sft, {time.time() - started:.0f} s; next: train_rft.py --out {world.out}")
 
 
 if __name__ == "__main__":
