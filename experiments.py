@@ -12,7 +12,6 @@ calls for different seeds can share the work: `OMP_NUM_THREADS=1 python experime
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +20,13 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import transformers
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import evaluate
 from body import load_body, remove_heading
 from data import Split, corpus
 from model import PoseHead, PosePolicy, pick_device, run
+from pictures import BLUE, GREEN, ORANGE, finish, plot_smoothed
 from tiny import PoseEncoder, build_tiny
 from train_rft import RFTConfig, load_or_train_retrievers, quick, train_rft
 from train_sft import SFTConfig, WorldConfig, check_folder, load_world, train_encoders, train_sft
@@ -260,14 +259,10 @@ def draw(path: Path, results: dict[str, list[dict]]) -> None:
     figure = Figure(figsize=(19, 4.8), layout="constrained")
     axes = figure.subplots(1, 4)
     for axis, name, title in zip(axes, ("statements", "joint"), ("reward: statements held", "reward: joints (1/m)")):
-        for arm, color in (("hygrpo", "#0072b2"), ("GRPO on words", "#d55e00")):
+        for arm, color in (("hygrpo", BLUE), ("GRPO on words", ORANGE)):
             for seed, result in enumerate(results.get(arm, [])):
-                if not result["curves"][name]:
-                    continue  # a run so short that this task was never drawn
-                steps, y = np.array(result["curves"][name]).T
-                width = min(8, len(y))
-                axis.plot(steps[width - 1:], np.convolve(y, np.ones(width) / width, "valid"), color=color, alpha=0.8,
-                          label=None if seed else arm)
+                if result["curves"][name]:  # a very short run may not have drawn this task
+                    plot_smoothed(axis, result["curves"][name], 8, color=color, alpha=0.8, label=None if seed else arm)
         axis.set(title=title, xlabel="HyGRPO step")
         if axis.lines:
             axis.legend(frameon=False, fontsize=12)
@@ -275,7 +270,7 @@ def draw(path: Path, results: dict[str, list[dict]]) -> None:
     betas = {f"KL {beta}": beta for beta in (0.0, 0.02, 0.2, 0.6)} | {"hygrpo": RFTConfig.beta_pose}
     arms = sorted((arm for arm in betas if arm in results), key=betas.get)
     x, seen = [mean(arm, "diversity, mm") for arm in arms], ("statements", "judge R@5", "reward model's R@5")
-    for measure, color in zip(seen, ("#0072b2", "#d55e00", "#009e73")):
+    for measure, color in zip(seen, (BLUE, ORANGE, GREEN)):
         axes[2].plot(x, [mean(arm, measure) for arm in arms], "o-", color=color, label=measure)
     note = {"textcoords": "offset points", "fontsize": 12}
     for arm, place in zip(arms, x):
@@ -286,21 +281,12 @@ def draw(path: Path, results: dict[str, list[dict]]) -> None:
     for arm, label in {"K = 1": "K=1", "K = 8": "K=8", "hygrpo": "G=3, K=64", "G = 2": "G=2", "G = 6": "G=6"}.items():
         if arm in results:
             place, y = np.mean([r["seconds"] for r in results[arm]]), mean(arm, "statements")
-            axes[3].plot(place, y, "o", color="#0072b2")
+            axes[3].plot(place, y, "o", color=BLUE)
             axes[3].annotate(label, (place, y), (7, -4), **note)
     axes[3].set(title="statements held against time", xlabel="training (s)")
     axes[2].margins(y=0.1)
     axes[3].margins(0.2)
     finish(figure, axes, path)
-
-
-def finish(figure: Figure, axes: Sequence[Axes], path: Path) -> None:
-    for axis in axes:
-        axis.title.set_fontsize(14)
-        axis.xaxis.label.set_fontsize(13)
-        axis.tick_params(labelsize=12)
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=80)
 
 
 def stability(world: Seed, path: Path) -> dict:
@@ -312,7 +298,7 @@ def stability(world: Seed, path: Path) -> dict:
               "val_diversity_mm": "diversity (mm), validation poses"}
     figure = Figure(figsize=(19, 4.8), layout="constrained")
     axes = figure.subplots(1, 4)
-    for name, color in zip(LONG, ("#0072b2", "#d55e00")):
+    for name, color in zip(LONG, (BLUE, ORANGE)):
         curves = world.run(f"long, {name}")["curves"]
         held = [share for _, share in curves["val_statements_sampled"]]
         lost = max(max(held[:i + 1]) - share for i, share in enumerate(held))
@@ -321,9 +307,7 @@ def stability(world: Seed, path: Path) -> dict:
         print(f"{name}: {curves['val_statements_sampled'][-1][0]} steps; statements held {held[0]:.3f} before, at best "
               f"{max(held):.3f}, at the end {held[-1]:.3f}; never more than {lost:.3f} below the best before")
         for axis, (measure, title) in zip(axes, panels.items()):
-            steps, y = np.array(curves[measure]).T
-            width = 1 if measure.startswith("val_") else min(30, len(y))
-            axis.plot(steps[width - 1:], np.convolve(y, np.ones(width) / width, "valid"), color=color, label=name)
+            plot_smoothed(axis, curves[measure], 1 if measure.startswith("val_") else 30, color=color, label=name)
             axis.set(title=title, xlabel="HyGRPO step")
             axis.set_ylim(bottom=0)
     axes[0].legend(frameon=False, fontsize=13)

@@ -5,7 +5,6 @@ An image enters twice: through the VLM's own vision tower and through a *pose-aw
 regression, whose projected features follow the image's tokens. Both are frozen, so each image is encoded once and kept.
 A prompt is run once for all the answers of its group: they follow it side by side in one row, blind to each other.
 
-    python model.py runs/rft merged      writes the adapter of a policy into the weights of its VLM
 Departures from the paper: the VLM's own projector is aligned before SFT and frozen with the tower, so that an image is
 one cached tensor; the language model of `tiny` (tiny.py) is trained whole where the paper uses LoRA (pretrained.py).
 Read next: hygrpo.py for what is done with `log_prob`, train_sft.py for how a policy is taught.
@@ -15,7 +14,6 @@ import copy
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -343,14 +341,3 @@ class PosePolicy(nn.Module):
         except Exception as error:  # json, safetensors, transformers, jinja and torch each raise their own
             raise ValueError(f"{folder} cannot be read as a policy, train it again: {error!r}") from error
         return policy.eval()
-
-
-def main() -> None:
-    source, target = sys.argv[1:] if len(sys.argv) == 3 else sys.exit("usage: python model.py POLICY_FOLDER NEW_FOLDER")
-    policy = PosePolicy.from_pretrained(source)
-    policy.merge()
-    policy.save_pretrained(target)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -116,6 +116,23 @@ def before_after(path: Path, split: Split, policies: dict[str, PosePolicy], body
 
 # ---------------------------------------------------------------- the way there
 
+def plot_smoothed(axis: Axes, points: Sequence[tuple[int, float]], width: int, **style) -> None:
+    """Points (step, value), each value the mean of the last `width`."""
+    x, y = np.array(points, dtype=float).T
+    width = min(width, len(y))
+    axis.plot(x[width - 1:], np.convolve(y, np.ones(width) / width, "valid"), **style)
+
+
+def finish(figure: Figure, axes: Sequence[Axes], path: Path) -> None:
+    """Legible fonts, a light grid, and write the figure."""
+    for axis in axes:
+        axis.title.set_fontsize(14)
+        axis.xaxis.label.set_fontsize(13)
+        axis.tick_params(labelsize=12)
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=80)
+
+
 def curves(path: Path, rows: list[dict]) -> None:
     """Rewards, distances, spread and evaluations over the steps of a run, from the rows of its log."""
     panels = {
@@ -129,22 +146,15 @@ def curves(path: Path, rows: list[dict]) -> None:
     for axis, (title, names) in zip(figure.subplots(3, 3).flat, panels.items()):
         for name, color in zip(names, (BLUE, ORANGE, GREEN)):
             points = [(row["step"], row[name]) for row in rows if name in row]
-            if not points:
-                continue
-            x, y = np.array(points, dtype=float).T
-            validated = name.startswith("val_")
-            axis.plot(x, y, color=color, alpha=1 if validated else 0.25, marker="o" if validated else None,
-                      label=name.removeprefix("val_") if validated else None)
-            if not validated:
-                width = min(15, len(y))
-                axis.plot(x[width - 1:], np.convolve(y, np.ones(width) / width, "valid"), color=color, label=name)
-        axis.set_title(title, fontsize=13)
-        axis.set_xlabel("HyGRPO step", fontsize=11)
-        axis.tick_params(labelsize=11)
-        axis.grid(alpha=0.3)
+            if points and name.startswith("val_"):
+                plot_smoothed(axis, points, 1, color=color, marker="o", label=name.removeprefix("val_"))
+            elif points:
+                plot_smoothed(axis, points, 1, color=color, alpha=0.25)
+                plot_smoothed(axis, points, 15, color=color, label=name)
+        axis.set(title=title, xlabel="HyGRPO step")
         if axis.lines:
-            axis.legend(fontsize=11, frameon=False)
-    figure.savefig(path, dpi=80)
+            axis.legend(fontsize=12, frameon=False)
+    finish(figure, figure.axes, path)
 
 
 def progression(path: Path, rows: list[dict], split: Split, body, seed: int = 0) -> None:

@@ -86,15 +86,16 @@ def test_the_reference_stays_the_sft_policy_and_holds_no_second_model(folder, mo
     assert all(p.requires_grad for name, p in policy.named_parameters() if name in own)
 
 
-def test_merged_is_unmerged(folder, tmp_path, monkeypatch, capsys):
+def test_merged_is_unmerged(folder, tmp_path):
     """The same to 1e-5, by the command; and transformers alone find the adapter and <POSE> in what it writes."""
     policy = taught(folder)
     with torch.no_grad():
         policy.pose_rows.add_(.1)
     policy.save_pretrained(tmp_path / "policy")
     assert not (tmp_path / "policy" / "model.safetensors").exists()  # the VLM is not written again
-    monkeypatch.setattr("sys.argv", ["model.py", str(tmp_path / "policy"), str(tmp_path / "merged")])
-    model.run(model.main)
+    exported = PosePolicy.from_pretrained(tmp_path / "policy")
+    exported.merge()
+    exported.save_pretrained(tmp_path / "merged")
     merged = PosePolicy.from_pretrained(tmp_path / "merged")
     assert not merged.has_adapter and "vlm" not in json.loads((tmp_path / "merged" / "pose.json").read_text())
     for ours, theirs in zip(log_probs(policy), log_probs(merged)):
