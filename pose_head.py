@@ -53,7 +53,7 @@ class PoseHead(nn.Module):
             return LowRankMultivariateNormal(mean, factor, sigma.square(), validate_args=False)
         row, column = torch.tril_indices(POSE_DIM, POSE_DIM, offset=-1, device=mean.device)
         scale_tril = torch.diag_embed(sigma)  # (..., 144, 144)
-        scale_tril[..., row, column] = correlation
+        scale_tril[..., row, column] = correlation * sigma[..., row]  # in units of sigma, or training diverges
         return MultivariateNormal(mean, scale_tril=scale_tril, validate_args=False)
 
 

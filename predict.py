@@ -194,6 +194,7 @@ def draw(path: Path, body, asked: str, image: np.ndarray | None, answer: str, li
 class PredictConfig:
     image: str | None = field(default=None, metadata={"help": "photo of one person"})
     prompt: str = field(default="", metadata={"help": "what to ask, sent as it is; default: for the SMPL pose"})
+    body: str | None = field(default=None, metadata={"help": "SMPL: .pkl, .npz or a folder; default: built in"})
     model: str = field(default="runs/rft", metadata={"help": "folder of a policy"})
     out: str = field(default="prediction", metadata={"help": "folder to write picture.png, pose.npz and body.obj to"})
     samples: int = field(default=64, metadata={"help": f"poses drawn; {GHOSTS} are painted, {SHOWN} on their own"})
@@ -236,7 +237,7 @@ def main() -> None:
         raise ValueError(f"--samples must be 1 or more, not {config.samples}")
     image = read_image(config.image) if config.image is not None else None
     prompt = "" if config.interactive else config.prompt or make_prompt(words, image)
-    policy, body = PosePolicy.from_pretrained(config.model).to(pick_device(config.device)), load_body()
+    policy, body = PosePolicy.from_pretrained(config.model).to(pick_device(config.device)), load_body(config.body)
     if image is not None and policy.picture != len(image):
         image = read_image(config.image, policy.picture)
     if not config.interactive:

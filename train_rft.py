@@ -236,7 +236,8 @@ def main() -> None:
             print(f"This run was finished before: {out}/metrics.json. To run anew, name another folder with --out.")
         return
     retrievers = load_or_train_retrievers(policy, world, config.retriever_steps)
-    body, sft = load_body().to(device), policy.twin()
+    drawn = load_body(world.body)  # pictures are made on the CPU
+    body, sft = copy.deepcopy(drawn).to(device), policy.twin()
     test = lambda policy: evaluate.evaluate(policy, splits["test"], retrievers["judge"], body, world.eval_poses,
                                             world.seed)
     validate = lambda policy: quick(policy, splits["val"], retrievers["judge"], body, world.seed)
@@ -245,7 +246,7 @@ def main() -> None:
                          validate if is_first() else lambda policy: {}, out)
         if is_first():
             pictures.curves(out / "curves.png", rows)
-            pictures.progression(out / "progression.png", rows, splits["val"], body, world.seed)
+            pictures.progression(out / "progression.png", rows, splits["val"], drawn, world.seed)
             policy.save_pretrained(out / "rft")
             (out / "rft.state").unlink(missing_ok=True)
     if not is_first():
@@ -253,7 +254,8 @@ def main() -> None:
     policy = PosePolicy.from_pretrained(out / "rft").to(device)
     policy.frozen_features = sft.frozen_features
     before, after = test(sft), test(policy)
-    pictures.before_after(out / "before_after.png", splits["test"], {"SFT": sft, "RFT": policy}, body, seed=world.seed)
+    pictures.before_after(out / "before_after.png", splits["test"], {"SFT": sft, "RFT": policy}, drawn,
+                          seed=world.seed)
     print(evaluate.table({"SFT": before, "RFT": after}))
     write_whole(out / "metrics.json", json.dumps({
         "sft": before, "rft": after, "seed": world.seed, "device": str(device),

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.distributions import Independent
 
-from body import forward_kinematics, matrix_to_rot6d
+from body import forward_kinematics, load_body, matrix_to_rot6d
 from captions import STATEMENTS
 from checkpoint import TrainingState, write_whole
 from data import Example, Split, corpus, draw_batch, load_splits
@@ -51,6 +51,7 @@ class WorldConfig:
     data: list[str] | None = field(default=None, metadata={
         "help": "real data to train on, each KIND:PATHS=WEIGHT, see formats.py; default: the poses, with pictures"})
     skip_bad: bool = field(default=False, metadata={"help": "leave out what is wrong in --data instead of stopping"})
+    body: str | None = field(default=None, metadata={"help": "SMPL: .pkl, .npz or a folder; default: built in"})
     out: str = field(default="runs", metadata={"help": "folder for all that is made"})
     seed: int = field(default=0, metadata={"help": "seed of data, initialisation, batches and samples"})
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
@@ -309,7 +310,8 @@ def load_world(world: WorldConfig) -> dict[str, Split | Mixture]:
     real = {}
     if world.data:  # first, so that its faults show at once
         real = {"data": read_data(world.data, image_size=world.picture, skip_bad=world.skip_bad)}
-    return load_splits(world.poses, counts, world.seed, size=world.picture) | real
+    body = load_body(world.body)
+    return load_splits(world.poses, counts, world.seed, body_model=body, size=world.picture) | real
 
 
 def main() -> None:
