@@ -9,6 +9,7 @@ rewarded for the exact answer; the pose head takes larger steps than the languag
 Read next: evaluate.py, which judges what came out.
 """
 
+import copy
 import json
 import platform
 import time

@@ -1,0 +1,88 @@
+"""Every command of the README: run here in small, or in the test that is named, or listed with the reason why not."""
+
+import io
+import re
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import predict
+import scripts
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--train_poses", "48", "--eval_poses", "12", "--encoder_steps", "3", "--sft_steps", "4", "--sft_batch", "8",
+         "--retriever_steps", "3", "--rft_steps", "2", "--prompts", "4", "--group_size", "2", "--poses_per_answer", "2"]
+
+# Run below, one after the other, in a folder of their own.
+RUN = {
+    "pip install -r requirements.txt && python train_rft.py": ["train_rft.py", *SMALL],
+    "python evaluate.py --model runs/rft [--poses DIR] [--json FILE]":
+        ["evaluate.py", "--model", "runs/rft", "--eval_poses", "12", "--json", "m.json"],
+    'python predict.py "kneeling on the left knee, right hand above the head"':
+        ["predict.py", "kneeling on the left knee, right hand above the head", "--samples", "3"],
+    'python predict.py --image photo.jpg [--prompt "Which hand is higher?"]':
+        ["predict.py", "--image", "photo.jpg", "--prompt", "Which hand is higher?"],
+    "python predict.py --interactive": ["predict.py", "--interactive", "--samples", "3"],
+    "python pictures.py --run runs --out assets": ["pictures.py", "--run", "runs", "--out", "assets"],
+}
+ELSEWHERE = {  # the test that runs it
+    "python train_rft.py --poses DIR --out runs_mocap": "test_train.test_the_chain_runs_on_motion_capture",
+    "python experiments.py --json assets/claims.json --figure assets/claims.png":
+        "test_experiments.test_a_quick_run_makes_table_json_and_figure_and_is_kept",
+    "python experiments.py --claims N": "test_experiments.test_a_quick_run_makes_table_json_and_figure_and_is_kept",
+    "python experiments.py --stability assets/stability.png --json assets/stability.json":
+        "test_experiments.test_the_long_runs_are_drawn_and_the_furthest_fall_is_told",
+    "python benchmark.py --json assets/benchmark.json": "test_benchmark.test_the_tables_are_printed_and_written",
+    "python encoders.py epoch=35-step=1000000.ckpt hmr2_backbone":
+        "test_encoders.test_hmr2_weights_give_hmr2_features",
+    "torchrun --nproc_per_node N train_rft.py": "test_distributed.test_two_processes_are_one_with_the_whole_batch",
+}
+NOT_HERE = {  # why
+    "pip install -r requirements.txt && python -m pytest": "this is it",
+    "python train_rft.py --vlm HuggingFaceTB/SmolVLM-256M-Instruct --lora_rank 16 --picture 224 --sft_batch 8 --out "
+    "runs_vlm": "the hub cannot be reached; test_families and test_lora take both stages on folders in its layout",
+    "python train_rft.py --vlm DIR --lora_rank 16 --picture 256 --pose_encoder hmr2_backbone --out runs_hmr2":
+        "as above; test_encoders takes both stages with a backbone",
+    "python train_rft.py --data posescript:PS,AMASS=2 images:h36m.npz,H36M=2 images:coco.npz,COCO=1 "
+    "bedlam-script:captions.json,BEDLAM=1 llava:llava_instruct_150k.json,COCO=1 --out runs_paper":
+        "the data need licences; test_formats takes both stages on files in each layout",
+    "python train_rft.py --help": "prints, and is parsed by every other test",
+}
+
+
+def commands() -> set[str]:
+    """Commands of the README: its indented lines and its code spans that begin like one, without their comments."""
+    text = (ROOT / "README.md").read_text()
+    found = re.findall(r"^    ((?:python|pip|torchrun) .*?)(?:  +#.*)?$", text, re.MULTILINE)
+    found += re.findall(r"`((?:python \w+\.py|torchrun) [^`]*)`", text)
+    return {" ".join(command.split()) for command in found}
+
+
+def test_every_command_is_accounted_for():
+    known = RUN.keys() | ELSEWHERE.keys() | NOT_HERE.keys()
+    assert commands() - known == set() and known - commands() == set()
+
+
+@pytest.mark.parametrize("name", sorted(set(ELSEWHERE.values())))
+def test_the_tests_that_are_named_exist(name):
+    module, function = name.split(".")
+    assert callable(getattr(import_module(module), function))
+
+
+def test_commands_run(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.full((80, 60, 3), 128, np.uint8)).save("photo.jpg")
+    monkeypatch.setattr(predict, "SIZE", 48)
+    for command in RUN.values():
+        monkeypatch.setattr(sys, "argv", list(command))
+        monkeypatch.setattr(sys, "stdin", io.StringIO("sitting\n\n"))
+        scripts.run(import_module(command[0].removesuffix(".py")).main)
+    assert "R@5" in capsys.readouterr().out
+    for name in ("runs/metrics.json", "runs/progression.png", "runs/before_after.png", "m.json", "assets/method.png",
+                 "assets/before_after.png", "assets/curves.png", "assets/progression.png", "assets/uncertainty.png",
+                 "assets/uncertainty.json"):
+        assert (tmp_path / name).stat().st_size > 100, name
