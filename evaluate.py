@@ -1,9 +1,11 @@
 """How good a policy is, by measures that are not its rewards: metrics and a table.
 
     python evaluate.py --model runs/rft [--poses DIR] [--json FILE]
+    python evaluate.py --protocol smpl-24 [--data 3dpw:DIR] [--against runs/sft]
 Text to pose: the share of a caption's statements that hold in a sampled pose; recall under a retrieval model that never
 gave a reward, beside the recall of true poses (ceiling) and of shuffled ones (floor). Image to pose: joint and vertex
 errors after aligning the pelvis, of the mean pose and of sampled poses. All on poses and pictures never trained on.
+With --protocol it is measured as the field does (metrics.py), on real data too, with 95 % intervals.
 Read next: predict.py, which asks a policy, and pictures.py, which draws what came of a run.
 """
 
@@ -14,66 +16,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import HfArgumentParser
 
 import captions
-from body import body_vertices, forward_kinematics, load_body, remove_heading, rot6d_to_matrix
+from body import body_vertices, forward_kinematics, load_body, matrix_to_rot6d, remove_heading, rot6d_to_matrix
 from data import Example, Split, load_splits, make_example
+from formats import read_data
+from metrics import (best_of, bootstrap, calibration, errors_14, errors_24, frechet_distance, mpjpe, pa_mpjpe, recall,
+                     retrieval)
 from model import PosePolicy, pick_device, run
 from rewards import Retriever, format_reward
 
 CHUNK = 100  # prompts run at a time
 SAMPLES = 8  # poses drawn for each prompt
 QUESTIONS = 4  # asked about each picture
-RECALL_AT = (1, 5, 10, 20)
-
-
-# ---------------------------------------------------------------- measures
-
-def mpjpe(joints: Tensor, true_joints: Tensor) -> Tensor:
-    """Mean joint error (...,) in mm of (..., 24, 3) in metres: SMPL's 24 joints, pelvis aligned."""
-    aligned = (joints - joints[..., :1, :]) - (true_joints - true_joints[..., :1, :])
-    return 1000 * aligned.norm(dim=-1).mean(-1)
-
-
-def similarity_fit(x: Tensor, y: Tensor) -> Tensor:
-    """x (..., n, 3) turned, scaled and shifted to lie as near to y as can be in squares (Umeyama 1991)."""
-    x, center = x - x.mean(-2, keepdim=True), y.mean(-2, keepdim=True)
-    U, S, Vh = torch.linalg.svd(x.mT @ (y - center))  # (..., 3, 3)
-    sign = torch.ones_like(S)
-    sign[..., -1] = torch.det(U @ Vh).sign()  # a reflection is not a rotation
-    scale = (S * sign).sum(-1) / x.square().sum((-1, -2)).clamp_min(1e-12)
-    return scale[..., None, None] * (x @ ((U * sign[..., None, :]) @ Vh)) + center
-
-
-def pa_mpjpe(joints: Tensor, true_joints: Tensor) -> Tensor:
-    """Mean joint error (...,) in mm of (..., 24, 3) in metres after the similarity transform that fits best."""
-    return 1000 * (similarity_fit(joints, true_joints) - true_joints).norm(dim=-1).mean(-1)
-
-
-def recall(texts: Tensor, poses: Tensor) -> dict[str, float]:
-    """Recall at 1, 5, 10, 20 of unit vectors (N, dim), row i of one belonging to row i of the other; pool: all N.
-
-    `t2p`: is the pose among the K nearest to its text; `p2t`: the other way.
-    """
-    similarity = texts @ poses.T  # (N, N)
-    own = similarity.diagonal()
-    result = {}
-    for name, rank in (("t2p", (similarity > own[:, None]).sum(1)), ("p2t", (similarity > own[None, :]).sum(0))):
-        result |= {f"{name}_r{k}": (rank < k).float().mean().item() for k in RECALL_AT}
-    return result
-
-
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Frechet distance of two clouds (N, dim) and (M, dim), covariances regularised by 1e-6 (Heusel et al. 2017)."""
-    a, b = a.double(), b.double()
-    eye = 1e-6 * torch.eye(a.shape[1], dtype=torch.float64, device=a.device)
-    cov_a, cov_b = a.T.cov() + eye, b.T.cov() + eye
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
-    return ((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item()
 
 
 # ---------------------------------------------------------------- the evaluation
@@ -103,7 +61,8 @@ def respond(policy: PosePolicy, examples: Sequence[Example], samples: int, seed:
 def statements_held(examples: Sequence[Example], rotmats: Tensor) -> float:
     """Mean over examples of the share of their statements that hold in (N, K, 24, 3, 3)."""
     held = captions.pose_holds(rotmats)  # (N, K, S)
-    return float(np.mean([held[i][:, list(e.statements)].float().mean().item() for i, e in enumerate(examples)]))
+    return float(np.mean([held[i][:, list(e.statements)].float().mean().item() for i, e in enumerate(examples)
+                          if len(e.statements)]))  # a caption from outside may say nothing that can be measured
 
 
 def evaluate(policy: PosePolicy, split: Split, judge: Retriever, body, count: int = 500, seed: int = 0) -> dict:
@@ -209,6 +168,148 @@ def table(results: dict[str, dict]) -> str:
         f"commonest answer to each is right in {first['vqa_commonest']:.3f}."])
 
 
+# ---------------------------------------------------------------- the field's protocols
+
+PROTOCOLS = {  # the task it asks; what it says of itself
+    "smpl-24": ("image2pose", "SMPL's 24 joints, root: its pelvis joint"),
+    "3dpw-14": ("image2pose", "14 joints by Human3.6M's regressor, root: the regressed pelvis"),
+    "rpe": ("image2pose", "SMPL's 24 joints, root: its pelvis joint; questions of RPE-Refined, keyed by id"),
+    "best-of-n": ("image2pose", "SMPL's 24 joints, root: its pelvis joint"),
+    "calibration": ("image2pose", "the 144 raw numbers of the 24 rotations"),
+    "posescript": ("text2pose", "retrieval by the judge; pools: all, and random ones of 32, 10 times")}
+
+
+def protocol_examples(config: "EvaluateConfig", policy: PosePolicy, task: str) -> tuple[list[Example], list[str]]:
+    """What a protocol asks, and the id of each: of the test rows of --data, else of the test split."""
+    if not config.data:
+        split = load_splits(config.poses, {"test": config.eval_poses}, config.seed, size=policy.picture)["test"]
+        examples = eval_examples(split, task, config.eval_poses, config.seed)
+        return examples, [str(i) for i in range(len(examples))]
+    rng, examples, ids = np.random.default_rng([config.seed, 77]), [], []
+    for source in read_data(config.data, "test", policy.picture, config.skip_bad).sources:
+        for i in range(len(source) if task in source.tasks else 0):
+            if len(examples) < config.eval_poses:
+                examples.append(source.example(i, task, rng))
+                ids.append(source.rows[i].id or source.rows[i].where)
+    if not examples:
+        raise ValueError(f"--data {' '.join(config.data)} has no {task} rows, which this protocol asks for")
+    return examples, ids
+
+
+@torch.no_grad()
+def follow_protocol(config: "EvaluateConfig", policy: PosePolicy, examples: list[Example], body) -> tuple[dict, dict]:
+    """A protocol's numbers for each example, name -> (N,), and those that only a whole set has."""
+    true = torch.stack([e.rotmats for e in examples]).to(policy.device)
+    betas = torch.stack([e.betas for e in examples]).to(policy.device)
+    out = respond(policy, examples, 25, config.seed, greedy=True)
+    if config.protocol == "3dpw-14":
+        regressor = read_regressor(config.regressor).to(policy.device)
+        return errors_14(out, true, betas, body, regressor), {}
+    if config.protocol == "best-of-n":
+        return best_of(out, true, betas, body), {}
+    if config.protocol == "calibration":
+        raw, parts = matrix_to_rot6d(true).flatten(1), []
+        for i in range(0, len(examples), CHUNK):
+            prompt, chunk = policy.encode(examples[i:i + CHUNK]), examples[i:i + CHUNK]
+            pose = policy.log_prob(prompt, *policy.tokenize_answers(chunk)).pose  # batch (n, 1)
+            parts.append({name: value[:, 0] for name, value in calibration(pose, raw[i:i + CHUNK, None]).items()})
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, {}
+    if config.protocol == "posescript":
+        judge = load_judge(config, policy)
+        held = captions.pose_holds(remove_heading(out["samples"]))  # (N, K, S)
+        share = torch.stack([held[i][:, list(e.statements)].float().mean() for i, e in enumerate(examples)])
+        texts, judged = judge.encode_text([e.caption for e in examples]), judge.encode_pose(
+            remove_heading(out["samples"][:, 0]))
+        truth, whole = judge.encode_pose(remove_heading(true)), {}
+        for name, poses in (("", judged), ("true_", truth), ("shuffled_", judged.roll(1, 0))):
+            whole |= {name + key: value for key, value in retrieval(texts, poses, config.seed).items()}
+        if len(examples) > 1:  # one pose has no spread
+            whole["fid"] = frechet_distance(judged, truth)
+        return {"statements": share}, whole
+    return errors_24(out, true, betas, body), {}
+
+
+def read_regressor(path: str | None) -> Tensor:
+    """Human3.6M's joint regressor (17, V) from a .npy file."""
+    try:
+        return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
+    except Exception as error:  # numpy and the system each raise their own
+        raise ValueError(f"--regressor {path}: 3dpw-14 needs J_regressor_h36m.npy, (17, 6890) ({error})") from error
+
+
+def load_judge(config: "EvaluateConfig", policy: PosePolicy) -> Retriever:
+    """The retrieval model that judges. ValueError if it is the one that gave the rewards."""
+    folder = Path(config.judge or Path(config.model).parent / "judge")
+    judge, reward = Retriever.from_pretrained(folder), folder.parent / "reward"
+    if (reward / "config.json").exists():
+        theirs = Retriever.from_pretrained(reward).state_dict()
+        if folder.resolve() == reward.resolve() or all(
+                name in theirs and torch.equal(x, theirs[name]) for name, x in judge.state_dict().items()):
+            raise ValueError(f"--judge {folder} is the retrieval model that gave the rewards; it must not judge them")
+    return judge.to(policy.device)
+
+
+def report_protocol(config: "EvaluateConfig", device: torch.device) -> dict:
+    """Print a protocol's numbers, each with its 95 % interval, beside those of --against. Returns them."""
+    if config.protocol not in PROTOCOLS:
+        raise ValueError(f"--protocol {config.protocol}: choose from {', '.join(PROTOCOLS)}")
+    if config.protocol == "rpe" and not all(spec.startswith("rpe:") for spec in config.data or [""]):
+        raise ValueError("--protocol rpe asks the questions of RPE-Refined: give --data rpe:FILE.json,IMAGE_DIR")
+    task, says = PROTOCOLS[config.protocol]
+    body = load_body(config.body).to(device)
+    policy = PosePolicy.from_pretrained(config.model).to(device)
+    examples, ids = protocol_examples(config, policy, task)
+    kept = [i for i, e in enumerate(examples) if task != "text2pose" or len(e.statements)]
+    if len(kept) < len(examples):
+        print(f"{len(examples) - len(kept)} captions say nothing that captions.py measures: left out")
+    examples, ids = [examples[i] for i in kept], [ids[i] for i in kept]
+    each, whole = follow_protocol(config, policy, examples, body)
+    result = {"protocol": config.protocol, "says": says, "n": len(examples), "seed": config.seed, "model": config.model,
+              "data": config.data or "the test split"}
+    print(f"{config.protocol}: {says}. N = {len(examples)}, seed {config.seed}, data: {result['data']}.")
+    against = follow_protocol(config, PosePolicy.from_pretrained(config.against).to(device), examples, body)[0] \
+        if config.against else {}
+    for name, values in each.items():
+        values = values.flatten(1).mean(1) if values.dim() > 1 else values
+        values, (low, high) = values.cpu().numpy(), bootstrap(values.cpu().numpy(), config.seed)
+        result[name] = {"mean": float(values.mean()), "interval": [low, high], "each": dict(zip(ids, values.tolist()))}
+        line = f"  {name:16s}{values.mean():10.3f}   95 % [{low:.3f}, {high:.3f}]"
+        if against:
+            other = against[name].flatten(1).mean(1) if against[name].dim() > 1 else against[name]
+            difference = values - other.cpu().numpy()
+            low, high = bootstrap(difference, config.seed)
+            result[name]["against"] = {"model": config.against, "difference": float(difference.mean()),
+                                       "interval": [low, high], "lower_in": float((difference < 0).mean())}
+            line += (f"   less that of {config.against}: {difference.mean():+.3f} [{low:+.3f}, {high:+.3f}], lower in "
+                     f"{(difference < 0).mean():.0%}")
+        print(line)
+    for name, value in whole.items():
+        print(f"  {name:32s}{value:10.3f}")
+    if config.plot:
+        if config.protocol != "calibration":
+            raise ValueError("--plot draws calibration: use it with --protocol calibration")
+        draw_calibration(Path(config.plot), each["pit"].cpu().numpy())
+    return result | whole
+
+
+def draw_calibration(path: Path, pit: np.ndarray) -> None:
+    """A histogram of PIT values (flat if all is well), and how many truths lie in central intervals of each share."""
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.hist(pit.flatten(), 20, (0, 1), density=True, color="#0072b2")
+    left.axhline(1, color="black", linestyle="--")
+    left.set(xlabel="PIT: share of the Gaussian below the truth", ylabel="density")
+    shares = np.linspace(0, 1, 21)
+    right.plot(shares, [(np.abs(pit - 0.5) <= share / 2).mean() for share in shares], "o-", color="#0072b2")
+    right.plot([0, 1], [0, 1], "--", color="black")
+    right.set(xlabel="central interval, share of the Gaussian", ylabel="share of truths inside")
+    for axis in (left, right):
+        axis.tick_params(labelsize=12)
+        axis.xaxis.label.set_fontsize(13)
+        axis.yaxis.label.set_fontsize(13)
+    figure.savefig(path, dpi=80)
+
+
 @dataclass
 class EvaluateConfig:
     model: str = field(default="runs/rft", metadata={"help": "folder of a policy"})
@@ -217,16 +318,30 @@ class EvaluateConfig:
     eval_poses: int = field(default=500, metadata={"help": "how many poses of the test split"})
     seed: int = field(default=0, metadata={"help": "seed of the data and of the samples"})
     json: str | None = field(default=None, metadata={"help": "file to write the metrics to"})
+    protocol: str | None = field(default=None, metadata={"help": f"of the field: {', '.join(PROTOCOLS)}"})
+    data: list[str] | None = field(default=None, metadata={"help": "real data for --protocol, as in train_sft.py"})
+    skip_bad: bool = field(default=False, metadata={"help": "leave out what is wrong in --data instead of stopping"})
+    body: str | None = field(default=None, metadata={"help": "SMPL: .pkl, .npz or a folder; default: built in"})
+    regressor: str | None = field(default=None, metadata={"help": "Human3.6M's joint regressor .npy, for 3dpw-14"})
+    against: str | None = field(default=None, metadata={"help": "folder of a policy to compare with, pair by pair"})
+    plot: str | None = field(default=None, metadata={"help": "picture to draw of --protocol calibration"})
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
 
 
 def main() -> None:
     config, = HfArgumentParser(EvaluateConfig, description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
     device = pick_device(config.device)
+    if config.protocol:
+        result = report_protocol(config, device)
+        if config.json:
+            Path(config.json).write_text(json.dumps(result, indent=1) + "\n")
+        return
+    if config.data or config.against or config.plot:
+        raise ValueError("--data, --against and --plot need a --protocol")
     policy = PosePolicy.from_pretrained(config.model).to(device)
     judge = Retriever.from_pretrained(config.judge or Path(config.model).parent / "judge").to(device)
     split = load_splits(config.poses, {"test": config.eval_poses}, config.seed, size=policy.picture)["test"]
-    result = evaluate(policy, split, judge, load_body().to(device), config.eval_poses, config.seed)
+    result = evaluate(policy, split, judge, load_body(config.body).to(device), config.eval_poses, config.seed)
     print(table({Path(config.model).name: result}))
     if config.json:
         Path(config.json).write_text(json.dumps(result, indent=1) + "\n")

@@ -265,7 +265,7 @@ def read_rpe(split: str, faults: Faults, file: str, root: str) -> list[Row]:
                 raise ValueError(f"the answer {answer!r} gives no {captions.POSE_TOKEN}")
             image, box = _image(root, _get(record, "real_image", str)), _bbox(_get(truth, "bbox", list))
             rows.append(Row(f"{file}, row {i}", _rotmats(pose[None], 180.0)[0], betas, image, box,
-                            turns=((question, captions.POSE_ANSWER),)))
+                            turns=((question, captions.POSE_ANSWER),), id=str(record.get("id", i))))
     return rows
 
 

@@ -32,6 +32,7 @@ class Row:
     box: tuple[float, float, float] | None = None  # the person's square: centre x, y and side, pixels; None: all of it
     captions: tuple[str, ...] = ()
     turns: tuple[tuple[str, str], ...] = ()  # prompts, each with its answer
+    id: str = ""  # by which others know it, where the file has one; base names of images are not unique
     holds: np.ndarray | None = None  # (S,) bool, where there are no words but those that the pose itself gives
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import evaluate
+import metrics
 from body import axis_angle_to_matrix, forward_kinematics, load_body
 from data import corpus, make_split
 from poses import sample_poses
@@ -32,7 +33,7 @@ def test_pa_mpjpe_undoes_similarities_but_not_mirrors():
 def test_pa_mpjpe_is_taken_at_the_least_squares_fit():
     """No small turn, scale or shift away from the fit brings the points nearer in the squared sense."""
     x, y = (j - j.mean(-2, keepdim=True) for j in (JOINTS.roll(1, 0), JOINTS))
-    fit = evaluate.similarity_fit(x, y)
+    fit = metrics.similarity_fit(x, y)
     best = (fit - y).square().sum((-1, -2))
     g = torch.Generator().manual_seed(0)
     for _ in range(20):
