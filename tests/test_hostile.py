@@ -415,7 +415,7 @@ def test_a_folder_is_no_image(folder):
 SPECIAL = ["<POSE>", "<image>", "<pose_feature>", "</s>", "<s>", "<pad>"]
 TEXT = st.text(max_size=60) | st.lists(st.sampled_from([
     *SPECIAL, WORDS, "<", ">", "<im", "age>", "POSE>", " ", "{}", "{0.__class__}", "{{ messages }}", "USER: ", "膝",
-    """The ids of special tokens stand where the frame alone has them; the rest is the prompt, to the byte."""
+    "ركبة", "колено", "\0", "\x1b[2J", "\u202e", "\r\n", "e\u0301", "🧎🏽‍♀️", "a\u0300" * 9, captions.POSE_ANSWER]),
     max_size=9).map("".join)
 PIXELS = np.zeros((64, 64, 3), np.uint8)
 
