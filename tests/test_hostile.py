@@ -260,6 +260,17 @@ def test_policies_with_odd_settings(checkpoints, odd):
     sound_or_one_sentence(read_policy, copy_of(checkpoints / "policy", pose__json=json.dumps(whole | odd).encode()))
 
 
+def test_sizes_that_no_memory_holds_are_refused_before_anything_is_made(checkpoints):
+    for odd in ({"width": 10 ** 6}, {"tokens": 10 ** 6}, {"channels": [24, 48, 10 ** 5]}):
+        config = {"covariance": "diag", "sigma_floor": .02, "pose_encoder": odd}
+        with pytest.raises(ValueError, match="at most 4096"):
+            read_policy(copy_of(checkpoints / "policy", pose__json=json.dumps(config).encode()))
+    whole = json.loads((checkpoints / "retriever" / "config.json").read_text())
+    for odd in ({"max_tokens": 10 ** 9}, {"width": 10 ** 6}, {"dim": 10 ** 9}, {"layers": 10 ** 9}):
+        with pytest.raises(ValueError, match="does not fit config.json|not the weights"):
+            read_retriever(copy_of(checkpoints / "retriever", config__json=json.dumps(whole | odd).encode()))
+
+
 @cases(100)
 @given(st.dictionaries(st.sampled_from(["width", "layers", "dim", "max_tokens", "other"]), JSON, min_size=1))
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
