@@ -320,6 +320,11 @@ def test_no_pickle_is_executed(checkpoints, folder):
         for read, path in ((data.read_amass, "motion.npz"), (read_body, "body.npz"), (predict.read_image, "photo.png")):
             (folder / path).write_bytes(content)
             assert sound_or_one_sentence(read, folder / path) is None
+    honest = copy_of(checkpoints / "policy")  # weights alone, but pickled: not read either
+    torch.save(load_file(honest / "model.safetensors"), honest / "pytorch_model.bin")
+    (honest / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="copy_of"):
+        read_policy(honest)
     objects = np.array([Mine(mark)], dtype=object)
     np.savez(folder / "motion.npz", poses=objects)
     np.savez(folder / "body.npz", **small_body() | {"f": objects})
@@ -343,6 +348,13 @@ def test_no_code_beside_a_checkpoint_is_run(checkpoints, folder, model_type):
     assert not mark.exists() and time.monotonic() - started < 10  # it did not wait for a "yes" from the terminal
 
 
+@pytest.mark.parametrize("floor", [-.02, np.nan, np.inf, 1e300, "0.02", None])
+def test_a_floor_of_sigma_that_is_none_is_refused(checkpoints, floor):
+    config = json.loads((checkpoints / "policy" / "pose.json").read_text()) | {"sigma_floor": floor}
+    with pytest.raises(ValueError, match="copy_of_policy"):
+        read_policy(copy_of(checkpoints / "policy", pose__json=json.dumps(config).encode()))
+
+
 @pytest.mark.parametrize("token", ["pad_token", "eos_token"])
 def test_a_tokenizer_without_padding_or_end_is_refused(checkpoints, token):
     config = json.loads((checkpoints / "policy" / "tokenizer_config.json").read_text())
@@ -353,7 +365,8 @@ def test_a_tokenizer_without_padding_or_end_is_refused(checkpoints, token):
 
 @pytest.mark.parametrize("template", [
     "", "USER: ASSISTANT:", "{% for m in messages %}{{ m.content[-1].text }}{% endfor %}", "{{ 1 / 0 }}",
-    "{{ ''.__class__.__mro__[1].__subclasses__() }}"])
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{% for m in messages %}{% for part in m.content %}"
+    "{% if part.type == 'image' %}<image>{% endif %}{% endfor %}{% endfor %}"])
 def test_a_chat_template_that_loses_prompt_or_image_is_refused(checkpoints, template):
     with pytest.raises(ValueError, match="copy_of_policy"):
         read_policy(copy_of(checkpoints / "policy", chat_template__jinja=template.encode()))
