@@ -260,6 +260,17 @@ def test_policies_with_odd_settings(checkpoints, odd):
     sound_or_one_sentence(read_policy, copy_of(checkpoints / "policy", pose__json=json.dumps(whole | odd).encode()))
 
 
+def test_sizes_that_no_memory_holds_are_refused_before_anything_is_made(checkpoints):
+    for odd in ({"width": 10 ** 6}, {"tokens": 10 ** 6}, {"channels": [24, 48, 10 ** 5]}):
+        config = {"covariance": "diag", "sigma_floor": .02, "pose_encoder": odd}
+        with pytest.raises(ValueError, match="at most 4096"):
+            read_policy(copy_of(checkpoints / "policy", pose__json=json.dumps(config).encode()))
+    whole = json.loads((checkpoints / "retriever" / "config.json").read_text())
+    for odd in ({"max_tokens": 10 ** 9}, {"width": 10 ** 6}, {"dim": 10 ** 9}, {"layers": 10 ** 9}):
+        with pytest.raises(ValueError, match="does not fit config.json|not the weights"):
+            read_retriever(copy_of(checkpoints / "retriever", config__json=json.dumps(whole | odd).encode()))
+
+
 @cases(100)
 @given(st.dictionaries(st.sampled_from(["width", "layers", "dim", "max_tokens", "other"]), JSON, min_size=1))
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
@@ -309,6 +320,11 @@ def test_no_pickle_is_executed(checkpoints, folder):
         for read, path in ((data.read_amass, "motion.npz"), (read_body, "body.npz"), (predict.read_image, "photo.png")):
             (folder / path).write_bytes(content)
             assert sound_or_one_sentence(read, folder / path) is None
+    honest = copy_of(checkpoints / "policy")  # weights alone, but pickled: not read either
+    torch.save(load_file(honest / "model.safetensors"), honest / "pytorch_model.bin")
+    (honest / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="copy_of"):
+        read_policy(honest)
     objects = np.array([Mine(mark)], dtype=object)
     np.savez(folder / "motion.npz", poses=objects)
     np.savez(folder / "body.npz", **small_body() | {"f": objects})
@@ -332,6 +348,13 @@ def test_no_code_beside_a_checkpoint_is_run(checkpoints, folder, model_type):
     assert not mark.exists() and time.monotonic() - started < 10  # it did not wait for a "yes" from the terminal
 
 
+@pytest.mark.parametrize("floor", [-.02, np.nan, np.inf, 1e300, "0.02", None])
+def test_a_floor_of_sigma_that_is_none_is_refused(checkpoints, floor):
+    config = json.loads((checkpoints / "policy" / "pose.json").read_text()) | {"sigma_floor": floor}
+    with pytest.raises(ValueError, match="copy_of_policy"):
+        read_policy(copy_of(checkpoints / "policy", pose__json=json.dumps(config).encode()))
+
+
 def test_a_tokenizer_without_an_end_is_refused(checkpoints):
     config = json.loads((checkpoints / "policy" / "tokenizer_config.json").read_text())
     del config["eos_token"], config["pad_token"]
@@ -341,7 +364,8 @@ def test_a_tokenizer_without_an_end_is_refused(checkpoints):
 
 @pytest.mark.parametrize("template", [
     "", "USER: ASSISTANT:", "{% for m in messages %}{{ m.content[-1].text }}{% endfor %}", "{{ 1 / 0 }}",
-    "{{ ''.__class__.__mro__[1].__subclasses__() }}"])
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{% for m in messages %}{% for part in m.content %}"
+    "{% if part.type == 'image' %}<image>{% endif %}{% endfor %}{% endfor %}"])
 def test_a_chat_template_that_loses_prompt_or_image_is_refused(checkpoints, template):
     with pytest.raises(ValueError, match="copy_of_policy"):
         read_policy(copy_of(checkpoints / "policy", chat_template__jinja=template.encode()))
