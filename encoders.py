@@ -45,7 +45,7 @@ class BackbonePoseEncoder(nn.Module):
         except ValueError as error:
             raise ValueError(f"{name}: a {config.model_type} is no backbone that transformers know") from error
         self.processor = fetch(AutoImageProcessor, name)
-        self.backbone, info = fetch(kind, name, config=config, key_mapping={r"^backbone\.": ""},
+        self.backbone, info = fetch(kind, name, config=config, key_mapping={r"^backbone\.": ""}, use_safetensors=True,
                                     output_loading_info=True)
         if info["missing_keys"]:
             raise ValueError(f"{name} lacks weights of its backbone ({sorted(info['missing_keys'])[0]})")

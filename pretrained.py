@@ -19,9 +19,10 @@ POSE_FEATURE_TOKEN = "<pose_feature>"  # holds the place of one feature of the p
 
 
 def fetch(auto: type, name: str | Path, **options):
-    """`auto`.from_pretrained(name). ValueError, in one sentence, for whatever is wrong with it."""
+    """`auto`.from_pretrained(name), without running what a folder may bring. ValueError, in one sentence, for whatever
+    is wrong with it."""
     try:
-        return auto.from_pretrained(name, **options)
+        return auto.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:  # transformers, huggingface_hub, safetensors and the system each raise their own
         told = (str(error).splitlines() or [type(error).__name__])[0]
         if "connect" in told:
@@ -57,7 +58,7 @@ def load_vlm(name: str | Path, dtype: torch.dtype | str = "auto") -> tuple:
         raise ValueError(f"{name}: no image processor (preprocessor_config.json or processor_config.json)")
     if getattr(processor, "chat_template", None) is None:
         raise ValueError(f"{name} has no chat template; give a model that was taught to chat (often called Instruct)")
-    vlm, info = fetch(AutoModelForImageTextToText, name, dtype=dtype, output_loading_info=True)
+    vlm, info = fetch(AutoModelForImageTextToText, name, dtype=dtype, use_safetensors=True, output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(f"{name} lacks weights of its own architecture ({sorted(info['missing_keys'])[0]})")
     tokenizer = processor.tokenizer
