@@ -8,6 +8,7 @@ what torch's FlopCounterMode counts (products, convolutions, attention in full),
 product timed in the same run.
 
     python benchmark.py [--vlm DIR] [--json FILE] [--group_sizes 4 8 16 32] [--prompt_tokens 32 256 1024]
+    python benchmark.py --soak 1000 [--json FILE]          # a long run instead: memory, time of a step (soak.py)
 """
 
 import copy
@@ -39,6 +40,7 @@ from model import POSE_DIM, PosePolicy, Rollout, Scores, draw_poses, pick_device
 from plain import PlainWay
 from poses import sample_poses
 from rewards import Retriever
+from soak import soak
 from tiny import PoseEncoder, build_tiny
 
 PARTS = ("sampling", "rewards", "reference", "training", "rest")
@@ -62,6 +64,7 @@ class BenchmarkConfig:
     vlm: str | None = field(default=None, metadata={"help": "folder of a transformers checkpoint, or of a policy"})
     dtypes: list[str] = field(default_factory=list, metadata={"help": "default: float32, on CUDA also bfloat16",
                                                               "choices": ["float32", "bfloat16"]})
+    soak: int = field(default=0, metadata={"help": "steps of a long run to watch instead, 10 or more"})
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
     json: str | None = field(default=None, metadata={"help": "file to write the figures to"})
 
@@ -251,7 +254,8 @@ def measure(policy: PosePolicy, retriever: Retriever, P: int, G: int, config: Be
             one_each.generate(config.new_tokens)
         with timed(runs["others"][-1], "poses"), torch.no_grad():
             hidden = torch.zeros(B, G, policy.pose_projector[1].out_features, device=device)
-            draw_poses(policy.pose_head(hidden), torch.randn(B, G, config.poses_per_answer, POSE_DIM, device=device))
+            noise = torch.randn(B, G, config.poses_per_answer, POSE_DIM, device=device)
+            draw_poses(policy.pose_head(hidden), noise)
         rates.append(matrix_rate(device, dtype))
     median = lambda runs: {name: statistics.median(seconds[name] for seconds in runs) for name in runs[0]}
     ours, others, rate = median(runs["ours"]), median(runs["others"]), statistics.median(rates)
@@ -319,6 +323,11 @@ def main() -> None:
     if config.json and not Path(config.json).parent.is_dir():
         raise FileNotFoundError(f"--json {config.json}: there is no folder {Path(config.json).parent}")
     device, rng = pick_device(config.device), np.random.default_rng(0)
+    if config.soak:
+        result = soak(config.soak, device)
+        if config.json:
+            Path(config.json).write_text(json.dumps(result) + "\n")
+        return
     torch.manual_seed(0)
     policy = load_policy(config.vlm) if config.vlm else PosePolicy(
         *build_llava(corpus(make_split(sample_poses(200, rng), rng), 1000, rng)))

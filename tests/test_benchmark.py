@@ -98,3 +98,12 @@ def test_a_wrong_folder_is_named(folders, monkeypatch, tmp_path):
         run(monkeypatch, "--json", tmp_path / "nowhere" / "b.json")
     with pytest.raises(ValueError, match="1 or more"):
         run(monkeypatch, "--repeats", "0")
+
+
+def test_a_long_run_is_watched(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--soak", "20", "--json", str(tmp_path / "soak.json")])
+    benchmark.main()
+    made = json.loads((tmp_path / "soak.json").read_text())
+    assert made["steps"] == 20 and len(made["mb"]) == len(made["seconds"]) == 10 and made["bytes_a_step"] > 100
+    assert made["growth"] == pytest.approx(made["mb"][-1] / made["mb"][0] - 1)
+    assert "20; a step of the last tenth" in capsys.readouterr().out
