@@ -57,8 +57,9 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     is then removed; until then it is untouched."""
     folder = Path(folder)
     partial, old = (folder.with_name(folder.name + ending) for ending in (".partial", ".old"))
-    for left_over in (partial, old):
-        shutil.rmtree(left_over, ignore_errors=True)
+    for left_over in filter(Path.exists, (partial, old)):
+        print(f"{left_over} was left by a run that was killed: removed")
+        shutil.rmtree(left_over)
     partial.mkdir(parents=True)
     yield partial
     for path in (*partial.rglob("*"), partial):

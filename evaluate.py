@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import HfArgumentParser
 
@@ -24,8 +23,8 @@ import captions
 from body import body_vertices, forward_kinematics, load_body, matrix_to_rot6d, remove_heading, rot6d_to_matrix
 from data import Example, Split, load_splits, make_example
 from formats import read_data
-from metrics import (best_of, bootstrap, calibration, errors_14, errors_24, frechet_distance, mpjpe, pa_mpjpe, recall,
-                     retrieval)
+from metrics import (best_of, bootstrap, calibration, draw_calibration, errors_14, errors_24, frechet_distance, mpjpe,
+                     pa_mpjpe, read_regressor, recall, retrieval)
 from model import PosePolicy, pick_device, run
 from rewards import Retriever, format_reward
 
@@ -58,18 +57,18 @@ def respond(policy: PosePolicy, examples: Sequence[Example], samples: int, seed:
     return {name: value if name == "answers" else torch.cat(value) for name, value in rows.items()}
 
 
-def statements_held(examples: Sequence[Example], rotmats: Tensor) -> float:
-    """Mean over examples of the share of their statements that hold in (N, K, 24, 3, 3)."""
+def statements_held(examples: Sequence[Example], rotmats: Tensor) -> np.ndarray:
+    """The share of each example's statements that hold in (N, K, 24, 3, 3), for those that make any."""
     held = captions.pose_holds(rotmats)  # (N, K, S)
-    return float(np.mean([held[i][:, list(e.statements)].float().mean().item() for i, e in enumerate(examples)
-                          if len(e.statements)]))  # a caption from outside may say nothing that can be measured
+    return np.array([held[i][:, list(e.statements)].float().mean().item() for i, e in enumerate(examples)
+                     if len(e.statements)])  # a caption from outside may say nothing that can be measured
 
 
 def evaluate(policy: PosePolicy, split: Split, judge: Retriever, body, count: int = 500, seed: int = 0) -> dict:
     """All metrics of a policy on a split. An answer without a pose counts with the pose head's guess at its place
     (and against `format_rate`, the mean of the four tasks'). Lengths in mm, shares in [0, 1]."""
     policy.eval()
-    result, forms = {}, []
+    result, forms, each = {}, [], {}  # each: name -> a number an example, for the intervals
 
     examples = eval_examples(split, "text2pose", count, seed)
     out = respond(policy, examples, SAMPLES, seed)
@@ -82,14 +81,17 @@ def evaluate(policy: PosePolicy, split: Split, judge: Retriever, body, count: in
     apart = (joints[:, :, None] - joints[:, None]).norm(dim=-1).mean(-1)  # (N, K, K)
     scores = recall(texts, judged)
     truth = judge.encode_pose(true)
+    each["statements_sampled"] = statements_held(examples, sampled)
+    each["statements_mean"] = statements_held(examples, out["mean"][:, None])
+    each["judge_r5"] = ((own := texts @ judged.T) > own.diagonal()[:, None]).sum(1).lt(5).double().cpu().numpy()
     result["text2pose"] = {
-        "statements_sampled": statements_held(examples, sampled),
-        "statements_mean": statements_held(examples, out["mean"][:, None]),
+        "statements_sampled": float(np.mean(each["statements_sampled"])),
+        "statements_mean": float(np.mean(each["statements_mean"])),
         "judge_r5": scores["t2p_r5"],
         "diversity_mm": 1000 * apart.sum((-1, -2)).div(SAMPLES * (SAMPLES - 1)).mean().item(),
         "fid": frechet_distance(judged, truth),
         "judge": scores, "judge_ceiling": recall(texts, truth), "judge_floor": recall(texts, judged.roll(1, 0)),
-        "statements_shuffled": statements_held(examples, true.roll(1, 0)[:, None])}
+        "statements_shuffled": float(np.mean(statements_held(examples, true.roll(1, 0)[:, None])))}
 
     examples = eval_examples(split, "image2pose", count, seed)
     out = respond(policy, examples, 2 * SAMPLES, seed)
@@ -101,9 +103,11 @@ def evaluate(policy: PosePolicy, split: Split, judge: Retriever, body, count: in
     rest = body.J_regressor @ (body.v_template + torch.einsum("bl,vcl->bvc", betas, body.shapedirs))  # (N, 24, 3)
     joints = forward_kinematics(out["samples"], rest[:, None])[0]  # (N, K, 24, 3)
     errors = mpjpe(joints, true_joints[:, None])  # (N, K)
+    of_mean = {"mpjpe_mean": mpjpe(mean_joints, true_joints), "pa_mpjpe_mean": pa_mpjpe(mean_joints, true_joints)}
+    each |= {name: values.cpu().numpy() for name, values in (of_mean | {"mpjpe_sampled": errors.mean(1)}).items()}
     result["image2pose"] = {
-        "mpjpe_mean": mpjpe(mean_joints, true_joints).mean().item(), "mpjpe_sampled": errors.mean().item(),
-        "pa_mpjpe_mean": pa_mpjpe(mean_joints, true_joints).mean().item(),
+        "mpjpe_mean": of_mean["mpjpe_mean"].mean().item(), "mpjpe_sampled": errors.mean().item(),
+        "pa_mpjpe_mean": of_mean["pa_mpjpe_mean"].mean().item(),
         "pa_mpjpe_sampled": pa_mpjpe(joints, true_joints[:, None]).mean().item(),
         "pve_mean": 1000 * (mean_vertices - true_vertices).norm(dim=-1).mean().item(),
         "best_of": {str(n): errors[:, :n].amin(1).mean().item() for n in (1, 5, 10, 16)}}
@@ -120,10 +124,13 @@ def evaluate(policy: PosePolicy, split: Split, judge: Retriever, body, count: in
     examples = eval_examples(split, "vqa", count, seed, QUESTIONS)
     answers = respond(policy, examples, 1, seed, greedy=True)["answers"]
     forms.append(np.mean([format_reward("vqa", a) for a in answers]))
-    result["vqa_accuracy"] = float(np.mean([a == e.answer for a, e in zip(answers, examples)]))
+    right = [a == e.answer for a, e in zip(answers, examples)]
+    each["vqa_accuracy"] = np.array(right, dtype=float).reshape(-1, QUESTIONS).mean(1)  # of one picture: not independent
+    result["vqa_accuracy"] = float(np.mean(right))
     result["vqa_commonest"] = commonest_answer_accuracy(examples)
     result["format_rate"] = float(np.mean(forms))
     result["n"] = len(split.rotmats[:count])
+    result["intervals"] = {name: bootstrap(values, seed) for name, values in each.items()}  # 95 %
     return result
 
 
@@ -229,14 +236,6 @@ def follow_protocol(config: "EvaluateConfig", policy: PosePolicy, examples: list
     return errors_24(out, true, betas, body), {}
 
 
-def read_regressor(path: str | None) -> Tensor:
-    """Human3.6M's joint regressor (17, V) from a .npy file."""
-    try:
-        return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
-    except Exception as error:  # numpy and the system each raise their own
-        raise ValueError(f"--regressor {path}: 3dpw-14 needs J_regressor_h36m.npy, (17, 6890) ({error})") from error
-
-
 def load_judge(config: "EvaluateConfig", policy: PosePolicy) -> Retriever:
     """The retrieval model that judges. ValueError if it is the one that gave the rewards."""
     folder = Path(config.judge or Path(config.model).parent / "judge")
@@ -290,24 +289,6 @@ def report_protocol(config: "EvaluateConfig", device: torch.device) -> dict:
             raise ValueError("--plot draws calibration: use it with --protocol calibration")
         draw_calibration(Path(config.plot), each["pit"].cpu().numpy())
     return result | whole
-
-
-def draw_calibration(path: Path, pit: np.ndarray) -> None:
-    """A histogram of PIT values (flat if all is well), and how many truths lie in central intervals of each share."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.hist(pit.flatten(), 20, (0, 1), density=True, color="#0072b2")
-    left.axhline(1, color="black", linestyle="--")
-    left.set(xlabel="PIT: share of the Gaussian below the truth", ylabel="density")
-    shares = np.linspace(0, 1, 21)
-    right.plot(shares, [(np.abs(pit - 0.5) <= share / 2).mean() for share in shares], "o-", color="#0072b2")
-    right.plot([0, 1], [0, 1], "--", color="black")
-    right.set(xlabel="central interval, share of the Gaussian", ylabel="share of truths inside")
-    for axis in (left, right):
-        axis.tick_params(labelsize=12)
-        axis.xaxis.label.set_fontsize(13)
-        axis.yaxis.label.set_fontsize(13)
-    figure.savefig(path, dpi=80)
 
 
 @dataclass

@@ -6,9 +6,11 @@ Read next: evaluate.py, which asks the policy and prints them.
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
@@ -75,7 +77,7 @@ def bootstrap(values: np.ndarray, seed: int = 0, resamples: int = 1000) -> tuple
     return float(low), float(high)
 
 
-# ---------------------------------------------------------------- protocols: each gives {name: (N,)}
+# ---------------------------------------------------------------- protocols: most gives {name: (N,)}
 
 def errors_24(out: dict, true: Tensor, betas: Tensor, body) -> dict[str, Tensor]:
     """SMPL's 24 joints, its pelvis joint the root: errors of the mean pose, and of samples beside.
@@ -93,6 +95,14 @@ def sampled_errors(out: dict, true: Tensor, betas: Tensor, body) -> Tensor:
     rest = body.J_regressor @ (body.v_template + torch.einsum("bl,vcl->bvc", betas, body.shapedirs))  # (N, 24, 3)
     place = lambda rotmats: forward_kinematics(rotmats, rest[:, None])[0]
     return mpjpe(place(out["samples"]), place(true[:, None]))
+
+
+def read_regressor(path: str | None) -> Tensor:
+    """Human3.6M's joint regressor (17, V) from a .npy file."""
+    try:
+        return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
+    except Exception as error:  # numpy and the system each raise their own
+        raise ValueError(f"--regressor {path}: 3dpw-14 needs J_regressor_h36m.npy, (17, 6890) ({error})") from error
 
 
 def errors_14(out: dict, true: Tensor, betas: Tensor, body, regressor: Tensor) -> dict[str, Tensor]:
@@ -156,3 +166,21 @@ def calibration(pose: Distribution, true: Tensor) -> dict[str, Tensor]:
     inside = {f"inside_{share}": (far < chi_square_quantile(share / 100, D)).float() for share in (50, 90)}
     pit = 0.5 + 0.5 * torch.erf((true - pose.mean) / pose.stddev / math.sqrt(2))
     return {"nll": -pose.log_prob(true) / D, **inside, "pit": pit}
+
+
+def draw_calibration(path: Path, pit: np.ndarray) -> None:
+    """A histogram of PIT values (flat if all is well), and how many truths lie in central intervals of each share."""
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.hist(pit.flatten(), 20, (0, 1), density=True, color="#0072b2")
+    left.axhline(1, color="black", linestyle="--")
+    left.set(xlabel="PIT: share of the Gaussian below the truth", ylabel="density")
+    shares = np.linspace(0, 1, 21)
+    right.plot(shares, [(np.abs(pit - 0.5) <= share / 2).mean() for share in shares], "o-", color="#0072b2")
+    right.plot([0, 1], [0, 1], "--", color="black")
+    right.set(xlabel="central interval, share of the Gaussian", ylabel="share of truths inside")
+    for axis in (left, right):
+        axis.tick_params(labelsize=12)
+        axis.xaxis.label.set_fontsize(13)
+        axis.yaxis.label.set_fontsize(13)
+    figure.savefig(path, dpi=80)

@@ -39,6 +39,9 @@ ELSEWHERE = {  # the test that runs it
     "python benchmark.py --json assets/benchmark.json": "test_benchmark.test_the_tables_are_printed_and_written",
     "python encoders.py epoch=35-step=1000000.ckpt hmr2_backbone":
         "test_encoders.test_hmr2_weights_give_hmr2_features",
+    "python evaluate.py --protocol smpl-24 [--data 3dpw:DIR] [--against runs/sft] [--json FILE]":
+        "test_protocols.test_a_protocol_on_real_layouts",
+    "python benchmark.py --soak 1000 --json assets/soak.json": "test_benchmark.test_a_long_run_is_watched",
     "torchrun --nproc_per_node N train_rft.py": "test_distributed.test_two_processes_are_one_with_the_whole_batch",
 }
 NOT_HERE = {  # why
@@ -50,6 +53,8 @@ NOT_HERE = {  # why
     "python train_rft.py --data posescript:PS,AMASS=2 images:h36m.npz,H36M=2 images:coco.npz,COCO=1 "
     "bedlam-script:captions.json,BEDLAM=1 llava:llava_instruct_150k.json,COCO=1 --out runs_paper":
         "the data need licences; test_formats takes both stages on files in each layout",
+    "python fullsize.py --json assets/fullsize.json":
+        "it takes minutes and 8 GB; test_families takes the same steps on small models",
     "python train_rft.py --help": "prints, and is parsed by every other test",
 }
 
