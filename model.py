@@ -167,10 +167,9 @@ class PosePolicy(nn.Module):
             ids = [row[mask.bool()].tolist() for row, mask in zip(inputs["input_ids"], inputs["attention_mask"])]
             self.frozen_features |= zip(chunk_keys, map(Picture, ids, vlm_features, pose_features, grids))
         pictures = [self.frozen_features[key] for key in keys]
-        size = lambda picture: picture.vlm.nbytes + picture.pose.nbytes
-        kept = sum(map(size, self.frozen_features.values())) if missing else 0
-        while kept > KEPT_BYTES:
-            kept -= size(self.frozen_features.pop(next(iter(self.frozen_features))))
+        most = KEPT_BYTES // max([1, *(picture.vlm.nbytes + picture.pose.nbytes for picture in pictures)])
+        while len(self.frozen_features) > most:
+            del self.frozen_features[next(iter(self.frozen_features))]
         return pictures
 
     def encode(self, examples: Sequence) -> Prompt:
