@@ -10,7 +10,8 @@ Read next: predict.py, which asks a policy, and pictures.py, which draws what ca
 """
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,13 +21,15 @@ from torch import Tensor
 from transformers import HfArgumentParser
 
 import captions
-from body import body_vertices, forward_kinematics, load_body, matrix_to_rot6d, remove_heading, rot6d_to_matrix
+from body import (body_vertices, forward_kinematics, load_body, matrix_to_axis_angle, matrix_to_rot6d, remove_heading,
+                  rot6d_to_matrix)
 from data import Example, Split, load_splits, make_example
 from formats import read_data
-from metrics import (best_of, bootstrap, calibration, draw_calibration, errors_14, errors_24, frechet_distance, mpjpe,
-                     pa_mpjpe, read_regressor, recall, retrieval)
+from metrics import (best_of, bootstrap, calibration, compare, draw_calibration, errors_14, errors_24, frechet_distance,
+                     mpjpe, pa_mpjpe, read_regressor, recall, retrieval_beside_truth)
 from model import PosePolicy, pick_device, run
-from rewards import Retriever, format_reward
+from poses import turn
+from rewards import Retriever, format_reward, load_judge
 
 CHUNK = 100  # prompts run at a time
 SAMPLES = 8  # poses drawn for each prompt
@@ -125,7 +128,7 @@ def evaluate(policy: PosePolicy, split: Split, judge: Retriever, body, count: in
     answers = respond(policy, examples, 1, seed, greedy=True)["answers"]
     forms.append(np.mean([format_reward("vqa", a) for a in answers]))
     right = [a == e.answer for a, e in zip(answers, examples)]
-    each["vqa_accuracy"] = np.array(right, dtype=float).reshape(-1, QUESTIONS).mean(1)  # of one picture: not independent
+    each["vqa_accuracy"] = np.array(right, dtype=float).reshape(-1, QUESTIONS).mean(1)  # not independent
     result["vqa_accuracy"] = float(np.mean(right))
     result["vqa_commonest"] = commonest_answer_accuracy(examples)
     result["format_rate"] = float(np.mean(forms))
@@ -177,75 +180,74 @@ def table(results: dict[str, dict]) -> str:
 
 # ---------------------------------------------------------------- the field's protocols
 
-PROTOCOLS = {  # the task it asks; what it says of itself
-    "smpl-24": ("image2pose", "SMPL's 24 joints, root: its pelvis joint"),
-    "3dpw-14": ("image2pose", "14 joints by Human3.6M's regressor, root: the regressed pelvis"),
-    "rpe": ("image2pose", "SMPL's 24 joints, root: its pelvis joint; questions of RPE-Refined, keyed by id"),
-    "best-of-n": ("image2pose", "SMPL's 24 joints, root: its pelvis joint"),
-    "calibration": ("image2pose", "the 144 raw numbers of the 24 rotations"),
+# The task each asks, and what it says of itself. A policy gives a pose and no shape: the true one is given to both.
+PROTOCOLS = {
+    "smpl-24": ("image2pose", "SMPL's 24 joints, root: its pelvis joint; true shape"),
+    "3dpw-14": ("image2pose", "14 joints by Human3.6M's regressor, root: its pelvis, joint 0; true shape, no gender"),
+    "rpe": ("image2pose", "SMPL's 24 joints, root: its pelvis joint; true shape; RPE-Refined, keyed by id"),
+    "best-of-n": ("image2pose", "SMPL's 24 joints, root: its pelvis joint; true shape; the first N of 25 samples"),
+    "calibration": ("image2pose", "the 144 raw numbers of the 24 rotations, after the true words"),
     "posescript": ("text2pose", "retrieval by the judge; pools: all, and random ones of 32, 10 times")}
 
 
-def protocol_examples(config: "EvaluateConfig", policy: PosePolicy, task: str) -> tuple[list[Example], list[str]]:
-    """What a protocol asks, and the id of each: of the test rows of --data, else of the test split."""
+def protocol_examples(config: "EvaluateConfig", policy: PosePolicy,
+                      task: str) -> Iterator[tuple[list[str], list[Example]]]:
+    """What a protocol asks, and the id of each, CHUNK at a time: 3DPW's bodies at once would fill 27 GB. The test rows
+    of --data (all, or --eval_poses of them spread evenly: neighbours are frames of one motion), else the test split."""
     if not config.data:
-        split = load_splits(config.poses, {"test": config.eval_poses}, config.seed, size=policy.picture)["test"]
-        examples = eval_examples(split, task, config.eval_poses, config.seed)
-        return examples, [str(i) for i in range(len(examples))]
-    rng, examples, ids = np.random.default_rng([config.seed, 77]), [], []
-    for source in read_data(config.data, "test", policy.picture, config.skip_bad).sources:
-        for i in range(len(source) if task in source.tasks else 0):
-            if len(examples) < config.eval_poses:
-                examples.append(source.example(i, task, rng))
-                ids.append(source.rows[i].id or source.rows[i].where)
-    if not examples:
+        count = config.eval_poses or 500
+        split = load_splits(config.poses, {"test": count}, config.seed, size=policy.picture)["test"]
+        examples = eval_examples(split, task, count, config.seed)
+        for i in range(0, len(examples), CHUNK):
+            yield [str(j) for j in range(i, min(i + CHUNK, len(examples)))], examples[i:i + CHUNK]
+        return
+    mixture = read_data(config.data, "test", policy.picture, config.skip_bad)
+    rows = [(source, i) for source in mixture.sources if task in source.tasks for i in range(len(source))]
+    ids = [source.rows[i].id or source.rows[i].where for source, i in rows]
+    if not rows:
         raise ValueError(f"--data {' '.join(config.data)} has no {task} rows, which this protocol asks for")
-    return examples, ids
+    if twice := next((name for name, count in Counter(ids).items() if count > 1), None):
+        raise ValueError(f"--data {' '.join(config.data)}: two rows have the id {twice}; it must tell them apart")
+    chosen = np.linspace(0, len(rows) - 1, min(config.eval_poses or len(rows), len(rows))).astype(int)
+    print(f"{len(chosen)} of {len(rows)} {task} rows")
+    rng, known = np.random.default_rng([config.seed, 77]), mixture.faults.count
+    for start in range(0, len(chosen), CHUNK):
+        made = {}
+        for source, i, name in ((*rows[j], ids[j]) for j in chosen[start:start + CHUNK]):
+            with mixture.faults.at(source.rows[i].where):
+                made[name] = source.example(i, task, rng)
+        if made:
+            yield list(made), list(made.values())
+    if mixture.faults.count > known:
+        print(f"left out {mixture.faults.count - known} when drawn, the first: {mixture.faults.first}")
 
 
 @torch.no_grad()
-def follow_protocol(config: "EvaluateConfig", policy: PosePolicy, examples: list[Example], body) -> tuple[dict, dict]:
-    """A protocol's numbers for each example, name -> (N,), and those that only a whole set has."""
+def follow_protocol(name: str, policy: PosePolicy, examples: Sequence[Example], body, given, seed: int) -> dict:
+    """A protocol's numbers for each example, name -> (n, ..). given: the regressor of 3dpw-14, posescript's judge."""
     true = torch.stack([e.rotmats for e in examples]).to(policy.device)
     betas = torch.stack([e.betas for e in examples]).to(policy.device)
-    out = respond(policy, examples, 25, config.seed, greedy=True)
-    if config.protocol == "3dpw-14":
-        regressor = read_regressor(config.regressor).to(policy.device)
-        return errors_14(out, true, betas, body, regressor), {}
-    if config.protocol == "best-of-n":
-        return best_of(out, true, betas, body), {}
-    if config.protocol == "calibration":
-        raw, parts = matrix_to_rot6d(true).flatten(1), []
-        for i in range(0, len(examples), CHUNK):
-            prompt, chunk = policy.encode(examples[i:i + CHUNK]), examples[i:i + CHUNK]
-            pose = policy.log_prob(prompt, *policy.tokenize_answers(chunk)).pose  # batch (n, 1)
-            parts.append({name: value[:, 0] for name, value in calibration(pose, raw[i:i + CHUNK, None]).items()})
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, {}
-    if config.protocol == "posescript":
-        judge = load_judge(config, policy)
-        held = captions.pose_holds(remove_heading(out["samples"]))  # (N, K, S)
-        share = torch.stack([held[i][:, list(e.statements)].float().mean() for i, e in enumerate(examples)])
-        texts, judged = judge.encode_text([e.caption for e in examples]), judge.encode_pose(
-            remove_heading(out["samples"][:, 0]))
-        truth, whole = judge.encode_pose(remove_heading(true)), {}
-        for name, poses in (("", judged), ("true_", truth), ("shuffled_", judged.roll(1, 0))):
-            whole |= {name + key: value for key, value in retrieval(texts, poses, config.seed).items()}
-        if len(examples) > 1:  # one pose has no spread
-            whole["fid"] = frechet_distance(judged, truth)
-        return {"statements": share}, whole
-    return errors_24(out, true, betas, body), {}
-
-
-def load_judge(config: "EvaluateConfig", policy: PosePolicy) -> Retriever:
-    """The retrieval model that judges. ValueError if it is the one that gave the rewards."""
-    folder = Path(config.judge or Path(config.model).parent / "judge")
-    judge, reward = Retriever.from_pretrained(folder), folder.parent / "reward"
-    if (reward / "config.json").exists():
-        theirs = Retriever.from_pretrained(reward).state_dict()
-        if folder.resolve() == reward.resolve() or all(
-                name in theirs and torch.equal(x, theirs[name]) for name, x in judge.state_dict().items()):
-            raise ValueError(f"--judge {folder} is the retrieval model that gave the rewards; it must not judge them")
-    return judge.to(policy.device)
+    if name == "calibration":
+        pose = policy.log_prob(policy.encode(examples), *policy.tokenize_answers(examples)).pose  # batch (n, 1)
+        return {key: x[:, 0] for key, x in calibration(pose, matrix_to_rot6d(true).flatten(1)[:, None]).items()}
+    out = respond(policy, examples, 25, seed, greedy=True)
+    each = {"no_pose": torch.tensor([float(captions.POSE_TOKEN not in answer) for answer in out["answers"]])}
+    if name == "3dpw-14":
+        return each | errors_14(out, true, betas, body, given)
+    if name == "best-of-n":
+        return each | best_of(out, true, betas, body)
+    if name == "posescript":
+        upright = remove_heading(out["samples"])
+        held = captions.pose_holds(upright)  # (n, K, S); the mean over no statement is NaN
+        return each | {"statements": torch.stack([held[i][:, list(e.statements)].float().mean()
+                                                  for i, e in enumerate(examples)]),
+                       "text": given.encode_text([e.caption for e in examples]),
+                       "pose": given.encode_pose(upright[:, 0]), "truth": given.encode_pose(remove_heading(true))}
+    if name == "rpe":  # as SMPL's files have it, in the camera's frame
+        camera = out["mean"].clone()
+        camera[:, 0] = turn(0, torch.tensor(180.0)).to(true) @ camera[:, 0]
+        each["predictions"] = matrix_to_axis_angle(camera).flatten(1)  # (n, 72)
+    return each | errors_24(out, true, betas, body)
 
 
 def report_protocol(config: "EvaluateConfig", device: torch.device) -> dict:
@@ -254,41 +256,55 @@ def report_protocol(config: "EvaluateConfig", device: torch.device) -> dict:
         raise ValueError(f"--protocol {config.protocol}: choose from {', '.join(PROTOCOLS)}")
     if config.protocol == "rpe" and not all(spec.startswith("rpe:") for spec in config.data or [""]):
         raise ValueError("--protocol rpe asks the questions of RPE-Refined: give --data rpe:FILE.json,IMAGE_DIR")
+    if config.plot and config.protocol != "calibration":
+        raise ValueError("--plot draws calibration: use it with --protocol calibration")
     task, says = PROTOCOLS[config.protocol]
     body = load_body(config.body).to(device)
-    policy = PosePolicy.from_pretrained(config.model).to(device)
-    examples, ids = protocol_examples(config, policy, task)
-    kept = [i for i, e in enumerate(examples) if task != "text2pose" or len(e.statements)]
-    if len(kept) < len(examples):
-        print(f"{len(examples) - len(kept)} captions say nothing that captions.py measures: left out")
-    examples, ids = [examples[i] for i in kept], [ids[i] for i in kept]
-    each, whole = follow_protocol(config, policy, examples, body)
-    result = {"protocol": config.protocol, "says": says, "n": len(examples), "seed": config.seed, "model": config.model,
+    given = read_regressor(config.regressor).to(device) if config.protocol == "3dpw-14" else None
+    if config.protocol == "posescript":
+        runs = sorted({Path(path).resolve().parent for path in (config.model, config.against) if path})
+        given = load_judge(config.judge or Path(config.model).parent / "judge", runs).to(device)
+    policies = [PosePolicy.from_pretrained(path).to(device) for path in (config.model, config.against) if path]
+    if len({policy.picture for policy in policies}) > 1:
+        raise ValueError(f"{config.model} and {config.against} were taught on pictures of different sizes")
+    ids, parts = [], [[] for _ in policies]
+    for names, examples in protocol_examples(config, policies[0], task):
+        for policy, part in zip(policies, parts):
+            part.append(follow_protocol(config.protocol, policy, examples, body, given, config.seed + len(ids)))
+        ids += names
+    if not ids:
+        raise ValueError(f"--data {' '.join(config.data or [])}: every row was left out")
+    found = [{name: torch.cat([one[name] for one in part]).cpu() for name in part[0]} for part in parts]
+    whole = [retrieval_beside_truth(each, config.seed) if config.protocol == "posescript" else {} for each in found]
+    result = {"protocol": config.protocol, "says": says, "n": len(ids), "seed": config.seed, "model": config.model,
               "data": config.data or "the test split"}
-    print(f"{config.protocol}: {says}. N = {len(examples)}, seed {config.seed}, data: {result['data']}.")
-    against = follow_protocol(config, PosePolicy.from_pretrained(config.against).to(device), examples, body)[0] \
-        if config.against else {}
-    for name, values in each.items():
-        values = values.flatten(1).mean(1) if values.dim() > 1 else values
-        values, (low, high) = values.cpu().numpy(), bootstrap(values.cpu().numpy(), config.seed)
-        result[name] = {"mean": float(values.mean()), "interval": [low, high], "each": dict(zip(ids, values.tolist()))}
-        line = f"  {name:16s}{values.mean():10.3f}   95 % [{low:.3f}, {high:.3f}]"
-        if against:
-            other = against[name].flatten(1).mean(1) if against[name].dim() > 1 else against[name]
-            difference = values - other.cpu().numpy()
-            low, high = bootstrap(difference, config.seed)
-            result[name]["against"] = {"model": config.against, "difference": float(difference.mean()),
-                                       "interval": [low, high], "lower_in": float((difference < 0).mean())}
-            line += (f"   less that of {config.against}: {difference.mean():+.3f} [{low:+.3f}, {high:+.3f}], lower in "
-                     f"{(difference < 0).mean():.0%}")
+    print(f"{config.protocol}: {says}. N = {len(ids)}, seed {config.seed}, data: {result['data']}.")
+    predictions = [each.pop("predictions", None) for each in found]
+    if config.protocol == "rpe":
+        result["predictions"] = dict(zip(ids, predictions[0].tolist()))
+    for name in found[0]:
+        values = [each[name].flatten(1).mean(1) if each[name].dim() > 1 else each[name] for each in found]
+        told = np.flatnonzero(~values[0].isnan().numpy())  # a caption may say nothing that captions.py measures
+        if not len(told):
+            print(f"  {name:16s} of none of the {len(ids)}")
+            continue
+        values = [value.double().numpy()[told] for value in values]
+        low, high = bootstrap(values[0], config.seed)
+        result[name] = {"mean": float(values[0].mean()), "interval": [low, high], "n": len(told),
+                        "each": {ids[i]: value for i, value in zip(told, values[0].tolist())}}
+        line = f"  {name:16s}{values[0].mean():10.3f}   95 % [{low:.3f}, {high:.3f}]"
+        line += f", of {len(told)}" * (len(told) < len(ids))
+        if config.against:
+            pair = compare(*values, config.seed)
+            result[name]["against"] = {"model": config.against} | pair
+            line += (f"   less that of {config.against}: {pair['difference']:+.3f} [{pair['interval'][0]:+.3f}, "
+                     f"{pair['interval'][1]:+.3f}], lower in {pair['lower_in']:.0%}, higher in {pair['higher_in']:.0%}")
         print(line)
-    for name, value in whole.items():
-        print(f"  {name:32s}{value:10.3f}")
+    for name in whole[0]:
+        print(f"  {name:32s}" + "".join(f"{numbers[name]:10.3f}" for numbers in whole))
     if config.plot:
-        if config.protocol != "calibration":
-            raise ValueError("--plot draws calibration: use it with --protocol calibration")
-        draw_calibration(Path(config.plot), each["pit"].cpu().numpy())
-    return result | whole
+        draw_calibration(Path(config.plot), found[0]["pit"].numpy())
+    return result | whole[0] | ({"against_whole": whole[1]} if config.against and whole[1] else {})
 
 
 @dataclass
@@ -296,7 +312,7 @@ class EvaluateConfig:
     model: str = field(default="runs/rft", metadata={"help": "folder of a policy"})
     judge: str | None = field(default=None, metadata={"help": "folder of the judge; default: beside the policy"})
     poses: str | None = field(default=None, metadata={"help": "folder of AMASS npz files; default: the built-in poses"})
-    eval_poses: int = field(default=500, metadata={"help": "how many poses of the test split"})
+    eval_poses: int | None = field(default=None, metadata={"help": "how many; default: 500, or all rows of --data"})
     seed: int = field(default=0, metadata={"help": "seed of the data and of the samples"})
     json: str | None = field(default=None, metadata={"help": "file to write the metrics to"})
     protocol: str | None = field(default=None, metadata={"help": f"of the field: {', '.join(PROTOCOLS)}"})
@@ -311,7 +327,9 @@ class EvaluateConfig:
 
 def main() -> None:
     config, = HfArgumentParser(EvaluateConfig, description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
-    device = pick_device(config.device)
+    device, count = pick_device(config.device), 500 if config.eval_poses is None else config.eval_poses
+    if count < 1:
+        raise ValueError(f"--eval_poses {count}: must be 1 or more")
     if config.protocol:
         result = report_protocol(config, device)
         if config.json:
@@ -321,8 +339,8 @@ def main() -> None:
         raise ValueError("--data, --against and --plot need a --protocol")
     policy = PosePolicy.from_pretrained(config.model).to(device)
     judge = Retriever.from_pretrained(config.judge or Path(config.model).parent / "judge").to(device)
-    split = load_splits(config.poses, {"test": config.eval_poses}, config.seed, size=policy.picture)["test"]
-    result = evaluate(policy, split, judge, load_body(config.body).to(device), config.eval_poses, config.seed)
+    split = load_splits(config.poses, {"test": count}, config.seed, size=policy.picture)["test"]
+    result = evaluate(policy, split, judge, load_body(config.body).to(device), count, config.seed)
     print(table({Path(config.model).name: result}))
     if config.json:
         Path(config.json).write_text(json.dumps(result, indent=1) + "\n")

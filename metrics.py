@@ -77,6 +77,14 @@ def bootstrap(values: np.ndarray, seed: int = 0, resamples: int = 1000) -> tuple
     return float(low), float(high)
 
 
+def compare(values: np.ndarray, others: np.ndarray, seed: int = 0) -> dict:
+    """Two policies on the same examples, values and others (N,): the mean difference, its 95 % interval over resampled
+    pairs, and in what share of the examples the first is lower or higher."""
+    difference = values - others
+    return {"difference": float(difference.mean()), "interval": list(bootstrap(difference, seed)),
+            "lower_in": float((difference < 0).mean()), "higher_in": float((difference > 0).mean())}
+
+
 # ---------------------------------------------------------------- protocols: most gives {name: (N,)}
 
 def errors_24(out: dict, true: Tensor, betas: Tensor, body) -> dict[str, Tensor]:
@@ -100,15 +108,18 @@ def sampled_errors(out: dict, true: Tensor, betas: Tensor, body) -> Tensor:
 def read_regressor(path: str | None) -> Tensor:
     """Human3.6M's joint regressor (17, V) from a .npy file."""
     try:
-        return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
+        regressor = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
+        if not regressor.isfinite().all():
+            raise ValueError("it holds NaN or infinity")
     except Exception as error:  # numpy and the system each raise their own
         raise ValueError(f"--regressor {path}: 3dpw-14 needs J_regressor_h36m.npy, (17, 6890) ({error})") from error
+    return regressor
 
 
 def errors_14(out: dict, true: Tensor, betas: Tensor, body, regressor: Tensor) -> dict[str, Tensor]:
     """3DPW's protocol: 14 joints that Human3.6M's regressor (17, V) finds among the vertices, its pelvis the root."""
     if regressor.shape != (17, len(body.v_template)):
-        raise ValueError(f"the regressor must be (17, {len(body.v_template)}), as many columns as the body has vertices, "
+        raise ValueError(f"the regressor must be (17, {len(body.v_template)}), a column a vertex of the body, "
                          f"found {tuple(regressor.shape)}; Human3.6M's is for SMPL itself (--body)")
     joints, true_joints = (regressor @ body_vertices(body, rotmats, betas)[0] for rotmats in (out["mean"], true))
     joints, true_joints = ((j - j[:, :1])[:, H36M_TO_14] for j in (joints, true_joints))  # (N, 14, 3)
@@ -122,25 +133,47 @@ def best_of(out: dict, true: Tensor, betas: Tensor, body, counts=(1, 5, 10, 25))
     return found | {f"mean_of_{n}": errors[:, :n].mean(1) for n in counts}
 
 
-def retrieval(texts: Tensor, poses: Tensor, seed: int = 0, pool: int = 32, repeats: int = 10) -> dict[str, float]:
-    """PoseScript's recall, unit vectors (N, dim) of sentences and poses: in the full pool, and in random pools of 32
-    (hits averaged over `repeats` ways to part the set), both ways; mRecall, the mean over K = 1, 5, 10 and both ways;
-    R-precision, in the pools of 32, at 1, 2 and 3 (Guo et al. 2022)."""
-    full = recall(texts, poses)
-    rng, sampled, precision = np.random.default_rng(seed), [], []
+def hits(similarity: Tensor, at: tuple[int, ...] = RECALL_AT) -> dict[str, Tensor]:
+    """Is the own one among the K nearest? similarity: (N, N), a row a sentence, a column a pose. Returns name -> (N,).
+
+    Among equals chance decides, and its odds are given: a policy with one pose for all sentences finds none of them."""
+    own, result = similarity.diagonal()[:, None], {}
+    for way, rows in (("t2p", similarity), ("p2t", similarity.T)):
+        nearer, equal = (rows > own).sum(1), (rows == own).sum(1)  # the own one is among its equals
+        result |= {f"{way}_r{k}": ((k - nearer) / equal).clamp(0, 1) for k in at}
+    return result
+
+
+def retrieval(texts: Tensor, poses: Tensor, seed: int = 0, pool: int = 32,
+              repeats: int = 10) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """PoseScript's recall of unit vectors (N, dim) of sentences and poses, both ways, and mRecall, the mean over
+    K = 1, 5, 10 and both ways: in the full pool, for each example (N,), and in random pools of 32, hits averaged over
+    `repeats` ways to part the set. With the latter R-precision, in the same pools, at 1, 2 and 3 (Guo et al. 2022)."""
+    mean = lambda of: sum(of[f"{way}_r{k}"] for way in ("t2p", "p2t") for k in (1, 5, 10)) / 6
+    full = hits(texts @ poses.T)
+    rng, found = np.random.default_rng(seed), []
     for _ in range(repeats):
         order = rng.permutation(len(texts))
-        for start in range(0, max(1, len(order) - pool + 1), pool):
+        for start in range(0, max(1, len(order) - pool + 1), pool):  # pools of one size; what is left over waits
             rows = torch.from_numpy(order[start:start + pool]).to(texts.device)
-            sampled.append(recall(texts[rows], poses[rows]))
-            similarity = texts[rows] @ poses[rows].T
-            rank = (similarity > similarity.diagonal()[:, None]).sum(1)
-            precision.append([(rank < k).float().mean().item() for k in (1, 2, 3)])
-    mean = lambda of: sum(of[f"{way}_r{k}"] for way in ("t2p", "p2t") for k in (1, 5, 10)) / 6
-    pools = {name: float(np.mean([found[name] for found in sampled])) for name in full}
-    return {f"full_{name}": value for name, value in full.items()} | {"full_mrecall": mean(full)} | {
-        f"pools_{name}": value for name, value in pools.items()} | {"pools_mrecall": mean(pools)} | {
-        f"r_precision_{k}": float(value) for k, value in zip((1, 2, 3), np.mean(precision, 0))}
+            found.append(hits(texts[rows] @ poses[rows].T, (*RECALL_AT, 2, 3)))
+    pools = {name: torch.cat([of[name] for of in found]).mean().item() for name in found[0]}
+    whole = {f"pools_{name}": pools[name] for name in full} | {"pools_mrecall": mean(pools)}
+    return ({f"full_{name}": values for name, values in full.items()} | {"full_mrecall": mean(full)},
+            whole | {f"r_precision_{k}": pools[f"t2p_r{k}"] for k in (1, 2, 3)})
+
+
+def retrieval_beside_truth(each: dict[str, Tensor], seed: int) -> dict[str, float]:
+    """Retrieval from a whole set's vectors, which leave `each`; what it gives for each example stays there. Beside it
+    that of the true poses (ceiling) and of shuffled ones (floor)."""
+    texts, poses, truth = (each.pop(name) for name in ("text", "pose", "truth"))
+    full, whole = retrieval(texts, poses, seed)
+    each |= full
+    for name, others in (("true_", truth), ("shuffled_", poses.roll(1, 0))):
+        full, pools = retrieval(texts, others, seed)
+        whole |= {name + key: float(value.mean()) for key, value in full.items()}
+        whole |= {name + key: value for key, value in pools.items()}
+    return whole | ({"fid": frechet_distance(poses, truth)} if len(poses) > 1 else {})  # one pose has no spread
 
 
 def chi_square_quantile(share: float, degrees: int) -> float:
@@ -154,8 +187,8 @@ def chi_square_quantile(share: float, degrees: int) -> float:
 
 
 def calibration(pose: Distribution, true: Tensor) -> dict[str, Tensor]:
-    """Does sigma tell the truth? pose: N Gaussians; true: (N, D) raw. `nll`: nats a number; `inside_50`, `inside_90`: is
-    the truth in the smallest region of that probability; `pit` (N, D): the share of each number's Gaussian below it,
+    """Does sigma tell the truth? pose: N Gaussians; true: (N, D) raw. `nll`: nats a number; `inside_50`, `inside_90`:
+    is the truth in the smallest region of that probability; `pit` (N, D): the share of each number's Gaussian below it,
     uniform if all is well."""
     D = true.shape[-1]
     if isinstance(pose, Independent):
@@ -172,7 +205,7 @@ def draw_calibration(path: Path, pit: np.ndarray) -> None:
     """A histogram of PIT values (flat if all is well), and how many truths lie in central intervals of each share."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.hist(pit.flatten(), 20, (0, 1), density=True, color="#0072b2")
+    left.hist(pit.flatten(), 20, range=(0, 1), density=True, color="#0072b2")
     left.axhline(1, color="black", linestyle="--")
     left.set(xlabel="PIT: share of the Gaussian below the truth", ylabel="density")
     shares = np.linspace(0, 1, 21)

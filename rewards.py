@@ -104,6 +104,19 @@ class Retriever(nn.Module):
         return retriever.eval().requires_grad_(False)
 
 
+def load_judge(folder: str | Path, runs: Sequence[str | Path]) -> Retriever:
+    """The retrieval model that judges. ValueError if it is, of whatever name, that in the reward/ of one of `runs`."""
+    judge, rewards = Retriever.from_pretrained(folder), [Path(run) / "reward" for run in runs]
+    rewards = [path for path in rewards if (path / "config.json").exists()]
+    for path in rewards:
+        theirs = Retriever.from_pretrained(path).state_dict()
+        if all(name in theirs and torch.equal(x, theirs[name]) for name, x in judge.state_dict().items()):
+            raise ValueError(f"--judge {folder} is the retrieval model that gave the rewards; it must not judge them")
+    if not rewards:
+        print(f"there is no reward/ in {' or '.join(map(str, runs))}: whether {folder} gave the rewards cannot be told")
+    return judge
+
+
 def train_retriever(rotmats: Tensor, tokenizer: Tokenizer, steps: int, seed: int, device: torch.device,
                     name: str = "", batch_size: int = 96, kept: Path | None = None) -> Retriever:
     """A retrieval model of poses (N, 24, 3, 3) and sentences written for them anew at each step: symmetric InfoNCE.

@@ -10,13 +10,14 @@ import torch
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 import evaluate
+import formats
 import metrics
 from body import axis_angle_to_matrix, body_vertices, load_body
 from data import corpus, make_split
 from model import PosePolicy
 from poses import sample_poses
 from rewards import Retriever
-from test_formats import FORMATS, write
+from test_formats import CAMERA, FORMATS, posescript, rpe, threedpw, write
 from tiny import build_tiny
 
 BODY = load_body()
@@ -49,24 +50,28 @@ def test_procrustes_is_that_of_others():
 
 
 def test_procrustes_is_that_of_scipy():
-    spatial = pytest.importorskip("scipy.spatial")
-    rng = np.random.default_rng(4)
-    for x, y in rng.standard_normal((20, 2, 24, 3)):
+    transform = pytest.importorskip("scipy.spatial.transform")
+    rng, mirrors = np.random.default_rng(4), 0
+    for x, y in rng.standard_normal((40, 2, 24, 3)):
+        x0, y0 = x - x.mean(0), y - y.mean(0)
+        turned = transform.Rotation.align_vectors(y0, x0)[0].apply(x0)  # never a reflection
+        best = (turned * y0).sum() / (x0 ** 2).sum() * turned + y.mean(0)
         fit = metrics.similarity_fit(torch.from_numpy(x), torch.from_numpy(y)).numpy()
-        _, _, disparity = spatial.procrustes(y, x)  # the squared distance, y of unit size; it may reflect
-        if np.linalg.det(np.linalg.svd(x.T @ y)[0] @ np.linalg.svd(x.T @ y)[2]) > 0:
-            assert ((fit - y) ** 2).sum() / ((y - y.mean(0)) ** 2).sum() == pytest.approx(disparity)
+        np.testing.assert_allclose(fit, best, atol=1e-10)
+        mirrors += np.linalg.det(x0.T @ y0) < 0
+    assert 5 < mirrors < 35  # with and without the reflection that must not be
 
 
 def test_24_joints_by_hand():
     got = metrics.errors_24(OUT, TRUE, BETAS, BODY)
     for i in range(6):
         (vertices, joints), (true_vertices, true_joints) = (
-            [x[0].numpy() for x in body_vertices(BODY, rotmats[i:i + 1], BETAS[i:i + 1])] for rotmats in (OUT["mean"], TRUE))
+            [x[0].numpy() for x in body_vertices(BODY, rotmats[i:i + 1], BETAS[i:i + 1])]
+            for rotmats in (OUT["mean"], TRUE))
         by_hand = np.mean([math.dist(a - joints[0], b - true_joints[0]) for a, b in zip(joints, true_joints)])
         assert got["mpjpe"][i] == pytest.approx(1000 * by_hand, rel=1e-4)
-        assert got["pve"][i] == pytest.approx(1000 * np.mean([math.dist(a, b) for a, b in zip(vertices, true_vertices)]),
-                                              rel=1e-4)
+        apart = [math.dist(a, b) for a, b in zip(vertices, true_vertices)]
+        assert got["pve"][i] == pytest.approx(1000 * np.mean(apart), rel=1e-4)
         fit = procrustes(joints.astype(float), true_joints.astype(float))
         assert got["pa_mpjpe"][i] == pytest.approx(1000 * np.linalg.norm(fit - true_joints, axis=1).mean(), rel=1e-3)
     perfect = metrics.errors_24({"mean": TRUE, "samples": TRUE[:, None]}, TRUE, BETAS, BODY)
@@ -102,7 +107,7 @@ def test_recall_in_pools_by_counting():
     rng = np.random.default_rng(6)
     texts, poses = (torch.nn.functional.normalize(torch.from_numpy(rng.standard_normal((12, 3))).float(), dim=-1)
                     for _ in range(2))
-    got = metrics.retrieval(texts, poses, seed=7, pool=4, repeats=3)
+    each, got = metrics.retrieval(texts, poses, seed=7, pool=4, repeats=3)
     rng, hits = np.random.default_rng(7), {"t2p": [], "p2t": []}
     for _ in range(3):
         order = rng.permutation(12)
@@ -117,7 +122,32 @@ def test_recall_in_pools_by_counting():
         assert got[f"pools_{way}_r5"] == 1
     assert [got[f"r_precision_{k}"] for k in (1, 2, 3)] == pytest.approx(
         [np.mean([rank < k for rank in hits["t2p"]]) for k in (1, 2, 3)])
-    assert got["full_mrecall"] == pytest.approx(np.mean([got[f"full_{way}_r{k}"] for way in hits for k in (1, 5, 10)]))
+    full = {name: value.mean().item() for name, value in each.items()}
+    six = [full[f"full_{way}_r{k}"] for way in hits for k in (1, 5, 10)]
+    assert full["full_mrecall"] == pytest.approx(np.mean(six))
+    assert {name: full[f"full_{name}"] for name in metrics.recall(texts, poses)} == pytest.approx(
+        metrics.recall(texts, poses))
+
+
+def test_one_pose_for_all_sentences_finds_none_of_them():
+    texts = torch.nn.functional.normalize(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    each, whole = metrics.retrieval(texts, texts[:1].expand(64, -1))
+    assert each["full_t2p_r1"].mean() == pytest.approx(1 / 64) and each["full_t2p_r20"].mean() == pytest.approx(20 / 64)
+    assert [whole[f"r_precision_{k}"] for k in (1, 2, 3)] == pytest.approx([1 / 32, 2 / 32, 3 / 32])
+
+
+def test_hits_by_hand():
+    """Row 1's own is second, column 0's own shares the first place with another."""
+    similarity = torch.tensor([[.9, .1, .2], [.9, .5, .3], [.0, .1, .7]])
+    got = metrics.hits(similarity, (1, 2))
+    assert got["t2p_r1"].tolist() == [1, 0, 1] and got["t2p_r2"].tolist() == [1, 1, 1]
+    assert got["p2t_r1"].tolist() == [.5, 1, 1] and got["p2t_r2"].tolist() == [1, 1, 1]
+
+
+def test_two_policies_are_compared_in_pairs():
+    got = metrics.compare(np.array([1.0, 2, 3, 10]), np.array([2.0, 3, 4, 10]))
+    assert got["difference"] == -.75 and got["lower_in"] == .75 and got["higher_in"] == 0
+    assert -1 <= got["interval"][0] < -.75 < got["interval"][1] <= 0  # far narrower than of unpaired values
 
 
 @pytest.mark.parametrize("share, degrees, value", [  # of tables
@@ -180,12 +210,13 @@ def call(monkeypatch, policies, *arguments) -> None:
 @pytest.mark.parametrize("protocol", ["smpl-24", "best-of-n", "calibration", "posescript"])
 def test_a_protocol_on_the_built_in_world(protocol, policies, monkeypatch, tmp_path, capsys):
     more = ("--plot", tmp_path / "pit.png") if protocol == "calibration" else ()
-    call(monkeypatch, policies, "--protocol", protocol, "--against", policies / "sft", "--json", tmp_path / "m.json", *more)
+    call(monkeypatch, policies, "--protocol", protocol, "--against", policies / "sft", "--json", tmp_path / "m.json",
+         *more)
     printed, got = capsys.readouterr().out, json.loads((tmp_path / "m.json").read_text())
     assert f"{protocol}: {evaluate.PROTOCOLS[protocol][1]}" in printed and "N = 12, seed 0" in printed
     assert got["n"] == 12 and got["protocol"] == protocol
     for name, row in got.items():
-        if isinstance(row, dict):
+        if isinstance(row, dict) and name != "against_whole":
             assert list(row["each"]) == [str(i) for i in range(12)]
             assert row["mean"] == pytest.approx(np.mean(list(row["each"].values())))
             low, high = row["interval"]
@@ -195,7 +226,8 @@ def test_a_protocol_on_the_built_in_world(protocol, policies, monkeypatch, tmp_p
     if more:
         assert more[1].stat().st_size > 5_000
     if protocol == "posescript":
-        assert {"full_t2p_r5", "pools_p2t_r10", "true_full_t2p_r1", "shuffled_full_mrecall", "r_precision_3", "fid"} <= got.keys()
+        names = {"pools_p2t_r10", "true_full_t2p_r1", "shuffled_full_mrecall", "r_precision_3", "fid"}
+        assert names <= got.keys() and names <= got["against_whole"].keys() and "interval" in got["full_t2p_r5"]
 
 
 def test_a_policy_against_itself_is_no_better(policies, monkeypatch, tmp_path):
@@ -204,8 +236,8 @@ def test_a_policy_against_itself_is_no_better(policies, monkeypatch, tmp_path):
     assert row["difference"] == 0 and row["interval"] == [0, 0] and row["lower_in"] == 0
 
 
-@pytest.mark.parametrize("name, protocol", [("3dpw", "smpl-24"), ("3dpw", "3dpw-14"), ("rpe", "rpe"), ("spin", "smpl-24"),
-                                            ("posescript", "posescript")])
+@pytest.mark.parametrize("name, protocol", [("3dpw", "smpl-24"), ("3dpw", "3dpw-14"), ("rpe", "rpe"),
+                                            ("spin", "smpl-24"), ("posescript", "posescript")])
 def test_a_protocol_on_real_layouts(name, protocol, policies, monkeypatch, tmp_path, capsys):
     make, spec = FORMATS[name]
     write(tmp_path, make())
@@ -216,13 +248,21 @@ def test_a_protocol_on_real_layouts(name, protocol, policies, monkeypatch, tmp_p
     assert got["data"] == [spec] and got["n"] >= 1 and spec in capsys.readouterr().out
     if name == "rpe":
         assert list(got["mpjpe"]["each"]) == ["000000", "000001"]  # by id, not by the image's name
+        assert list(got["predictions"]) == ["000000", "000001"]
+        said = torch.tensor(got["predictions"]["000001"]).view(1, 72).numpy()
+        back = formats._rotmats(said, 180.0)  # a loader of such files finds the pose that was measured
+        true = formats._rotmats(CAMERA[None], 180.0)
+        error = metrics.errors_24({"mean": back, "samples": back[:, None]}, true, torch.ones(1, 10), BODY)["mpjpe"]
+        assert error.item() == pytest.approx(got["mpjpe"]["each"]["000001"], rel=1e-3)
 
 
 @pytest.mark.parametrize("arguments, told", [
     (["--protocol", "banana"], "choose from smpl-24"), (["--protocol", "rpe"], "give --data rpe:"),
-    (["--protocol", "3dpw-14"], "3dpw-14 needs J_regressor"), (["--protocol", "smpl-24", "--plot", "x.png"], "--plot draws"),
+    (["--protocol", "3dpw-14"], "3dpw-14 needs J_regressor"),
+    (["--protocol", "smpl-24", "--plot", "x.png"], "--plot draws"),
     (["--against", "x"], "need a --protocol"), (["--protocol", "smpl-24", "--against", "nowhere"], "holds no policy"),
-    (["--protocol", "smpl-24", "--data", "llava:talk.json,img"], "")])
+    (["--protocol", "smpl-24", "--data", "llava:talk.json,img"], "img is not a folder"),
+    (["--protocol", "smpl-24", "--eval_poses", "0"], "must be 1 or more")])
 def test_what_cannot_be_done_is_said(arguments, told, policies, monkeypatch):
     with pytest.raises((ValueError, FileNotFoundError), match=told):
         call(monkeypatch, policies, *arguments)
@@ -236,3 +276,79 @@ def test_the_retrieval_model_that_rewards_may_not_judge(policies, monkeypatch, t
     with pytest.raises(ValueError, match="gave the rewards"):
         call(monkeypatch, policies, "--protocol", "posescript")
     Retriever.from_pretrained(policies / "copy").save_pretrained(policies / "judge")
+    Retriever.from_pretrained(policies / "reward").save_pretrained(tmp_path / "elsewhere")  # far from the run
+    with pytest.raises(ValueError, match="gave the rewards"):
+        call(monkeypatch, policies, "--protocol", "posescript", "--judge", tmp_path / "elsewhere")
+
+
+def on_files(monkeypatch, policies, folder, files: dict, *arguments) -> dict:
+    write(folder, files)
+    monkeypatch.chdir(folder)
+    call(monkeypatch, policies, *arguments, "--json", "m.json")
+    return json.loads((folder / "m.json").read_text())
+
+
+@pytest.mark.parametrize("said", [1, 0])
+def test_captions_that_say_nothing_measurable_stay_in_the_pool(said, policies, monkeypatch, tmp_path, capsys):
+    files = posescript()
+    files["ps/test_ids_100k.json"] = [7, 8]
+    files["ps/posescript_auto_100k.json"] = {"8": "Somebody is there."}
+    files["ps/posescript_human_6293.json"] = {"7": "The left hand is above the head." if said else "Nobody is there."}
+    got = on_files(monkeypatch, policies, tmp_path, files, "--protocol", "posescript", "--data", "posescript:ps,AMASS")
+    assert got["n"] == 2 == got["full_t2p_r1"]["n"]  # both captions are asked for and searched
+    assert got["statements"]["n"] == 1 if said else "statements" not in got
+    assert (" of 1" in capsys.readouterr().out) == bool(said) and "NaN" not in (tmp_path / "m.json").read_text()
+
+
+def test_a_picture_at_fault_is_left_out_only_when_asked(policies, monkeypatch, tmp_path, capsys):
+    files = threedpw() | {"imageFiles/walk_00/image_00000.jpg": b"no picture"}
+    with pytest.raises(ValueError, match="cannot be read as an image"):
+        on_files(monkeypatch, policies, tmp_path, files, "--protocol", "smpl-24", "--data", "3dpw:.")
+    got = on_files(monkeypatch, policies, tmp_path, files, "--protocol", "smpl-24", "--data", "3dpw:.", "--skip_bad")
+    assert got["n"] == 1 and list(got["mpjpe"]["each"])[0].endswith("frame 1")
+    assert "left out 1 when drawn" in capsys.readouterr().out
+
+
+def test_ids_must_be_unique(policies, monkeypatch, tmp_path):
+    files = rpe()
+    files["refine.json"][1]["id"] = files["refine.json"][0]["id"]
+    with pytest.raises(ValueError, match="two rows have the id 000000"):
+        on_files(monkeypatch, policies, tmp_path, files, "--protocol", "rpe", "--data", "rpe:refine.json,img")
+
+
+def test_a_regressor_that_is_not_finite_is_refused(policies, monkeypatch, tmp_path):
+    np.save(tmp_path / "h36m.npy", np.full((17, len(BODY.v_template)), np.nan))
+    with pytest.raises(ValueError, match="h36m.npy.*NaN"):
+        call(monkeypatch, policies, "--protocol", "3dpw-14", "--regressor", tmp_path / "h36m.npy")
+
+
+def test_part_of_the_rows_is_spread_over_all_of_them(policies, monkeypatch, tmp_path, capsys):
+    make, spec = FORMATS["amass"]  # 3 frames
+    write(tmp_path, make())
+    monkeypatch.chdir(tmp_path)
+    config = evaluate.EvaluateConfig(data=[spec], eval_poses=2)
+    policy = PosePolicy.from_pretrained(policies / "rft")
+    (ids, examples), = evaluate.protocol_examples(config, policy, "text2pose")
+    assert [name[-1] for name in ids] == ["0", "2"] and len(examples) == 2
+    config.eval_poses = None
+    (ids, _), = evaluate.protocol_examples(config, policy, "text2pose")
+    assert len(ids) == 3 and "2 of 3 text2pose rows" in capsys.readouterr().out
+
+
+def test_chunks_change_neither_the_examples_nor_their_number(policies, monkeypatch, tmp_path):
+    def ask(chunk: int) -> dict:
+        monkeypatch.setattr(evaluate, "CHUNK", chunk)
+        call(monkeypatch, policies, "--protocol", "calibration", "--json", tmp_path / "m.json")  # no chance in it
+        return json.loads((tmp_path / "m.json").read_text())["nll"]["each"]
+    assert ask(5) == pytest.approx(ask(100), rel=1e-4)
+
+
+def test_answers_without_a_pose_are_counted(policies, monkeypatch, tmp_path):
+    truth = evaluate.respond
+
+    def mute(*args, **how):
+        out = truth(*args, **how)
+        return out | {"answers": ["I see nobody."] * 3 + ["It is <POSE>."] * 9}
+    monkeypatch.setattr(evaluate, "respond", mute)
+    call(monkeypatch, policies, "--protocol", "smpl-24", "--json", tmp_path / "m.json")
+    assert json.loads((tmp_path / "m.json").read_text())["no_pose"]["mean"] == pytest.approx(3 / 12)
