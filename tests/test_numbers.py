@@ -14,7 +14,7 @@ from torch.distributions import Independent, LowRankMultivariateNormal, Multivar
 
 import body as bd
 import captions
-import evaluate
+import metrics
 import hygrpo
 import rewards
 import train_sft
@@ -150,13 +150,13 @@ def test_similarity_fit_of_degenerate_joints(dtype):
     plane = y * torch.tensor([1, 1, 0], dtype=dtype)
     center = y.mean(0)
     for point in (torch.zeros(24, 3, dtype=dtype), torch.full((24, 3), 3.0, dtype=dtype)):  # to the centre
-        assert (evaluate.similarity_fit(point, y) - center).abs().max() < 1e-5
-        assert (evaluate.similarity_fit(y, point) - point).abs().max() < 1e-5
+        assert (metrics.similarity_fit(point, y) - center).abs().max() < 1e-5
+        assert (metrics.similarity_fit(y, point) - point).abs().max() < 1e-5
     for x in (line, plane, y, 1e-4 * y, 1e4 * y):  # each is its own best fit, turned and moved or not
         turned = x @ exact(torch.tensor([.3, -2, 1])).to(dtype) + 5
         scale = x.abs().max()
-        assert (evaluate.similarity_fit(turned, x) - x).abs().max() < 200 * EPS[dtype] * (scale + 5)
-    assert evaluate.pa_mpjpe(line, y).isfinite() and evaluate.pa_mpjpe(y, line).isfinite()
+        assert (metrics.similarity_fit(turned, x) - x).abs().max() < 200 * EPS[dtype] * (scale + 5)
+    assert metrics.pa_mpjpe(line, y).isfinite() and metrics.pa_mpjpe(y, line).isfinite()
 
 
 # ---------------------------------------------------------------- the Gaussian head
@@ -164,10 +164,11 @@ def test_similarity_fit_of_degenerate_joints(dtype):
 def head_at(kind: str, hidden: float, bias: float, correlation: float) -> tuple[PoseHead, torch.Tensor]:
     torch.manual_seed(0)
     head = PoseHead(16, kind, sigma_floor=.02)
+    unit = .02 + np.logaddexp(0, bias) if kind == "full" else 1  # sigma
     with torch.no_grad():
         head.sigma.bias.fill_(bias)
         if head.correlation is not None:
-            head.correlation.bias.normal_(0, correlation)
+            head.correlation.bias.normal_(0, correlation / unit)  # a full factor's rows are in units of their sigma
     return head, (hidden * torch.randn(3, 16)).requires_grad_()
 
 
