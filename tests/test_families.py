@@ -304,7 +304,7 @@ def test_what_cannot_be_loaded_is_told_in_one_sentence(checkpoint, tmp_path, mon
     weights.pop(next(name for name in weights if "mlp" in name))
     save_file(weights, tmp_path / "poor" / "model.safetensors", {"format": "pt"})
     assert "lacks weights" in refused(tmp_path / "poor")
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda name: (_ for _ in ()).throw(
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda name, **options: (_ for _ in ()).throw(
         OSError("We couldn't connect to 'https://huggingface.co' to load the files")))
     assert "the hub cannot be reached; give a folder" in refused("HuggingFaceTB/SmolVLM-256M-Instruct")
 
