@@ -11,7 +11,6 @@ product timed in the same run.
     python benchmark.py --soak 1000 [--json FILE]          # a long run instead: memory, time of a step (soak.py)
 """
 
-import copy
 import ctypes
 import json
 import statistics
@@ -29,17 +28,20 @@ import transformers
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessorPil, CLIPVisionConfig,
-                          LlamaConfig, LlavaConfig, LlavaForConditionalGeneration)
+from transformers import (CLIPImageProcessorPil, CLIPVisionConfig, HfArgumentParser, LlamaConfig, LlavaConfig,
+                          LlavaForConditionalGeneration)
 
 import hygrpo
 import rewards
 from captions import describe
 from data import Example, corpus, make_example, make_split
-from model import POSE_DIM, PosePolicy, Rollout, Scores, draw_poses, pick_device, run
-from plain import PlainWay
+from model import PosePolicy
+from plain import PlainWay, SharedPrompt
+from pose_head import POSE_DIM, draw_poses
 from poses import sample_poses
+from pretrained import load_vlm
 from rewards import Retriever
+from scripts import pick_device, run
 from soak import soak
 from tiny import PoseEncoder, build_tiny
 
@@ -76,13 +78,12 @@ def build_llava(texts: Sequence[str]) -> tuple:
     tiny, processor, pose_encoder = build_tiny(texts)
     processor.patch_size = 16
     processor.image_processor = CLIPImageProcessorPil(size={"height": 224, "width": 224}, do_center_crop=False)
-    text = tiny.config.text_config
+    text = {name: getattr(tiny.config.text_config, name) for name in ("vocab_size", "pad_token_id", "eos_token_id")}
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(hidden_size=192, intermediate_size=768, num_hidden_layers=4,
                                        num_attention_heads=4, image_size=224, patch_size=16),
-        text_config=LlamaConfig(vocab_size=text.vocab_size, hidden_size=256, intermediate_size=1024,
-                                num_hidden_layers=6, num_attention_heads=4, max_position_embeddings=4096,
-                                pad_token_id=text.pad_token_id, eos_token_id=text.eos_token_id),
+        text_config=LlamaConfig(hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=4,
+                                max_position_embeddings=4096, **text),
         image_token_index=tiny.config.image_token_index, image_seq_length=196, vision_feature_layer=-1)
     return LlavaForConditionalGeneration(config), processor, pose_encoder
 
@@ -93,20 +94,18 @@ def load_policy(folder: str) -> PosePolicy:
         return PosePolicy.from_pretrained(folder)
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"--vlm {folder}: no checkpoint there (no config.json)")
-    try:
-        vlm, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
-        return PosePolicy(vlm, processor, PoseEncoder())
-    except Exception as error:  # each model and processor class raises its own
-        raise ValueError(f"--vlm {folder} cannot be loaded as an image-text-to-text model with its processor: "
-                         f"{str(error).strip().splitlines()[0]}") from error
+    return PosePolicy(*load_vlm(folder, torch.float32), PoseEncoder())
 
 
 def steer(policy: PosePolicy) -> None:
-    """Bias the logits of every pass: no end token, no token that stands for a feature, <POSE> a quarter of the time."""
-    bias = torch.zeros(policy.vlm.get_output_embeddings().weight.shape[0], device=policy.device)
-    bias[[policy.tokenizer.eos_token_id, policy.image_id, policy.pose_feature_id]] = -1e4
-    bias[policy.pose_id] = float(np.log(len(bias) / 3))
-    policy.vlm.get_output_embeddings().register_forward_hook(lambda module, inputs, logits: logits + bias.to(logits))
+    """Change the logits of every pass: no end token, no token that stands for a feature, <POSE> a quarter of the time,
+    whatever the weights are."""
+    never = torch.tensor([policy.tokenizer.eos_token_id, policy.image_id, policy.pose_feature_id, policy.pose_id])
+
+    def steered(module, inputs, logits: Tensor) -> Tensor:  # (..., W)
+        logits = logits.index_fill(-1, never.to(logits.device), -1e4)
+        return logits.index_copy(-1, never[3:].to(logits.device), logits.logsumexp(-1, keepdim=True) - np.log(3))
+    policy.vlm.get_output_embeddings().register_forward_hook(steered)
 
 
 def make_examples(policy: PosePolicy, count: int, tokens: int) -> list[Example]:
@@ -126,23 +125,6 @@ def make_examples(policy: PosePolicy, count: int, tokens: int) -> list[Example]:
 
 
 # ---------------------------------------------------------------- a step, and what is measured of it
-
-class SharedPrompt:
-    """Our way, in the form of plain.py's: all answers in one batch."""
-
-    def __init__(self, policy: PosePolicy, examples: Sequence, group_size: int):
-        self.policy, self.examples, self.group_size = policy, examples, group_size
-
-    def sample(self, poses: int, tokens: int) -> Rollout:
-        self.prompt = self.policy.encode(self.examples)
-        return self.policy.sample(self.prompt, self.group_size, poses, tokens)
-
-    def batches(self, rollout: Rollout, F: Tensor, Delta: Tensor) -> list[tuple]:
-        return [(slice(None), rollout, F, Delta)]
-
-    def log_prob(self, policy: PosePolicy, rows: slice, rollout: Rollout) -> Scores:
-        return policy.log_prob(self.prompt, rollout.tokens, rollout.token_mask)
-
 
 def step(way, examples: Sequence, meter: Callable, config: BenchmarkConfig, reference: PosePolicy, retriever: Retriever,
          optimizer: torch.optim.Optimizer) -> None:
@@ -222,7 +204,7 @@ def kinds_of_operation(run_step: Callable[[], None]) -> dict[str, float]:
 def measure(policy: PosePolicy, retriever: Retriever, P: int, G: int, config: BenchmarkConfig) -> dict:
     """One row of the tables: both ways in turn on prompts of P tokens and groups of G answers."""
     device, dtype, B = policy.device, next(policy.vlm.parameters()).dtype, config.prompts
-    reference = copy.deepcopy(policy).requires_grad_(False)
+    reference = policy.twin()
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-6, fused=True)
     go = partial(step, config=config, reference=reference, retriever=retriever, optimizer=optimizer)
     examples = make_examples(policy, B, P)
@@ -253,9 +235,8 @@ def measure(policy: PosePolicy, retriever: Retriever, P: int, G: int, config: Be
         with timed(runs["others"][-1], "generate"):
             one_each.generate(config.new_tokens)
         with timed(runs["others"][-1], "poses"), torch.no_grad():
-            hidden = torch.zeros(B, G, policy.pose_projector[1].out_features, device=device)
             noise = torch.randn(B, G, config.poses_per_answer, POSE_DIM, device=device)
-            draw_poses(policy.pose_head(hidden), noise)
+            draw_poses(policy.pose_head(torch.zeros(B, G, policy.pose_projector[1].out_features, device=device)), noise)
         rates.append(matrix_rate(device, dtype))
     median = lambda runs: {name: statistics.median(seconds[name] for seconds in runs) for name in runs[0]}
     ours, others, rate = median(runs["ours"]), median(runs["others"]), statistics.median(rates)
@@ -314,20 +295,9 @@ def report(rows: Sequence[dict], config: BenchmarkConfig) -> str:
     return "\n\n".join(texts)
 
 
-def main() -> None:
-    parser = transformers.HfArgumentParser(BenchmarkConfig, description=__doc__.splitlines()[0])
-    config, = parser.parse_args_into_dataclasses()
-    if min([*config.group_sizes, *config.prompt_tokens, config.prompts, config.new_tokens, config.poses_per_answer,
-            config.repeats, config.micro_batch]) < 1:
-        raise ValueError("sizes, counts and repeats must be 1 or more")
-    if config.json and not Path(config.json).parent.is_dir():
-        raise FileNotFoundError(f"--json {config.json}: there is no folder {Path(config.json).parent}")
-    device, rng = pick_device(config.device), np.random.default_rng(0)
-    if config.soak:
-        result = soak(config.soak, device)
-        if config.json:
-            Path(config.json).write_text(json.dumps(result) + "\n")
-        return
+def compare(config: BenchmarkConfig, device: torch.device) -> dict:
+    """Time both ways over the grid of P and G, print the tables, and return what the JSON holds."""
+    rng = np.random.default_rng(0)
     torch.manual_seed(0)
     policy = load_policy(config.vlm) if config.vlm else PosePolicy(
         *build_llava(corpus(make_split(sample_poses(200, rng), rng), 1000, rng)))
@@ -348,11 +318,22 @@ def main() -> None:
                 print(f"{dtype}, P = {P}, G = {G}: {rows[-1]['ours']['step']:.2f} s a step, {rows[-1]['speedup']:.1f} "
                       "times as fast as the plain way", flush=True)
     print("\n" + report(rows, config))
-    if config.json:
-        Path(config.json).write_text(json.dumps({
-            "model": type(policy.vlm).__name__, "million_parameters": round(size, 1), "machine": machine,
+    return {"model": type(policy.vlm).__name__, "million_parameters": round(size, 1), "machine": machine,
             "torch": torch.__version__, "transformers": transformers.__version__, "config": asdict(config),
-            "rows": rows}, indent=1) + "\n")
+            "rows": rows}
+
+
+def main() -> None:
+    config, = HfArgumentParser(BenchmarkConfig, description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
+    if min([*config.group_sizes, *config.prompt_tokens, config.prompts, config.new_tokens, config.poses_per_answer,
+            config.repeats, config.micro_batch]) < 1:
+        raise ValueError("sizes, counts and repeats must be 1 or more")
+    if config.json and not Path(config.json).parent.is_dir():
+        raise FileNotFoundError(f"--json {config.json}: there is no folder {Path(config.json).parent}")
+    device = pick_device(config.device)
+    made = soak(config.soak, device) if config.soak else compare(config, device)
+    if config.json:
+        Path(config.json).write_text(json.dumps(made, indent=1) + "\n")
 
 
 if __name__ == "__main__":

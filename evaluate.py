@@ -27,9 +27,10 @@ from data import Example, Split, load_splits, make_example
 from formats import read_data
 from metrics import (best_of, bootstrap, calibration, compare, draw_calibration, errors_14, errors_24, frechet_distance,
                      mpjpe, pa_mpjpe, read_regressor, recall, retrieval_beside_truth)
-from model import PosePolicy, pick_device, run
+from model import PosePolicy
 from poses import turn
 from rewards import Retriever, format_reward, load_judge
+from scripts import pick_device, run
 
 CHUNK = 100  # prompts run at a time
 SAMPLES = 8  # poses drawn for each prompt

@@ -25,8 +25,10 @@ from matplotlib.figure import Figure
 import evaluate
 from body import load_body, remove_heading
 from data import Split, corpus
-from model import PoseHead, PosePolicy, pick_device, run
+from model import PosePolicy
 from pictures import BLUE, GREEN, ORANGE, finish, plot_smoothed
+from pose_head import PoseHead
+from scripts import pick_device, run
 from tiny import PoseEncoder, build_tiny
 from train_rft import RFTConfig, load_or_train_retrievers, quick, train_rft
 from train_sft import SFTConfig, WorldConfig, check_folder, load_world, train_encoders, train_sft
@@ -286,7 +288,7 @@ def draw(path: Path, results: dict[str, list[dict]]) -> None:
     axes[3].set(title="statements held against time", xlabel="training (s)")
     axes[2].margins(y=0.1)
     axes[3].margins(0.2)
-    finish(figure, axes, path)
+    finish(figure, path)
 
 
 def stability(world: Seed, path: Path) -> dict:
@@ -311,7 +313,7 @@ def stability(world: Seed, path: Path) -> dict:
             axis.set(title=title, xlabel="HyGRPO step")
             axis.set_ylim(bottom=0)
     axes[0].legend(frameon=False, fontsize=13)
-    finish(figure, axes, path)
+    finish(figure, path)
     return report
 
 

@@ -20,10 +20,11 @@ from transformers import (AutoModelForImageTextToText, HfArgumentParser, Idefics
 
 import train_rft
 import train_sft
+from benchmark import steer
 from data import corpus, make_split
-from model import pick_device, run
 from poses import sample_poses
 from rewards import Retriever
+from scripts import pick_device, run
 from tiny import build_tiny
 
 TEMPLATE = ("{% for message in messages %}User:{% for part in message.content %}{% if part.type == 'image' %}<image>"
@@ -83,10 +84,7 @@ def main() -> None:
         train_sft.train_sft(policy, split, sft, 0)
         note("SFT step, 2 examples, images kept")
         tokens = len(policy.image_features(list(split.images))[0].ids)
-        # Random weights hardly ever say <POSE>: its logit is raised until about one token in four is.
-        raised = lambda module, inputs, logits: logits.index_add(-1, torch.tensor([policy.pose_id], device=device),
-                                                                 torch.full((*logits.shape[:-1], 1), 9.5, device=device))
-        policy.vlm.get_output_embeddings().register_forward_hook(raised)
+        steer(policy)  # random weights hardly ever say <POSE>
         retriever = Retriever(policy.tokenizer.backend_tokenizer).to(device).eval().requires_grad_(False)
         began = time.time()
         train_rft.train_rft(policy, split, retriever, train_rft.RFTConfig(rft_steps=1, prompts=2, group_size=4), 0,

@@ -8,12 +8,14 @@ model.py against it, benchmark.py times both.
 
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from model import POSE_DIM, PosePolicy, Rollout, Scores, draw_poses
+from model import PosePolicy, Rollout, Scores
+from pose_head import POSE_DIM, draw_poses
 
 
 class PlainWay:
@@ -101,3 +103,22 @@ class PlainWay:
         at_pose = ((tokens == policy.pose_id) & token_mask).float().argmax(-1)
         pose = policy.pose_head(hidden[torch.arange(R, device=tokens.device), at_pose - T][:, None])
         return Scores(log_prob[:, None], log_softmax[:, None], pose)
+
+
+@dataclass
+class SharedPrompt:
+    """Our way (model.py), in the same form: all answers of a group behind one prompt, all groups in one batch."""
+
+    policy: PosePolicy
+    examples: Sequence
+    group_size: int
+
+    def sample(self, poses: int, tokens: int) -> Rollout:
+        self.prompt = self.policy.encode(self.examples)
+        return self.policy.sample(self.prompt, self.group_size, poses, tokens)
+
+    def batches(self, rollout: Rollout, F: Tensor, Delta: Tensor) -> list[tuple]:
+        return [(slice(None), rollout, F, Delta)]
+
+    def log_prob(self, policy: PosePolicy, rows: slice, rollout: Rollout) -> Scores:
+        return policy.log_prob(self.prompt, rollout.tokens, rollout.token_mask)

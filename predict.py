@@ -36,7 +36,9 @@ import captions
 from body import (PALETTE, axis_angle_to_matrix, body_vertices, load_body, matrix_to_axis_angle, matrix_to_rot6d,
                   part_colors, remove_heading, render, rot6d_to_matrix)
 from data import INSTRUCTIONS
-from model import POSE_DIM, PosePolicy, draw_poses, pick_device, run
+from model import PosePolicy
+from pose_head import POSE_DIM, draw_poses
+from scripts import pick_device, run
 
 MAX_TOKENS = 80  # of an answer
 MAX_PIXELS = 50_000_000  # of a photo; one larger than this would only fill the memory

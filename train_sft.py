@@ -36,8 +36,9 @@ from encoders import BackbonePoseEncoder
 from formats import read_data
 from hygrpo import gaussian_log_prob_terms
 from mixture import Mixture
-from model import PosePolicy, pick_device, run
+from model import PosePolicy
 from pretrained import add_adapter, load_vlm
+from scripts import pick_device, run
 from tiny import PoseEncoder, build_tiny
 
 BETA_NLL = 1.0

@@ -9,7 +9,8 @@ from torch.distributions import (Categorical, Independent, LowRankMultivariateNo
                                  kl_divergence)
 
 import hygrpo
-from model import PoseHead, PosePolicy
+from model import PosePolicy
+from pose_head import PoseHead
 from test_model import CORPUS, EXAMPLES
 from tiny import build_tiny
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-import model
 import train_rft
 from model import PosePolicy
 from pretrained import add_adapter, load_vlm

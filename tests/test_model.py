@@ -9,7 +9,9 @@ from torch.distributions import Independent, LowRankMultivariateNormal, Multivar
 
 import captions
 import model
-from model import PoseHead, PosePolicy, draw_poses, draw_tokens
+import scripts
+from model import PosePolicy
+from pose_head import PoseHead, draw_poses, draw_tokens
 from tiny import build_tiny
 
 CORPUS = ["The left knee is bent and the right hand is above the head.", captions.POSE_ANSWER, "How bent is it?"] * 30
@@ -234,7 +236,7 @@ def test_loading_what_is_not_a_policy_says_what_to_do(tmp_path):
 
 def test_a_device_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="--device cpu"):
-        model.pick_device("cuda:7" if not torch.cuda.is_available() else "mps")
+        scripts.pick_device("cuda:7" if not torch.cuda.is_available() else "mps")
 
 
 def test_an_image_of_another_size_is_refused_by_the_built_in_encoder(policy):

@@ -11,8 +11,9 @@ from torch.distributions import Independent
 
 import captions
 import data
-import model
+import pose_head
 import predict
+import scripts
 from body import JOINT, axis_angle_to_matrix, body_vertices, load_body, matrix_to_rot6d, remove_heading, rot6d_to_matrix
 from model import PosePolicy
 from tiny import build_tiny
@@ -65,10 +66,10 @@ def call(monkeypatch, *arguments) -> None:
 
 
 def stop(monkeypatch, capsys, *arguments) -> str:
-    """What a call that fails says, as `model.run` ends it: in one line."""
+    """What a call that fails says, as `scripts.run` ends it: in one line."""
     monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
     with pytest.raises(SystemExit) as error:
-        model.run(predict.main)
+        scripts.run(predict.main)
     message = str(error.value)
     assert message.startswith("predict.py: ") and "\n" not in message
     return message
@@ -120,7 +121,7 @@ def test_samples_come_from_the_gaussian(make, monkeypatch):
     """Their spread is that of the covariance: whitened, they are standard normal."""
     policy = PosePolicy.from_pretrained(make("full"))
     drawn = []
-    monkeypatch.setattr(predict, "draw_poses", lambda *args: drawn.append(model.draw_poses(*args)) or drawn[-1])
+    monkeypatch.setattr(predict, "draw_poses", lambda *args: drawn.append(pose_head.draw_poses(*args)) or drawn[-1])
     prediction = predict.predict(policy, SENTENCE, None, 4000, 0)
     white = torch.linalg.solve_triangular(torch.linalg.cholesky(prediction.covariance), (
         drawn[0][0, 0] - prediction.mean).T, upper=False)

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 import checkpoint
 import pictures
 import hygrpo
-import model
 import rewards
+import scripts
 import train_rft
 import train_sft
 from checkpoint import TrainingState, read_log, whole_folder, write_whole
@@ -103,8 +103,8 @@ def test_a_run_killed_ten_times_ends_in_the_same_bits(whole, monkeypatch, tmp_pa
 
 def test_a_process_killed_by_the_system_goes_on_to_the_same_bits(whole, tmp_path):
     """SIGKILL, twice, while stage two runs; then Ctrl-C, which says how to go on; then to the end."""
-    command = [sys.executable, "-c", "import sys, checkpoint, pictures, train_rft, model; checkpoint.KEEP_EVERY = 1;"
-               "pictures.before_after = lambda *a, **k: None; sys.argv[0] = 'train_rft.py'; model.run(train_rft.main)",
+    command = [sys.executable, "-c", "import sys, checkpoint, pictures, train_rft, scripts; checkpoint.KEEP_EVERY = 1;"
+               "pictures.before_after = lambda *a, **k: None; sys.argv[0] = 'train_rft.py'; scripts.run(train_rft.main)",
                "--out", str(tmp_path / "runs"), *SMALL]
     log, one_thread = tmp_path / "runs" / "log.jsonl", os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -216,7 +216,7 @@ def test_a_full_disk_ends_in_one_sentence_and_what_was_kept_stays(monkeypatch, t
     monkeypatch.setattr(checkpoint.torch, "save", full)
     monkeypatch.setattr(sys, "argv", ["train_sft.py"])
     with pytest.raises(SystemExit, match="No space left on device.*call the same command again"):
-        model.run(state._write)
+        scripts.run(state._write)
     assert (tmp_path / "sft.state").read_bytes() == before
     monkeypatch.undo()
     small_state(tmp_path / "sft.state", 4)

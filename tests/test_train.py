@@ -15,7 +15,8 @@ import train_rft
 import train_sft
 from body import matrix_to_axis_angle
 from data import draw_batch, make_split
-from model import PoseHead, PosePolicy
+from model import PosePolicy
+from pose_head import PoseHead
 from poses import sample_poses, turn
 from rewards import Retriever
 from tiny import build_tiny
