@@ -148,13 +148,17 @@ class PosePolicy(nn.Module):
     @torch.no_grad()
     def image_features(self, images: Sequence[np.ndarray]) -> list[Picture]:
         """What the frozen encoders see in images (H, W, 3) uint8, all of one size: computed once and kept, keyed by the
-        pixels. The processor itself writes the image's tokens."""
+        pixels. The processor itself writes the image's tokens.
+
+        Always in full batches, filled up where images lack: in batches of other sizes sums are split otherwise, and an
+        image must have the same features, to the last bit, whatever comes with it."""
         keys = [hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in images]
         missing = list({k: image for k, image in zip(keys, images) if k not in self.frozen_features}.items())
         side = max(self.picture, getattr(self.vlm.config.vision_config, "image_size", 0))
         at_once = max(1, 64 * 64 ** 2 // side ** 2)  # 64 for the vision tower of tiny, one for 512 pixels
         for start in range(0, len(missing), at_once):
             chunk_keys, chunk = zip(*missing[start:start + at_once])
+            chunk += chunk[:1] * (at_once - len(chunk))
             inputs = self.processor(images=[[image] for image in chunk], text=[self.image_token] * len(chunk),
                                     return_tensors="pt", add_special_tokens=False, padding=True).to(self.device)
             pixels = {name: inputs[name] for name in self.processor.image_processor.model_input_names if name in inputs}

@@ -74,17 +74,15 @@ class PoseEncoder(nn.Module):
         self.regressor = nn.Linear(width, 24 * 6)
 
     def forward(self, images: Tensor) -> Tensor:
-        n, height, width, channels = images.shape
+        height, width, channels = images.shape[1:]
         if height != width or width < 64 or channels != 3:
             raise ValueError(f"the built-in pose encoder reads images of 64x64x3 or larger squares, "
                              f"got {tuple(images.shape[1:])}")
-        if n < 8:  # so few are rounded otherwise, and an image must have the same features in whatever batch it comes
-            images = torch.cat([images, images[:1].expand(8 - n, -1, -1, -1)])
         pixels = (images.to(self.regressor.weight.dtype) / 127.5 - 1).movedim(-1, 1).contiguous(
             memory_format=torch.channels_last)  # (N, 3, height, width)
         if width > 64:
             pixels = nn.functional.interpolate(pixels, 64, mode="area")
-        return self.to_tokens(self.trunk(pixels)).unflatten(-1, (self.tokens, self.width))[:n]
+        return self.to_tokens(self.trunk(pixels)).unflatten(-1, (self.tokens, self.width))
 
     def regress(self, features: Tensor) -> Tensor:
         """The pose (N, 24, 3, 3) that features (N, tokens, width) say, as the encoder is pre-trained to."""

@@ -53,7 +53,7 @@ def run(folder: Path, stage: str, accumulate: int = 1) -> tuple[dict[str, torch.
     else:
         config = train_rft.RFTConfig(rft_steps=3, prompts=7, group_size=2, poses_per_answer=3, accumulate=accumulate,
                                      inner_epochs=2)
-        rows = train_rft.train_rft(policy, split, Retriever.from_pretrained(folder / "retriever"), config, 2,
+        rows = train_rft.train_rft(policy, split, Retriever.from_pretrained(folder / "retriever"), config, 5,
                                    lambda policy: {})
     return {name: p.detach() for name, p in policy.named_parameters()}, rows
 
@@ -87,7 +87,7 @@ import sys, torch
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import distributed, test_distributed
 from pathlib import Path
-torch.set_num_threads(1)
+torch.set_num_threads({threads})
 distributed.start()
 for stage in ("sft", "rft"):
     parameters, _ = test_distributed.run(Path({folder!r}), stage)
@@ -100,7 +100,8 @@ def test_two_processes_are_one_with_the_whole_batch(start, whole):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    workers = [subprocess.Popen([sys.executable, "-c", WORKER.format(root=str(ROOT), folder=str(start))],
+    workers = [subprocess.Popen([sys.executable, "-c", WORKER.format(
+        root=str(ROOT), folder=str(start), threads=torch.get_num_threads())],
                                 env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
     assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
     for stage in ("sft", "rft"):
