@@ -21,12 +21,12 @@ from torch import Tensor
 from transformers import HfArgumentParser
 
 import captions
-from body import (body_vertices, forward_kinematics, load_body, matrix_to_axis_angle, matrix_to_rot6d, remove_heading,
+from body import (forward_kinematics, load_body, matrix_to_axis_angle, matrix_to_rot6d, remove_heading,
                   rot6d_to_matrix)
 from data import Example, Split, load_splits, make_example
 from formats import read_data
 from metrics import (best_of, bootstrap, calibration, compare, draw_calibration, errors_14, errors_24, frechet_distance,
-                     mpjpe, pa_mpjpe, read_regressor, recall, retrieval_beside_truth)
+                     hits, read_regressor, recall, retrieval_beside_truth)
 from model import PosePolicy
 from poses import turn
 from rewards import Retriever, format_reward, load_judge
@@ -83,18 +83,18 @@ def evaluate(policy: PosePolicy, split: Split, judge: Retriever, body, count: in
     judged = judge.encode_pose(sampled[:, 0])
     joints = forward_kinematics(sampled)[0]  # (N, K, 24, 3)
     apart = (joints[:, :, None] - joints[:, None]).norm(dim=-1).mean(-1)  # (N, K, K)
-    scores = recall(texts, judged)
     truth = judge.encode_pose(true)
     each["statements_sampled"] = statements_held(examples, sampled)
     each["statements_mean"] = statements_held(examples, out["mean"][:, None])
-    each["judge_r5"] = ((own := texts @ judged.T) > own.diagonal()[:, None]).sum(1).lt(5).double().cpu().numpy()
+    each["judge_r5"] = hits(texts @ judged.T)["t2p_r5"].cpu().numpy()
     result["text2pose"] = {
         "statements_sampled": float(np.mean(each["statements_sampled"])),
         "statements_mean": float(np.mean(each["statements_mean"])),
-        "judge_r5": scores["t2p_r5"],
+        "judge_r5": float(np.mean(each["judge_r5"])),
         "diversity_mm": 1000 * apart.sum((-1, -2)).div(SAMPLES * (SAMPLES - 1)).mean().item(),
         "fid": frechet_distance(judged, truth),
-        "judge": scores, "judge_ceiling": recall(texts, truth), "judge_floor": recall(texts, judged.roll(1, 0)),
+        "judge": recall(texts, judged), "judge_ceiling": recall(texts, truth),
+        "judge_floor": recall(texts, judged.roll(1, 0)),
         "statements_shuffled": float(np.mean(statements_held(examples, true.roll(1, 0)[:, None])))}
 
     examples = eval_examples(split, "image2pose", count, seed)
@@ -102,19 +102,11 @@ def evaluate(policy: PosePolicy, split: Split, judge: Retriever, body, count: in
     forms.append(np.mean([format_reward("image2pose", a) for a in out["answers"]]))
     true = torch.stack([e.rotmats for e in examples]).to(policy.device)
     betas = torch.stack([e.betas for e in examples]).to(policy.device)
-    true_vertices, true_joints = body_vertices(body, true, betas)
-    mean_vertices, mean_joints = body_vertices(body, out["mean"], betas)
-    rest = body.J_regressor @ (body.v_template + torch.einsum("bl,vcl->bvc", betas, body.shapedirs))  # (N, 24, 3)
-    joints = forward_kinematics(out["samples"], rest[:, None])[0]  # (N, K, 24, 3)
-    errors = mpjpe(joints, true_joints[:, None])  # (N, K)
-    of_mean = {"mpjpe_mean": mpjpe(mean_joints, true_joints), "pa_mpjpe_mean": pa_mpjpe(mean_joints, true_joints)}
-    each |= {name: values.cpu().numpy() for name, values in (of_mean | {"mpjpe_sampled": errors.mean(1)}).items()}
-    result["image2pose"] = {
-        "mpjpe_mean": of_mean["mpjpe_mean"].mean().item(), "mpjpe_sampled": errors.mean().item(),
-        "pa_mpjpe_mean": of_mean["pa_mpjpe_mean"].mean().item(),
-        "pa_mpjpe_sampled": pa_mpjpe(joints, true_joints[:, None]).mean().item(),
-        "pve_mean": 1000 * (mean_vertices - true_vertices).norm(dim=-1).mean().item(),
-        "best_of": {str(n): errors[:, :n].amin(1).mean().item() for n in (1, 5, 10, 16)}}
+    errors = {name: values.cpu().numpy() for name, values in errors_24(out, true, betas, body).items()}
+    best = best_of(out, true, betas, body, (1, 5, 10, 16))
+    result["image2pose"] = {name: float(np.mean(values)) for name, values in errors.items()} | {
+        "best_of": {n: best[f"best_of_{n}"].mean().item() for n in ("1", "5", "10", "16")}}
+    each |= errors
 
     examples = eval_examples(split, "image2text", count, seed)
     answers = respond(policy, examples, 1, seed)["answers"]
@@ -197,7 +189,8 @@ def protocol_examples(config: "EvaluateConfig", policy: PosePolicy,
     of --data (all, or --eval_poses of them spread evenly: neighbours are frames of one motion), else the test split."""
     if not config.data:
         count = config.eval_poses or 500
-        split = load_splits(config.poses, {"test": count}, config.seed, size=policy.picture)["test"]
+        split = load_splits(config.poses, {"test": count}, config.seed, body_model=load_body(config.body),
+                            size=policy.picture)["test"]
         examples = eval_examples(split, task, count, config.seed)
         for i in range(0, len(examples), CHUNK):
             yield [str(j) for j in range(i, min(i + CHUNK, len(examples)))], examples[i:i + CHUNK]
@@ -333,16 +326,14 @@ def main() -> None:
         raise ValueError(f"--eval_poses {count}: must be 1 or more")
     if config.protocol:
         result = report_protocol(config, device)
-        if config.json:
-            Path(config.json).write_text(json.dumps(result, indent=1) + "\n")
-        return
-    if config.data or config.against or config.plot:
+    elif config.data or config.against or config.plot:
         raise ValueError("--data, --against and --plot need a --protocol")
-    policy = PosePolicy.from_pretrained(config.model).to(device)
-    judge = Retriever.from_pretrained(config.judge or Path(config.model).parent / "judge").to(device)
-    split = load_splits(config.poses, {"test": count}, config.seed, size=policy.picture)["test"]
-    result = evaluate(policy, split, judge, load_body(config.body).to(device), count, config.seed)
-    print(table({Path(config.model).name: result}))
+    else:
+        policy, body = PosePolicy.from_pretrained(config.model).to(device), load_body(config.body)
+        judge = Retriever.from_pretrained(config.judge or Path(config.model).parent / "judge").to(device)
+        split = load_splits(config.poses, {"test": count}, config.seed, body_model=body, size=policy.picture)["test"]
+        result = evaluate(policy, split, judge, body.to(device), count, config.seed)
+        print(table({Path(config.model).name: result}))
     if config.json:
         Path(config.json).write_text(json.dumps(result, indent=1) + "\n")
 

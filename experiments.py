@@ -18,20 +18,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import torch
 import transformers
 from matplotlib.figure import Figure
 
 import evaluate
 from body import load_body, remove_heading
-from data import Split, corpus
+from data import Split
 from model import PosePolicy
 from pictures import BLUE, GREEN, ORANGE, finish, plot_smoothed
 from pose_head import PoseHead
 from scripts import pick_device, run
-from tiny import PoseEncoder, build_tiny
+from tiny import PoseEncoder
 from train_rft import RFTConfig, load_or_train_retrievers, quick, train_rft
-from train_sft import SFTConfig, WorldConfig, check_folder, load_world, train_encoders, train_sft
+from train_sft import SFTConfig, WorldConfig, build_policy, check_folder, load_world, train_encoders, train_sft
 
 # What a result is called, where it stands in evaluate's dict, and whether more of it is better.
 MEASURES = {
@@ -159,9 +158,7 @@ class Seed:
         """A policy with image encoders and nothing else taught."""
         folder = self.folder / "encoders"
         if not folder.exists():
-            torch.manual_seed(self.seed)
-            texts = corpus(self.splits["train"], 1000, np.random.default_rng([self.seed, 11]))
-            policy = PosePolicy(*build_tiny(texts)).to(self.device)
+            policy = build_policy(self.world, self.config, self.splits)
             train_encoders(policy, self.splits["train"], self.size.encoder, self.seed)
             policy.save_pretrained(folder)
         return PosePolicy.from_pretrained(folder).to(self.device)

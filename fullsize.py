@@ -77,7 +77,7 @@ def main() -> None:
         world = train_sft.WorldConfig(device=config.device, picture=224)
         policy = train_sft.build_policy(world, sft, {"train": split})
         note("read, and checked that its family is served")
-        size = sum(p.numel() for p in policy.parameters()), sum(p.numel() for p in policy.parameters() if p.requires_grad)
+        size = [sum(p.numel() for p in policy.parameters() if p.requires_grad or whole) for whole in (True, False)]
         train_sft.MIX = train_rft.MIX = {"image2pose": 1.0}
         train_sft.train_sft(policy, split, sft, 0)
         note("SFT step, 2 examples, images new")
@@ -90,8 +90,8 @@ def main() -> None:
         train_rft.train_rft(policy, split, retriever, train_rft.RFTConfig(rft_steps=1, prompts=2, group_size=4), 0,
                             lambda policy: {})
         note("HyGRPO step, 2 prompts, G = 4, K = 64")
-    print(f"{size[0] / 1e6:.0f} M parameters, {size[1] / 1e6:.1f} M of them taught; {tokens} tokens an image; {device}, "
-          f"{torch.get_num_threads()} threads")
+    print(f"{size[0] / 1e6:.0f} M parameters, {size[1] / 1e6:.1f} M of them taught; {tokens} tokens an image; "
+          f"{device}, {torch.get_num_threads()} threads")
     if config.json:
         Path(config.json).write_text(json.dumps({
             "rows": rows, "million_parameters": round(size[0] / 1e6), "million_taught": round(size[1] / 1e6, 1),

@@ -6,6 +6,7 @@ Read next: evaluate.py, which asks the policy and prints them.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,17 +46,23 @@ def pa_mpjpe(joints: Tensor, true_joints: Tensor) -> Tensor:
     return 1000 * (similarity_fit(joints, true_joints) - true_joints).norm(dim=-1).mean(-1)
 
 
+def hits(similarity: Tensor, at: Sequence[int] = RECALL_AT) -> dict[str, Tensor]:
+    """Is the own one among the K nearest? similarity: (N, N), a row a sentence, a column a pose. Returns name -> (N,).
+
+    Among equals chance decides, and its odds are given: a policy with one pose for all sentences finds none of them."""
+    own, result = similarity.diagonal()[:, None], {}
+    for way, rows in (("t2p", similarity), ("p2t", similarity.T)):
+        nearer, equal = (rows > own).sum(1), (rows == own).sum(1)  # the own one is among its equals
+        result |= {f"{way}_r{k}": ((k - nearer) / equal).clamp(0, 1) for k in at}
+    return result
+
+
 def recall(texts: Tensor, poses: Tensor) -> dict[str, float]:
     """Recall at 1, 5, 10, 20 of unit vectors (N, dim), row i of one belonging to row i of the other; pool: all N.
 
     `t2p`: is the pose among the K nearest to its text; `p2t`: the other way.
     """
-    similarity = texts @ poses.T  # (N, N)
-    own = similarity.diagonal()
-    result = {}
-    for name, rank in (("t2p", (similarity > own[:, None]).sum(1)), ("p2t", (similarity > own[None, :]).sum(0))):
-        result |= {f"{name}_r{k}": (rank < k).float().mean().item() for k in RECALL_AT}
-    return result
+    return {name: found.mean().item() for name, found in hits(texts @ poses.T).items()}
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
@@ -93,16 +100,17 @@ def errors_24(out: dict, true: Tensor, betas: Tensor, body) -> dict[str, Tensor]
     out: of evaluate.respond, `mean` (N, 24, 3, 3), `samples` (N, K, 24, 3, 3). true: (N, 24, 3, 3). betas: (N, 10)."""
     vertices, joints = body_vertices(body, out["mean"], betas)
     true_vertices, true_joints = body_vertices(body, true, betas)
-    errors = sampled_errors(out, true, betas, body)
-    return {"mpjpe": mpjpe(joints, true_joints), "pa_mpjpe": pa_mpjpe(joints, true_joints),
-            "pve": 1000 * (vertices - true_vertices).norm(dim=-1).mean(-1), "mpjpe_sampled": errors.mean(1)}
+    samples = sampled_joints(out, betas, body)  # (N, K, 24, 3)
+    return {"mpjpe_mean": mpjpe(joints, true_joints), "pa_mpjpe_mean": pa_mpjpe(joints, true_joints),
+            "pve_mean": 1000 * (vertices - true_vertices).norm(dim=-1).mean(-1),
+            "mpjpe_sampled": mpjpe(samples, true_joints[:, None]).mean(1),
+            "pa_mpjpe_sampled": pa_mpjpe(samples, true_joints[:, None]).mean(1)}
 
 
-def sampled_errors(out: dict, true: Tensor, betas: Tensor, body) -> Tensor:
-    """MPJPE (N, K) of each sample, 24 joints."""
+def sampled_joints(out: dict, betas: Tensor, body) -> Tensor:
+    """The 24 joints (N, K, 24, 3) of each sample, by kinematics alone: SMPL's joints need no skin."""
     rest = body.J_regressor @ (body.v_template + torch.einsum("bl,vcl->bvc", betas, body.shapedirs))  # (N, 24, 3)
-    place = lambda rotmats: forward_kinematics(rotmats, rest[:, None])[0]
-    return mpjpe(place(out["samples"]), place(true[:, None]))
+    return forward_kinematics(out["samples"], rest[:, None])[0]
 
 
 def read_regressor(path: str | None) -> Tensor:
@@ -123,25 +131,15 @@ def errors_14(out: dict, true: Tensor, betas: Tensor, body, regressor: Tensor) -
                          f"found {tuple(regressor.shape)}; Human3.6M's is for SMPL itself (--body)")
     joints, true_joints = (regressor @ body_vertices(body, rotmats, betas)[0] for rotmats in (out["mean"], true))
     joints, true_joints = ((j - j[:, :1])[:, H36M_TO_14] for j in (joints, true_joints))  # (N, 14, 3)
-    return {"mpjpe": 1000 * (joints - true_joints).norm(dim=-1).mean(-1), "pa_mpjpe": pa_mpjpe(joints, true_joints)}
+    return {"mpjpe_mean": 1000 * (joints - true_joints).norm(dim=-1).mean(-1),
+            "pa_mpjpe_mean": pa_mpjpe(joints, true_joints)}
 
 
-def best_of(out: dict, true: Tensor, betas: Tensor, body, counts=(1, 5, 10, 25)) -> dict[str, Tensor]:
+def best_of(out: dict, true: Tensor, betas: Tensor, body, counts: Sequence[int] = (1, 5, 10, 25)) -> dict[str, Tensor]:
     """The least error among the first N samples, beside their mean: a wider sigma improves the least alone."""
-    errors = sampled_errors(out, true, betas, body)
+    errors = mpjpe(sampled_joints(out, betas, body), body_vertices(body, true, betas)[1][:, None])  # (N, K)
     found = {f"best_of_{n}": errors[:, :n].amin(1) for n in counts}
     return found | {f"mean_of_{n}": errors[:, :n].mean(1) for n in counts}
-
-
-def hits(similarity: Tensor, at: tuple[int, ...] = RECALL_AT) -> dict[str, Tensor]:
-    """Is the own one among the K nearest? similarity: (N, N), a row a sentence, a column a pose. Returns name -> (N,).
-
-    Among equals chance decides, and its odds are given: a policy with one pose for all sentences finds none of them."""
-    own, result = similarity.diagonal()[:, None], {}
-    for way, rows in (("t2p", similarity), ("p2t", similarity.T)):
-        nearer, equal = (rows > own).sum(1), (rows == own).sum(1)  # the own one is among its equals
-        result |= {f"{way}_r{k}": ((k - nearer) / equal).clamp(0, 1) for k in at}
-    return result
 
 
 def retrieval(texts: Tensor, poses: Tensor, seed: int = 0, pool: int = 32,

@@ -85,6 +85,8 @@ class PosePolicy(nn.Module):
             vlm.resize_token_embeddings(len(tokenizer), mean_resizing=False)  # their mean would start near zero
         self.vlm, self.processor, self.tokenizer, self.pose_encoder = vlm, processor, tokenizer, pose_encoder
         self.picture = picture  # pixels a side of the images it is taught on
+        side = max(picture, getattr(vlm.config.vision_config, "image_size", 0))
+        self.images_at_once = max(1, 64 * 64 ** 2 // side ** 2)  # 64 for the vision tower of tiny, one for 512 pixels
         hidden_size, width = vlm.get_input_embeddings().embedding_dim, pose_encoder.width
         self.pose_projector = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden_size))
         self.pose_head = PoseHead(hidden_size, covariance, sigma_floor=sigma_floor)
@@ -154,11 +156,9 @@ class PosePolicy(nn.Module):
         image must have the same features, to the last bit, whatever comes with it."""
         keys = [hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in images]
         missing = list({k: image for k, image in zip(keys, images) if k not in self.frozen_features}.items())
-        side = max(self.picture, getattr(self.vlm.config.vision_config, "image_size", 0))
-        at_once = max(1, 64 * 64 ** 2 // side ** 2)  # 64 for the vision tower of tiny, one for 512 pixels
-        for start in range(0, len(missing), at_once):
-            chunk_keys, chunk = zip(*missing[start:start + at_once])
-            chunk += chunk[:1] * (at_once - len(chunk))
+        for start in range(0, len(missing), self.images_at_once):
+            chunk_keys, chunk = zip(*missing[start:start + self.images_at_once])
+            chunk += chunk[:1] * (self.images_at_once - len(chunk))
             inputs = self.processor(images=[[image] for image in chunk], text=[self.image_token] * len(chunk),
                                     return_tensors="pt", add_special_tokens=False, padding=True).to(self.device)
             pixels = {name: inputs[name] for name in self.processor.image_processor.model_input_names if name in inputs}

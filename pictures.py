@@ -25,7 +25,8 @@ import captions
 from body import (JOINT, PALETTE, axis_angle_to_matrix, body_vertices, forward_kinematics, load_body, part_colors,
                   remove_heading, render, rot6d_to_matrix)
 from data import Example, Split, load_splits
-from evaluate import eval_examples, mpjpe, respond
+from evaluate import eval_examples, respond
+from metrics import mpjpe
 from model import PosePolicy
 from scripts import pick_device, run
 
@@ -49,8 +50,7 @@ def picture(body, rotmats: Tensor, betas: Tensor, size: int = 256, colors: Tenso
 
 
 def turned(rotmats: Tensor, angle: float = 0.5) -> Tensor:
-    """Poses (..., 24, 3, 3) turned about the vertical, radians: a sentence has no camera, and half from the side shows
-    most."""
+    """Poses (..., 24, 3, 3) turned about the vertical, radians: half from the side shows most, if there is no camera."""
     rotmats = rotmats.clone()
     rotmats[..., 0, :, :] = axis_angle_to_matrix(torch.tensor([0.0, angle, 0.0])) @ rotmats[..., 0, :, :]
     return rotmats
@@ -69,7 +69,7 @@ def show(axis: Axes, body, rotmats: Tensor, example: Example, is_true: bool) -> 
     lines = [] if told or is_true else [(f"{error:.0f} mm a joint", "black")]
     for i in example.statements if told else ():
         key = captions.STATEMENTS[i].key.replace("the person is ", "").replace("the ", "").replace(" is ", " ")
-        lines.append((f"+ {key}", HOLDS) if captions.pose_holds(rotmats)[i] else (f"- {key}", FAILS))
+        lines += [(f"+ {key}", HOLDS) if captions.pose_holds(rotmats)[i] else (f"- {key}", FAILS)]
     for i, (text, color) in enumerate(lines):
         axis.annotate(text, (0.5, 0), (0, -6 - 13 * i), "axes fraction", textcoords="offset points", ha="center",
                       va="top", fontsize=10.5, color=color)
@@ -226,7 +226,7 @@ def draw_bars(axis: Axes, title: str, numbers: dict) -> None:
 
 
 def uncertainty(path: Path, policy: PosePolicy, split: Split, body, count: int = 300, seed: int = 0) -> dict:
-    """Where sigma is large: limbs that the camera does not see, limbs of which a sentence says nothing. Bars over `count`
+    """Where sigma is large: limbs that the camera does not see, or of which a sentence says nothing. Bars over `count`
     of each; beside them one of each, its mean pose coloured by standard deviation. Returns the numbers of the bars."""
     figure, scale, report = Figure(figsize=(18, 10), layout="constrained"), ScalarMappable(Normalize(0, 35)), {}
     places = figure.add_gridspec(2, 5, width_ratios=[1, 1, 1, 0.06, 1.6])

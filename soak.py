@@ -51,6 +51,7 @@ def soak(steps: int, device: torch.device) -> dict:
     for i, (step_seconds, mb) in enumerate(zip(seconds, memory), 1):
         print(f"to step {i * config.eval_every}: {1000 * step_seconds:.1f} ms a step, {mb:.0f} MB")
     growth, slower = memory[-1] / memory[0] - 1, seconds[-1] / seconds[0] - 1
-    print(f"memory {growth:+.1%} from step {config.eval_every} to {steps}; a step of the last tenth takes {slower:+.1%} of "
+    print(f"memory {growth:+.1%} from step {config.eval_every} to {steps}; a step of the last tenth {slower:+.1%} to "
           f"one of the first; {logged:.0f} bytes logged a step")
-    return {"steps": steps, "mb": memory, "seconds": seconds, "growth": growth, "slower": slower, "bytes_a_step": logged}
+    return {"steps": steps, "mb": memory, "seconds": seconds, "growth": growth, "slower": slower,
+            "bytes_a_step": logged}

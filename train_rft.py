@@ -81,7 +81,7 @@ def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RF
     if config.without and config.without not in rewards.WEIGHTS:
         raise ValueError(f"--without {config.without}: the rewards are {', '.join(rewards.WEIGHTS)}")
     parts = own_parts(config.prompts, config.accumulate)
-    if config.normalize == "batch" and config.prompts > len(parts[0]):
+    if config.normalize == "batch" and processes() * len(parts) > 1:
         raise ValueError("--normalize batch looks at a whole batch at once: not with --accumulate or several processes")
     weights = rewards.WEIGHTS | ({config.without: 0.0} if config.without else {})
     policy.pose_head.sigma_floor = config.sigma_floor
@@ -95,14 +95,15 @@ def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RF
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     schedule = warm_up_and_decay(optimizer, config.rft_steps * config.inner_epochs)
     rng = np.random.default_rng([seed, 20])
-    state = TrainingState(out and out / "rft.state", policy, optimizer, schedule, rng)
-    rows, shown = (read_log(out and out / f"{name}.jsonl", state.step) for name in ("log", "samples"))
+    files = [out and out / name for name in ("rft.state", "log.jsonl", "samples.jsonl")]
+    state = TrainingState(files[0], policy, optimizer, schedule, rng)
+    rows, shown = (read_log(file, state.step) for file in files[1:])
     if not rows:
-        append(rows, {"step": 0, **evaluate_now(policy)}, out and out / "log.jsonl")
+        append(rows, {"step": 0, **evaluate_now(policy)}, files[1])
     latest = {}
     for bar in state.steps(config.rft_steps, "HyGRPO"):
         batch, seeds = draw_batch(split, MIX, config.prompts, rng), rng.integers(2 ** 62, size=config.prompts)
-        rolled_out = []  # one part, unless --accumulate asks for more
+        rolled_out, old = [], []  # of one part, unless --accumulate asks for more
         for mine in parts:
             examples = [batch[i] for i in mine]
             prompt = policy.encode(examples)
@@ -112,8 +113,7 @@ def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RF
             with torch.no_grad():
                 ref = reference.log_prob(prompt, rollout.tokens, rollout.token_mask)
             rolled_out.append((examples, prompt, rollout, scored, F, Delta, ref))
-        valid = total(sum(part[2].has_pose.sum().item() for part in rolled_out), policy.device)  # V of the whole batch
-        old = []
+        valid = total(sum(int(rollout.has_pose.sum()) for _, _, rollout, *_ in rolled_out), policy.device)  # V
         for epoch in range(config.inner_epochs):
             whole_loss, made = 0.0, []
             for i, (examples, prompt, rollout, scored, F, Delta, ref) in enumerate(rolled_out):
@@ -140,10 +140,10 @@ def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RF
         bar.set_postfix(latest)
         if step % SHOW_EVERY == 0 or step == config.rft_steps:
             for sample in samples(step, *rolled_out[0][:4]):
-                append(shown, sample, out and out / "samples.jsonl")
+                append(shown, sample, files[2])
         if step % config.eval_every == 0 or step == config.rft_steps:
             row |= evaluate_now(policy)
-        append(rows, row, out and out / "log.jsonl")
+        append(rows, row, files[1])
     policy.eval()
     return rows
 

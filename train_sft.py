@@ -31,7 +31,7 @@ from body import forward_kinematics, load_body, matrix_to_rot6d
 from captions import STATEMENTS
 from checkpoint import TrainingState, write_whole
 from data import Example, Split, corpus, draw_batch, load_splits
-from distributed import add_gradients, is_first, own_parts, start, total, wait
+from distributed import add_gradients, is_first, own_parts, processes, start, total, wait
 from encoders import BackbonePoseEncoder
 from formats import read_data
 from hygrpo import gaussian_log_prob_terms
@@ -120,8 +120,9 @@ def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batc
     schedule = warm_up_and_decay(optimizer, steps)
     images, holds = torch.from_numpy(split.images), torch.from_numpy(split.image_holds).float()
     image_joints = forward_kinematics(split.image_rotmats)[0]
-    normalise = policy.processor.image_processor
-    mean, std = (255 * torch.tensor(x, device=device) for x in (normalise.image_mean, normalise.image_std))
+    if towers:
+        normalise = policy.processor.image_processor
+        mean, std = (255 * torch.tensor(x, device=device) for x in (normalise.image_mean, normalise.image_std))
     state = TrainingState(kept, modules, optimizer, schedule, generator)
     for bar in state.steps(steps, "image encoders"):
         rows = torch.randint(len(images), (batch_size,), generator=generator)
@@ -198,7 +199,8 @@ def train_sft(policy: PosePolicy, split: Split | Mixture, config: SFTConfig, see
     state = TrainingState(kept, policy, optimizer, schedule, rng)
     for bar in state.steps(config.sft_steps, "SFT"):
         batch, whole_loss = draw_batch(split, MIX, config.sft_batch, rng), 0.0
-        counts = count_answers(policy, *policy.tokenize_answers(batch))
+        is_split = processes() * len(parts) > 1
+        counts = count_answers(policy, *policy.tokenize_answers(batch)) if is_split else None
         for rows in parts:
             loss, metrics = sft_loss(policy, [batch[i] for i in rows], counts)
             loss.backward()
@@ -276,7 +278,7 @@ def load_or_train_sft(world: WorldConfig, config: SFTConfig, splits: dict[str, S
     """The SFT policy in `world.out`/sft, trained first where it is missing, with its encoders in `world.out`/encoders.
 
     It is read from there even when it was just written: a run that goes on later is the same run."""
-    out, device, features = Path(world.out), pick_device(world.device), {}
+    out, device, features = Path(world.out), pick_device(world.device), None
     settings = asdict(world) | asdict(config)
     if is_first():
         noted = {name: value for name, value in settings.items() if name not in ("out", "device", "skip_bad")}
@@ -290,6 +292,7 @@ def load_or_train_sft(world: WorldConfig, config: SFTConfig, splits: dict[str, S
             policy.save_pretrained(out / "encoders")
         wait()
         policy = PosePolicy.from_pretrained(out / "encoders").to(device)
+        keep_features(policy, splits)
         train_sft(policy, splits.get("data", splits["train"]), config, world.seed, kept=out / "sft.state")
         if is_first():
             if "data" in splits and splits["data"].faults.count:
@@ -300,8 +303,17 @@ def load_or_train_sft(world: WorldConfig, config: SFTConfig, splits: dict[str, S
         wait()
         features = policy.frozen_features
     policy = PosePolicy.from_pretrained(out / "sft").to(device)
-    policy.frozen_features = features
+    if features is None:
+        keep_features(policy, splits)
+    else:
+        policy.frozen_features = features
     return policy
+
+
+def keep_features(policy: PosePolicy, splits: dict[str, Split | Mixture]) -> None:
+    """Encode all pictures that are to be trained on, where many go at once: every batch would leave some to do."""
+    if splits and "data" not in splits and policy.images_at_once > 1:
+        policy.image_features(splits["train"].images)
 
 
 def load_world(world: WorldConfig) -> dict[str, Split | Mixture]:

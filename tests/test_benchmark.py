@@ -107,4 +107,4 @@ def test_a_long_run_is_watched(monkeypatch, tmp_path, capsys):
     made = json.loads((tmp_path / "soak.json").read_text())
     assert made["steps"] == 20 and len(made["mb"]) == len(made["seconds"]) == 10 and made["bytes_a_step"] > 100
     assert made["growth"] == pytest.approx(made["mb"][-1] / made["mb"][0] - 1)
-    assert "20; a step of the last tenth" in capsys.readouterr().out
+    assert "to 20; a step of the last tenth" in capsys.readouterr().out

@@ -20,14 +20,14 @@ JOINTS = forward_kinematics(sample_poses(20, np.random.default_rng(0)))[0].doubl
 def test_mpjpe_by_hand():
     moved = JOINTS.clone()
     moved[:, 5] += torch.tensor([.03, .04, 0])  # one joint of 24 by 50 mm
-    torch.testing.assert_close(evaluate.mpjpe(moved + 7, JOINTS), torch.full((20,), 50 / 24, dtype=torch.float64))
+    torch.testing.assert_close(metrics.mpjpe(moved + 7, JOINTS), torch.full((20,), 50 / 24, dtype=torch.float64))
 
 
 def test_pa_mpjpe_undoes_similarities_but_not_mirrors():
     turn = axis_angle_to_matrix(torch.tensor([[.5, -1.2, 2.0]], dtype=torch.float64))
     similar = 1.7 * JOINTS @ turn.mT + torch.tensor([.3, -.2, 5])
-    assert evaluate.pa_mpjpe(similar, JOINTS).max() < 1e-6
-    assert evaluate.pa_mpjpe(similar * torch.tensor([-1.0, 1, 1]), JOINTS).mean() > 20
+    assert metrics.pa_mpjpe(similar, JOINTS).max() < 1e-6
+    assert metrics.pa_mpjpe(similar * torch.tensor([-1.0, 1, 1]), JOINTS).mean() > 20
 
 
 def test_pa_mpjpe_is_taken_at_the_least_squares_fit():
@@ -45,21 +45,21 @@ def test_pa_mpjpe_is_taken_at_the_least_squares_fit():
 def test_recall_by_hand():
     texts = torch.eye(30)
     poses = texts.roll(1, 0)  # text i is nearest to pose i + 1; its own pose is one of 29 equals
-    perfect, wrong = evaluate.recall(texts, texts), evaluate.recall(texts, poses)
+    perfect, wrong = metrics.recall(texts, texts), metrics.recall(texts, poses)
     assert all(value == 1 for value in perfect.values())
     assert wrong["t2p_r1"] == 0 and wrong["p2t_r1"] == 0
     a = torch.tensor([[1.0, 0], [0, 1], [.6, .8]])
     b = torch.tensor([[.8, .6], [1.0, 0], [0, 1]])
     # Cosines of text 0: .8, 1, 0 (own: rank 1); text 1: .6, 0, 1 (own: rank 2); text 2: .96, .6, .8 (own: rank 1).
-    assert evaluate.recall(a, b)["t2p_r1"] == 0 and evaluate.recall(a, b)["t2p_r5"] == 1
+    assert metrics.recall(a, b)["t2p_r1"] == 0 and metrics.recall(a, b)["t2p_r5"] == 1
 
 
 def test_frechet_distance_of_known_gaussians():
     g = torch.Generator().manual_seed(0)
     a = torch.randn(200_000, 3, generator=g, dtype=torch.float64)
     b = torch.randn(200_000, 3, generator=g, dtype=torch.float64) * 2 + torch.tensor([1.0, 0, 0])
-    assert evaluate.frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
-    assert evaluate.frechet_distance(a, b) == pytest.approx(1 + 3, rel=.02)  # |shift|^2 + 3 (2 - 1)^2
+    assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    assert metrics.frechet_distance(a, b) == pytest.approx(1 + 3, rel=.02)  # |shift|^2 + 3 (2 - 1)^2
 
 
 def test_commonest_answer():

@@ -69,11 +69,11 @@ def test_24_joints_by_hand():
             [x[0].numpy() for x in body_vertices(BODY, rotmats[i:i + 1], BETAS[i:i + 1])]
             for rotmats in (OUT["mean"], TRUE))
         by_hand = np.mean([math.dist(a - joints[0], b - true_joints[0]) for a, b in zip(joints, true_joints)])
-        assert got["mpjpe"][i] == pytest.approx(1000 * by_hand, rel=1e-4)
+        assert got["mpjpe_mean"][i] == pytest.approx(1000 * by_hand, rel=1e-4)
         apart = [math.dist(a, b) for a, b in zip(vertices, true_vertices)]
-        assert got["pve"][i] == pytest.approx(1000 * np.mean(apart), rel=1e-4)
+        assert got["pve_mean"][i] == pytest.approx(1000 * np.mean(apart), rel=1e-4)
         fit = procrustes(joints.astype(float), true_joints.astype(float))
-        assert got["pa_mpjpe"][i] == pytest.approx(1000 * np.linalg.norm(fit - true_joints, axis=1).mean(), rel=1e-3)
+        assert got["pa_mpjpe_mean"][i] == pytest.approx(1000 * np.linalg.norm(fit - true_joints, axis=1).mean(), rel=1e-3)
     perfect = metrics.errors_24({"mean": TRUE, "samples": TRUE[:, None]}, TRUE, BETAS, BODY)
     assert all(value.max() < .05 for value in perfect.values())
 
@@ -89,7 +89,7 @@ def test_14_joints_are_picked_and_rooted_as_3dpw_is():
     for i in range(6):
         a, b = (v[i][places] - v[i][places[0]] for v in (vertices, true_vertices))
         picked = [6, 5, 4, 1, 2, 3, 16, 15, 14, 11, 12, 13, 8, 10]
-        assert got["mpjpe"][i] == pytest.approx(1000 * np.linalg.norm(a[picked] - b[picked], axis=1).mean(), rel=1e-4)
+        assert got["mpjpe_mean"][i] == pytest.approx(1000 * np.linalg.norm(a[picked] - b[picked], axis=1).mean(), rel=1e-4)
     with pytest.raises(ValueError, match="regressor must be .17, "):
         metrics.errors_14(OUT, TRUE, BETAS, BODY, torch.zeros(17, 6890))
 
@@ -97,7 +97,7 @@ def test_14_joints_are_picked_and_rooted_as_3dpw_is():
 def test_best_of_n_is_the_least_of_the_first_n():
     got = metrics.best_of(OUT, TRUE, BETAS, BODY)
     each = torch.stack([metrics.errors_24({"mean": OUT["samples"][:, k], "samples": TRUE[:, None]}, TRUE, BETAS, BODY)[
-        "mpjpe"] for k in range(25)], 1)
+        "mpjpe_mean"] for k in range(25)], 1)
     for n in (1, 5, 10, 25):
         torch.testing.assert_close(got[f"best_of_{n}"], each[:, :n].amin(1), rtol=1e-3, atol=.01)
         torch.testing.assert_close(got[f"mean_of_{n}"], each[:, :n].mean(1), rtol=1e-3, atol=.01)
@@ -232,7 +232,7 @@ def test_a_protocol_on_the_built_in_world(protocol, policies, monkeypatch, tmp_p
 
 def test_a_policy_against_itself_is_no_better(policies, monkeypatch, tmp_path):
     call(monkeypatch, policies, "--protocol", "smpl-24", "--against", policies / "rft", "--json", tmp_path / "m.json")
-    row = json.loads((tmp_path / "m.json").read_text())["mpjpe"]["against"]
+    row = json.loads((tmp_path / "m.json").read_text())["mpjpe_mean"]["against"]
     assert row["difference"] == 0 and row["interval"] == [0, 0] and row["lower_in"] == 0
 
 
@@ -247,13 +247,13 @@ def test_a_protocol_on_real_layouts(name, protocol, policies, monkeypatch, tmp_p
     got = json.loads((tmp_path / "m.json").read_text())
     assert got["data"] == [spec] and got["n"] >= 1 and spec in capsys.readouterr().out
     if name == "rpe":
-        assert list(got["mpjpe"]["each"]) == ["000000", "000001"]  # by id, not by the image's name
+        assert list(got["mpjpe_mean"]["each"]) == ["000000", "000001"]  # by id, not by the image's name
         assert list(got["predictions"]) == ["000000", "000001"]
         said = torch.tensor(got["predictions"]["000001"]).view(1, 72).numpy()
         back = formats._rotmats(said, 180.0)  # a loader of such files finds the pose that was measured
         true = formats._rotmats(CAMERA[None], 180.0)
-        error = metrics.errors_24({"mean": back, "samples": back[:, None]}, true, torch.ones(1, 10), BODY)["mpjpe"]
-        assert error.item() == pytest.approx(got["mpjpe"]["each"]["000001"], rel=1e-3)
+        error = metrics.errors_24({"mean": back, "samples": back[:, None]}, true, torch.ones(1, 10), BODY)["mpjpe_mean"]
+        assert error.item() == pytest.approx(got["mpjpe_mean"]["each"]["000001"], rel=1e-3)
 
 
 @pytest.mark.parametrize("arguments, told", [
@@ -305,7 +305,7 @@ def test_a_picture_at_fault_is_left_out_only_when_asked(policies, monkeypatch, t
     with pytest.raises(ValueError, match="cannot be read as an image"):
         on_files(monkeypatch, policies, tmp_path, files, "--protocol", "smpl-24", "--data", "3dpw:.")
     got = on_files(monkeypatch, policies, tmp_path, files, "--protocol", "smpl-24", "--data", "3dpw:.", "--skip_bad")
-    assert got["n"] == 1 and list(got["mpjpe"]["each"])[0].endswith("frame 1")
+    assert got["n"] == 1 and list(got["mpjpe_mean"]["each"])[0].endswith("frame 1")
     assert "left out 1 when drawn" in capsys.readouterr().out
 
 
