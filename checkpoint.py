@@ -57,6 +57,8 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     is then removed; until then it is untouched."""
     folder = Path(folder)
     partial, old = (folder.with_name(folder.name + ending) for ending in (".partial", ".old"))
+    if old.exists() and not folder.exists():  # killed between the two renamings below
+        old.rename(folder)
     for left_over in filter(Path.exists, (partial, old)):
         print(f"{left_over} was left by a run that was killed: removed")
         shutil.rmtree(left_over)

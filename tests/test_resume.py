@@ -163,6 +163,20 @@ def test_a_folder_is_wholly_new_or_as_it_was(monkeypatch, tmp_path, how):
     assert [p.name for p in folder.iterdir()] == ["b"] and [p.name for p in tmp_path.iterdir()] == ["rft"]
 
 
+def test_a_folder_killed_between_its_renamings_is_found_again(monkeypatch, tmp_path):
+    folder, rename = tmp_path / "rft", Path.rename
+    with whole_folder(folder) as partial:
+        (partial / "a").write_text("first")
+    monkeypatch.setattr(Path, "rename", lambda path, to: 1 / 0 if path == partial else rename(path, to))
+    with pytest.raises(ZeroDivisionError), whole_folder(folder):
+        (partial / "a").write_text("second")
+    monkeypatch.undo()
+    assert not folder.exists()  # it has its other name
+    with pytest.raises(KeyError), whole_folder(folder):
+        raise KeyError  # whatever becomes of the next writing
+    assert (folder / "a").read_text() == "first"
+
+
 def test_a_log_is_cut_where_the_state_was_kept_and_half_a_line_is_dropped(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(6)) + '{"step": 6, "val')
