@@ -13,8 +13,8 @@ from torch.distributions import Independent, Normal
 import evaluate
 import train_rft
 import train_sft
-from body import matrix_to_axis_angle
-from data import draw_batch, make_split
+from body import matrix_to_axis_angle, matrix_to_rot6d
+from data import draw_batch, make_example, make_split
 from model import PosePolicy
 from pose_head import PoseHead
 from poses import sample_poses, turn
@@ -128,6 +128,30 @@ def test_sft_learns_and_teaches_only_what_is_not_frozen():
     train_sft.train_sft(policy, split, train_sft.SFTConfig(sft_steps=30, sft_batch=16), seed=0)
     assert train_sft.sft_loss(policy, examples)[0].item() < .8 * first
     assert frozen and all(torch.equal(p, frozen[n]) for n, p in policy.named_parameters() if n in frozen)
+
+
+@pytest.mark.parametrize("covariance", ["diag", "lowrank", "full"])
+def test_the_sft_loss_weighs_each_number_by_the_variance_it_has_given_those_before_it(covariance):
+    """Against conditionals of the joint Gaussian, worked out one number at a time."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    split = make_split(sample_poses(3, rng), rng)
+    policy = PosePolicy(*build_tiny(train_sft.corpus(split, 30, rng), hidden_size=32), covariance)
+    if covariance != "diag":
+        torch.nn.init.normal_(policy.pose_head.correlation.bias, std=.1)
+    examples = [make_example(split, "text2pose", i, rng) for i in range(3)]
+    with torch.no_grad():
+        got = train_sft.sft_loss(policy, examples)[1]["pose"]
+        pose = policy.log_prob(policy.encode(examples), *policy.tokenize_answers(examples)).pose
+    total = 0.0
+    for mean, e, S in zip(pose.mean[:, 0].double(), examples, (
+            pose.variance.diag_embed() if covariance == "diag" else pose.covariance_matrix)[:, 0].double()):
+        x = matrix_to_rot6d(e.rotmats).flatten().double() - mean
+        for i in range(0, 144):
+            gain = torch.linalg.solve(S[:i, :i], S[:i, i]) if i else torch.zeros(0, dtype=torch.float64)
+            variance = S[i, i] - gain @ S[:i, i]
+            total -= variance * Normal(gain @ x[:i], variance.sqrt()).log_prob(x[i]) / 144 / 3
+    assert got == pytest.approx(total.item(), rel=1e-3)
 
 
 def test_numbers_of_a_step_are_of_what_its_task_has_and_of_poses_that_were_given():
