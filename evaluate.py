@@ -5,13 +5,12 @@
 Text to pose: the share of a caption's statements that hold in a sampled pose; recall under a retrieval model that never
 gave a reward, beside the recall of true poses (ceiling) and of shuffled ones (floor). Image to pose: joint and vertex
 errors after aligning the pelvis, of the mean pose and of sampled poses. All on poses and pictures never trained on.
-With --protocol it is measured as the field does (metrics.py), on real data too, with 95 % intervals.
+With --protocol it is measured as the field does (protocols.py), on real data too, with 95 % intervals.
 Read next: predict.py, which asks a policy, and pictures.py, which draws what came of a run.
 """
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,45 +20,19 @@ from torch import Tensor
 from transformers import HfArgumentParser
 
 import captions
-from body import (forward_kinematics, load_body, matrix_to_axis_angle, matrix_to_rot6d, remove_heading,
-                  rot6d_to_matrix)
-from data import Example, Split, load_splits, make_example
-from formats import read_data
-from metrics import (best_of, bootstrap, calibration, compare, draw_calibration, errors_14, errors_24, frechet_distance,
-                     hits, read_regressor, recall, retrieval_beside_truth)
+from body import forward_kinematics, load_body, remove_heading
+from data import Example, Split, load_splits
+from metrics import best_of, bootstrap, errors_24, eval_examples, frechet_distance, hits, recall, respond
 from model import PosePolicy
-from poses import turn
-from rewards import Retriever, format_reward, load_judge
+from protocols import PROTOCOLS, report_protocol
+from rewards import Retriever, format_reward
 from scripts import pick_device, run
 
-CHUNK = 100  # prompts run at a time
 SAMPLES = 8  # poses drawn for each prompt
 QUESTIONS = 4  # asked about each picture
 
 
 # ---------------------------------------------------------------- the evaluation
-
-def eval_examples(split: Split, task: str, count: int, seed: int = 0, each: int = 1) -> list[Example]:
-    """The first `count` poses of a split as examples of a task, `each` times, always with the same words."""
-    rng = np.random.default_rng([seed, 77])
-    return [make_example(split, task, i, rng) for i in range(min(count, len(split.rotmats))) for _ in range(each)]
-
-
-@torch.no_grad()
-def respond(policy: PosePolicy, examples: Sequence[Example], samples: int, seed: int = 0, greedy: bool = False) -> dict:
-    """The policy's answers to examples: `answers`, their words sampled or the likeliest; `mean` pose and `samples`
-    drawn at <POSE>, rotation matrices (N, 24, 3, 3) and (N, samples, 24, 3, 3)."""
-    seeds = np.random.default_rng([seed, 78]).integers(2 ** 62, size=len(examples))
-    rows = {"answers": [], "mean": [], "samples": []}
-    for start in range(0, len(examples), CHUNK):
-        prompt = policy.encode(examples[start:start + CHUNK])
-        rollout = policy.sample(prompt, 1, samples, temperature=0.0 if greedy else 1.0,
-                                seeds=seeds[start:start + CHUNK])
-        rows["answers"] += [answers[0] for answers in rollout.answers]
-        rows["mean"].append(rot6d_to_matrix(rollout.mean[:, 0].unflatten(-1, (24, 6))))
-        rows["samples"].append(rot6d_to_matrix(rollout.pose[:, 0].unflatten(-1, (24, 6))))
-    return {name: value if name == "answers" else torch.cat(value) for name, value in rows.items()}
-
 
 def statements_held(examples: Sequence[Example], rotmats: Tensor) -> np.ndarray:
     """The share of each example's statements that hold in (N, K, 24, 3, 3), for those that make any."""
@@ -169,136 +142,6 @@ def table(results: dict[str, dict]) -> str:
         f"poses {text['judge_ceiling']['t2p_r5']:.3f}, shuffled {text['judge_floor']['t2p_r5']:.3f}.",
         f"Statements of shuffled true poses: {text['statements_shuffled']:.3f}. {QUESTIONS} questions a picture: the "
         f"commonest answer to each is right in {first['vqa_commonest']:.3f}."])
-
-
-# ---------------------------------------------------------------- the field's protocols
-
-# The task each asks, and what it says of itself. A policy gives a pose and no shape: the true one is given to both.
-PROTOCOLS = {
-    "smpl-24": ("image2pose", "SMPL's 24 joints, root: its pelvis joint; true shape"),
-    "3dpw-14": ("image2pose", "14 joints by Human3.6M's regressor, root: its pelvis, joint 0; true shape, no gender"),
-    "rpe": ("image2pose", "SMPL's 24 joints, root: its pelvis joint; true shape; RPE-Refined, keyed by id"),
-    "best-of-n": ("image2pose", "SMPL's 24 joints, root: its pelvis joint; true shape; the first N of 25 samples"),
-    "calibration": ("image2pose", "the 144 raw numbers of the 24 rotations, after the true words"),
-    "posescript": ("text2pose", "retrieval by the judge; pools: all, and random ones of 32, 10 times")}
-
-
-def protocol_examples(config: "EvaluateConfig", policy: PosePolicy,
-                      task: str) -> Iterator[tuple[list[str], list[Example]]]:
-    """What a protocol asks, and the id of each, CHUNK at a time: 3DPW's bodies at once would fill 27 GB. The test rows
-    of --data (all, or --eval_poses of them spread evenly: neighbours are frames of one motion), else the test split."""
-    if not config.data:
-        count = config.eval_poses or 500
-        split = load_splits(config.poses, {"test": count}, config.seed, body_model=load_body(config.body),
-                            size=policy.picture)["test"]
-        examples = eval_examples(split, task, count, config.seed)
-        for i in range(0, len(examples), CHUNK):
-            yield [str(j) for j in range(i, min(i + CHUNK, len(examples)))], examples[i:i + CHUNK]
-        return
-    mixture = read_data(config.data, "test", policy.picture, config.skip_bad)
-    rows = [(source, i) for source in mixture.sources if task in source.tasks for i in range(len(source))]
-    ids = [source.rows[i].id or source.rows[i].where for source, i in rows]
-    if not rows:
-        raise ValueError(f"--data {' '.join(config.data)} has no {task} rows, which this protocol asks for")
-    if twice := next((name for name, count in Counter(ids).items() if count > 1), None):
-        raise ValueError(f"--data {' '.join(config.data)}: two rows have the id {twice}; it must tell them apart")
-    chosen = np.linspace(0, len(rows) - 1, min(config.eval_poses or len(rows), len(rows))).astype(int)
-    print(f"{len(chosen)} of {len(rows)} {task} rows")
-    rng, known = np.random.default_rng([config.seed, 77]), mixture.faults.count
-    for start in range(0, len(chosen), CHUNK):
-        made = {}
-        for source, i, name in ((*rows[j], ids[j]) for j in chosen[start:start + CHUNK]):
-            with mixture.faults.at(source.rows[i].where):
-                made[name] = source.example(i, task, rng)
-        if made:
-            yield list(made), list(made.values())
-    if mixture.faults.count > known:
-        print(f"left out {mixture.faults.count - known} when drawn, the first: {mixture.faults.first}")
-
-
-@torch.no_grad()
-def follow_protocol(name: str, policy: PosePolicy, examples: Sequence[Example], body, given, seed: int) -> dict:
-    """A protocol's numbers for each example, name -> (n, ..). given: the regressor of 3dpw-14, posescript's judge."""
-    true = torch.stack([e.rotmats for e in examples]).to(policy.device)
-    betas = torch.stack([e.betas for e in examples]).to(policy.device)
-    if name == "calibration":
-        pose = policy.log_prob(policy.encode(examples), *policy.tokenize_answers(examples)).pose  # batch (n, 1)
-        return {key: x[:, 0] for key, x in calibration(pose, matrix_to_rot6d(true).flatten(1)[:, None]).items()}
-    out = respond(policy, examples, 25, seed, greedy=True)
-    each = {"no_pose": torch.tensor([float(captions.POSE_TOKEN not in answer) for answer in out["answers"]])}
-    if name == "3dpw-14":
-        return each | errors_14(out, true, betas, body, given)
-    if name == "best-of-n":
-        return each | best_of(out, true, betas, body)
-    if name == "posescript":
-        upright = remove_heading(out["samples"])
-        held = captions.pose_holds(upright)  # (n, K, S); the mean over no statement is NaN
-        return each | {"statements": torch.stack([held[i][:, list(e.statements)].float().mean()
-                                                  for i, e in enumerate(examples)]),
-                       "text": given.encode_text([e.caption for e in examples]),
-                       "pose": given.encode_pose(upright[:, 0]), "truth": given.encode_pose(remove_heading(true))}
-    if name == "rpe":  # as SMPL's files have it, in the camera's frame
-        camera = out["mean"].clone()
-        camera[:, 0] = turn(0, torch.tensor(180.0)).to(true) @ camera[:, 0]
-        each["predictions"] = matrix_to_axis_angle(camera).flatten(1)  # (n, 72)
-    return each | errors_24(out, true, betas, body)
-
-
-def report_protocol(config: "EvaluateConfig", device: torch.device) -> dict:
-    """Print a protocol's numbers, each with its 95 % interval, beside those of --against. Returns them."""
-    if config.protocol not in PROTOCOLS:
-        raise ValueError(f"--protocol {config.protocol}: choose from {', '.join(PROTOCOLS)}")
-    if config.protocol == "rpe" and not all(spec.startswith("rpe:") for spec in config.data or [""]):
-        raise ValueError("--protocol rpe asks the questions of RPE-Refined: give --data rpe:FILE.json,IMAGE_DIR")
-    if config.plot and config.protocol != "calibration":
-        raise ValueError("--plot draws calibration: use it with --protocol calibration")
-    task, says = PROTOCOLS[config.protocol]
-    body = load_body(config.body).to(device)
-    given = read_regressor(config.regressor).to(device) if config.protocol == "3dpw-14" else None
-    if config.protocol == "posescript":
-        runs = sorted({Path(path).resolve().parent for path in (config.model, config.against) if path})
-        given = load_judge(config.judge or Path(config.model).parent / "judge", runs).to(device)
-    policies = [PosePolicy.from_pretrained(path).to(device) for path in (config.model, config.against) if path]
-    if len({policy.picture for policy in policies}) > 1:
-        raise ValueError(f"{config.model} and {config.against} were taught on pictures of different sizes")
-    ids, parts = [], [[] for _ in policies]
-    for names, examples in protocol_examples(config, policies[0], task):
-        for policy, part in zip(policies, parts):
-            part.append(follow_protocol(config.protocol, policy, examples, body, given, config.seed + len(ids)))
-        ids += names
-    if not ids:
-        raise ValueError(f"--data {' '.join(config.data or [])}: every row was left out")
-    found = [{name: torch.cat([one[name] for one in part]).cpu() for name in part[0]} for part in parts]
-    whole = [retrieval_beside_truth(each, config.seed) if config.protocol == "posescript" else {} for each in found]
-    result = {"protocol": config.protocol, "says": says, "n": len(ids), "seed": config.seed, "model": config.model,
-              "data": config.data or "the test split"}
-    print(f"{config.protocol}: {says}. N = {len(ids)}, seed {config.seed}, data: {result['data']}.")
-    predictions = [each.pop("predictions", None) for each in found]
-    if config.protocol == "rpe":
-        result["predictions"] = dict(zip(ids, predictions[0].tolist()))
-    for name in found[0]:
-        values = [each[name].flatten(1).mean(1) if each[name].dim() > 1 else each[name] for each in found]
-        told = np.flatnonzero(~values[0].isnan().numpy())  # a caption may say nothing that captions.py measures
-        if not len(told):
-            print(f"  {name:16s} of none of the {len(ids)}")
-            continue
-        values = [value.double().numpy()[told] for value in values]
-        low, high = bootstrap(values[0], config.seed)
-        result[name] = {"mean": float(values[0].mean()), "interval": [low, high], "n": len(told),
-                        "each": {ids[i]: value for i, value in zip(told, values[0].tolist())}}
-        line = f"  {name:16s}{values[0].mean():10.3f}   95 % [{low:.3f}, {high:.3f}]"
-        line += f", of {len(told)}" * (len(told) < len(ids))
-        if config.against:
-            pair = compare(*values, config.seed)
-            result[name]["against"] = {"model": config.against} | pair
-            line += (f"   less that of {config.against}: {pair['difference']:+.3f} [{pair['interval'][0]:+.3f}, "
-                     f"{pair['interval'][1]:+.3f}], lower in {pair['lower_in']:.0%}, higher in {pair['higher_in']:.0%}")
-        print(line)
-    for name in whole[0]:
-        print(f"  {name:32s}" + "".join(f"{numbers[name]:10.3f}" for numbers in whole))
-    if config.plot:
-        draw_calibration(Path(config.plot), found[0]["pit"].numpy())
-    return result | whole[0] | ({"against_whole": whole[1]} if config.against and whole[1] else {})
 
 
 @dataclass

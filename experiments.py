@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 import evaluate
 from body import load_body, remove_heading
 from data import Split
+from metrics import eval_examples, recall, respond
 from model import PosePolicy
 from pictures import BLUE, GREEN, ORANGE, finish, plot_smoothed
 from pose_head import PoseHead
@@ -207,10 +208,10 @@ class Seed:
         seconds = time.time() - began
         test, n = self.splits["test"], self.size.eval
         result = evaluate.evaluate(policy, test, retrievers["judge"], body, n, self.seed)
-        told = evaluate.eval_examples(test, "text2pose", n, self.seed)  # and under the model that rewarded
-        poses = remove_heading(evaluate.respond(policy, told, 1, self.seed)["samples"][:, 0])
+        told = eval_examples(test, "text2pose", n, self.seed)  # and under the model that rewarded
+        poses = remove_heading(respond(policy, told, 1, self.seed)["samples"][:, 0])
         texts = retrievers["reward"].encode_text([example.caption for example in told])
-        result["text2pose"]["reward_r5"] = evaluate.recall(texts, retrievers["reward"].encode_pose(poses))["t2p_r5"]
+        result["text2pose"]["reward_r5"] = recall(texts, retrievers["reward"].encode_pose(poses))["t2p_r5"]
         curves = {name: [(row["step"], row[name]) for row in rows if name in row] for name in CURVES}
         result |= {"seconds": seconds, "curves": curves}
         file.with_suffix(".partial").write_text(json.dumps(result))

@@ -1,26 +1,21 @@
-"""Measures of poses, and the field's protocols as functions of what a policy answered: per example, with intervals.
+"""Measures of poses and of retrieval, and what they take: a policy's answers to a split's examples.
 
-Errors are in mm. Every protocol says which joints and which root it takes, and gives a number for each example, so that
-`bootstrap` can say how sure a mean is and two policies can be compared example by example.
-Read next: evaluate.py, which asks the policy and prints them.
+Errors are in mm, a number for each example, so that `bootstrap` can say how sure their mean is.
+Read next: evaluate.py, which puts them into one table.
 """
 
-import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
-from torch.distributions import Distribution, Independent
 
-from body import body_vertices, forward_kinematics
+from body import body_vertices, forward_kinematics, rot6d_to_matrix
+from data import Example, Split, make_example
+from model import PosePolicy
 
+CHUNK = 100  # prompts run at a time
 RECALL_AT = (1, 5, 10, 20)
-# Of the 17 joints that Human3.6M's regressor gives, the 14 that 3DPW is measured on, in LSP's order; its joint 0 is the
-# pelvis that is the root (Kolotouros et al., SPIN, 2019).
-H36M_TO_14 = (6, 5, 4, 1, 2, 3, 16, 15, 14, 11, 12, 13, 8, 10)
 
 
 # ---------------------------------------------------------------- measures
@@ -92,12 +87,34 @@ def compare(values: np.ndarray, others: np.ndarray, seed: int = 0) -> dict:
             "lower_in": float((difference < 0).mean()), "higher_in": float((difference > 0).mean())}
 
 
-# ---------------------------------------------------------------- protocols: most gives {name: (N,)}
+# ---------------------------------------------------------------- a policy's errors, example by example
+
+def eval_examples(split: Split, task: str, count: int, seed: int = 0, each: int = 1) -> list[Example]:
+    """The first `count` poses of a split as examples of a task, `each` times, always with the same words."""
+    rng = np.random.default_rng([seed, 77])
+    return [make_example(split, task, i, rng) for i in range(min(count, len(split.rotmats))) for _ in range(each)]
+
+
+@torch.no_grad()
+def respond(policy: PosePolicy, examples: Sequence[Example], samples: int, seed: int = 0, greedy: bool = False) -> dict:
+    """The policy's answers to examples: `answers`, their words sampled or the likeliest; `mean` pose and `samples`
+    drawn at <POSE>, rotation matrices (N, 24, 3, 3) and (N, samples, 24, 3, 3)."""
+    seeds = np.random.default_rng([seed, 78]).integers(2 ** 62, size=len(examples))
+    rows = {"answers": [], "mean": [], "samples": []}
+    for start in range(0, len(examples), CHUNK):
+        prompt = policy.encode(examples[start:start + CHUNK])
+        rollout = policy.sample(prompt, 1, samples, temperature=0.0 if greedy else 1.0,
+                                seeds=seeds[start:start + CHUNK])
+        rows["answers"] += [answers[0] for answers in rollout.answers]
+        rows["mean"].append(rot6d_to_matrix(rollout.mean[:, 0].unflatten(-1, (24, 6))))
+        rows["samples"].append(rot6d_to_matrix(rollout.pose[:, 0].unflatten(-1, (24, 6))))
+    return {name: value if name == "answers" else torch.cat(value) for name, value in rows.items()}
+
 
 def errors_24(out: dict, true: Tensor, betas: Tensor, body) -> dict[str, Tensor]:
     """SMPL's 24 joints, its pelvis joint the root: errors of the mean pose, and of samples beside.
 
-    out: of evaluate.respond, `mean` (N, 24, 3, 3), `samples` (N, K, 24, 3, 3). true: (N, 24, 3, 3). betas: (N, 10)."""
+    out: of `respond`, `mean` (N, 24, 3, 3), `samples` (N, K, 24, 3, 3). true: (N, 24, 3, 3). betas: (N, 10)."""
     vertices, joints = body_vertices(body, out["mean"], betas)
     true_vertices, true_joints = body_vertices(body, true, betas)
     samples = sampled_joints(out, betas, body)  # (N, K, 24, 3)
@@ -113,105 +130,8 @@ def sampled_joints(out: dict, betas: Tensor, body) -> Tensor:
     return forward_kinematics(out["samples"], rest[:, None])[0]
 
 
-def read_regressor(path: str | None) -> Tensor:
-    """Human3.6M's joint regressor (17, V) from a .npy file."""
-    try:
-        regressor = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
-        if not regressor.isfinite().all():
-            raise ValueError("it holds NaN or infinity")
-    except Exception as error:  # numpy and the system each raise their own
-        raise ValueError(f"--regressor {path}: 3dpw-14 needs J_regressor_h36m.npy, (17, 6890) ({error})") from error
-    return regressor
-
-
-def errors_14(out: dict, true: Tensor, betas: Tensor, body, regressor: Tensor) -> dict[str, Tensor]:
-    """3DPW's protocol: 14 joints that Human3.6M's regressor (17, V) finds among the vertices, its pelvis the root."""
-    if regressor.shape != (17, len(body.v_template)):
-        raise ValueError(f"the regressor must be (17, {len(body.v_template)}), a column a vertex of the body, "
-                         f"found {tuple(regressor.shape)}; Human3.6M's is for SMPL itself (--body)")
-    joints, true_joints = (regressor @ body_vertices(body, rotmats, betas)[0] for rotmats in (out["mean"], true))
-    joints, true_joints = ((j - j[:, :1])[:, H36M_TO_14] for j in (joints, true_joints))  # (N, 14, 3)
-    return {"mpjpe_mean": 1000 * (joints - true_joints).norm(dim=-1).mean(-1),
-            "pa_mpjpe_mean": pa_mpjpe(joints, true_joints)}
-
-
 def best_of(out: dict, true: Tensor, betas: Tensor, body, counts: Sequence[int] = (1, 5, 10, 25)) -> dict[str, Tensor]:
     """The least error among the first N samples, beside their mean: a wider sigma improves the least alone."""
     errors = mpjpe(sampled_joints(out, betas, body), body_vertices(body, true, betas)[1][:, None])  # (N, K)
     found = {f"best_of_{n}": errors[:, :n].amin(1) for n in counts}
     return found | {f"mean_of_{n}": errors[:, :n].mean(1) for n in counts}
-
-
-def retrieval(texts: Tensor, poses: Tensor, seed: int = 0, pool: int = 32,
-              repeats: int = 10) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """PoseScript's recall of unit vectors (N, dim) of sentences and poses, both ways, and mRecall, the mean over
-    K = 1, 5, 10 and both ways: in the full pool, for each example (N,), and in random pools of 32, hits averaged over
-    `repeats` ways to part the set. With the latter R-precision, in the same pools, at 1, 2 and 3 (Guo et al. 2022)."""
-    mean = lambda of: sum(of[f"{way}_r{k}"] for way in ("t2p", "p2t") for k in (1, 5, 10)) / 6
-    full = hits(texts @ poses.T)
-    rng, found = np.random.default_rng(seed), []
-    for _ in range(repeats):
-        order = rng.permutation(len(texts))
-        for start in range(0, max(1, len(order) - pool + 1), pool):  # pools of one size; what is left over waits
-            rows = torch.from_numpy(order[start:start + pool]).to(texts.device)
-            found.append(hits(texts[rows] @ poses[rows].T, (*RECALL_AT, 2, 3)))
-    pools = {name: torch.cat([of[name] for of in found]).mean().item() for name in found[0]}
-    whole = {f"pools_{name}": pools[name] for name in full} | {"pools_mrecall": mean(pools)}
-    return ({f"full_{name}": values for name, values in full.items()} | {"full_mrecall": mean(full)},
-            whole | {f"r_precision_{k}": pools[f"t2p_r{k}"] for k in (1, 2, 3)})
-
-
-def retrieval_beside_truth(each: dict[str, Tensor], seed: int) -> dict[str, float]:
-    """Retrieval from a whole set's vectors, which leave `each`; what it gives for each example stays there. Beside it
-    that of the true poses (ceiling) and of shuffled ones (floor)."""
-    texts, poses, truth = (each.pop(name) for name in ("text", "pose", "truth"))
-    full, whole = retrieval(texts, poses, seed)
-    each |= full
-    for name, others in (("true_", truth), ("shuffled_", poses.roll(1, 0))):
-        full, pools = retrieval(texts, others, seed)
-        whole |= {name + key: float(value.mean()) for key, value in full.items()}
-        whole |= {name + key: value for key, value in pools.items()}
-    return whole | ({"fid": frechet_distance(poses, truth)} if len(poses) > 1 else {})  # one pose has no spread
-
-
-def chi_square_quantile(share: float, degrees: int) -> float:
-    """The value below which `share` of a chi-square variable of that many degrees of freedom lies, by bisection."""
-    low, high, half = 0.0, 10.0 * degrees + 100, torch.tensor(degrees / 2, dtype=torch.float64)
-    for _ in range(100):
-        middle = (low + high) / 2
-        below = torch.special.gammainc(half, torch.tensor(middle / 2, dtype=torch.float64)).item() < share
-        low, high = (middle, high) if below else (low, middle)
-    return (low + high) / 2
-
-
-def calibration(pose: Distribution, true: Tensor) -> dict[str, Tensor]:
-    """Does sigma tell the truth? pose: N Gaussians; true: (N, D) raw. `nll`: nats a number; `inside_50`, `inside_90`:
-    is the truth in the smallest region of that probability; `pit` (N, D): the share of each number's Gaussian below it,
-    uniform if all is well."""
-    D = true.shape[-1]
-    if isinstance(pose, Independent):
-        white = (true - pose.mean) / pose.stddev
-    else:
-        white = torch.linalg.solve_triangular(pose.scale_tril, (true - pose.mean)[..., None], upper=False)[..., 0]
-    far = white.square().sum(-1)  # (N,) squared Mahalanobis distance
-    inside = {f"inside_{share}": (far < chi_square_quantile(share / 100, D)).float() for share in (50, 90)}
-    pit = 0.5 + 0.5 * torch.erf((true - pose.mean) / pose.stddev / math.sqrt(2))
-    return {"nll": -pose.log_prob(true) / D, **inside, "pit": pit}
-
-
-def draw_calibration(path: Path, pit: np.ndarray) -> None:
-    """A histogram of PIT values (flat if all is well), and how many truths lie in central intervals of each share."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.hist(pit.flatten(), 20, range=(0, 1), density=True, color="#0072b2")
-    left.axhline(1, color="black", linestyle="--")
-    left.set(xlabel="PIT: share of the Gaussian below the truth", ylabel="density")
-    shares = np.linspace(0, 1, 21)
-    right.plot(shares, [(np.abs(pit - 0.5) <= share / 2).mean() for share in shares], "o-", color="#0072b2")
-    right.plot([0, 1], [0, 1], "--", color="black")
-    right.set(xlabel="central interval, share of the Gaussian", ylabel="share of truths inside")
-    for axis in (left, right):
-        axis.tick_params(labelsize=12)
-        axis.xaxis.label.set_fontsize(13)
-        axis.yaxis.label.set_fontsize(13)
-    figure.savefig(path, dpi=80)

@@ -25,8 +25,7 @@ import captions
 from body import (JOINT, PALETTE, axis_angle_to_matrix, body_vertices, forward_kinematics, load_body, part_colors,
                   remove_heading, render, rot6d_to_matrix)
 from data import Example, Split, load_splits
-from evaluate import eval_examples, respond
-from metrics import mpjpe
+from metrics import eval_examples, mpjpe, respond
 from model import PosePolicy
 from scripts import pick_device, run
 
@@ -50,7 +49,7 @@ def picture(body, rotmats: Tensor, betas: Tensor, size: int = 256, colors: Tenso
 
 
 def turned(rotmats: Tensor, angle: float = 0.5) -> Tensor:
-    """Poses (..., 24, 3, 3) turned about the vertical, radians: half from the side shows most, if there is no camera."""
+    """Poses (..., 24, 3, 3) turned about the vertical, radians: half from the side shows most without a camera."""
     rotmats = rotmats.clone()
     rotmats[..., 0, :, :] = axis_angle_to_matrix(torch.tensor([0.0, angle, 0.0])) @ rotmats[..., 0, :, :]
     return rotmats

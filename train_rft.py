@@ -31,6 +31,7 @@ from body import load_body, matrix_to_rot6d
 from checkpoint import TrainingState, append, read_log, write_whole
 from data import Example, Split, draw_batch, retrieval_poses
 from distributed import add_gradients, is_first, own_parts, processes, start, total, wait
+from metrics import respond
 from model import PosePolicy, Prompt, Rollout, Scores
 from rewards import Retriever, train_retriever
 from scripts import pick_device, run
@@ -211,7 +212,7 @@ def load_or_train_retrievers(policy: PosePolicy, world: WorldConfig, steps: int)
 def quick(policy: PosePolicy, split: Split, judge: Retriever, body, seed: int, count: int = 128) -> dict:
     """A small evaluation for the curves, of `count` validation poses."""
     result = evaluate.evaluate(policy, split, judge, body, count, seed)
-    poses = evaluate.respond(policy, pictures.followed_examples(split, seed), 1, seed, greedy=True)["samples"][:, 0]
+    poses = respond(policy, pictures.followed_examples(split, seed), 1, seed, greedy=True)["samples"][:, 0]
     told, seen = result["text2pose"], result["image2pose"]
     return {"val_" + name: value for name, value in {
         "statements_sampled": told["statements_sampled"], "statements_mean": told["statements_mean"],

@@ -12,6 +12,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 import evaluate
 import formats
 import metrics
+import protocols
 from body import axis_angle_to_matrix, body_vertices, load_body
 from data import corpus, make_split
 from model import PosePolicy
@@ -84,14 +85,14 @@ def test_14_joints_are_picked_and_rooted_as_3dpw_is():
     places = np.random.default_rng(5).choice(V, 17, replace=False)
     regressor = torch.zeros(17, V)
     regressor[range(17), places] = 1
-    got = metrics.errors_14(OUT, TRUE, BETAS, BODY, regressor)
+    got = protocols.errors_14(OUT, TRUE, BETAS, BODY, regressor)
     vertices, true_vertices = (body_vertices(BODY, rotmats, BETAS)[0].numpy() for rotmats in (OUT["mean"], TRUE))
     for i in range(6):
         a, b = (v[i][places] - v[i][places[0]] for v in (vertices, true_vertices))
         picked = [6, 5, 4, 1, 2, 3, 16, 15, 14, 11, 12, 13, 8, 10]
         assert got["mpjpe_mean"][i] == pytest.approx(1000 * np.linalg.norm(a[picked] - b[picked], axis=1).mean(), rel=1e-4)
     with pytest.raises(ValueError, match="regressor must be .17, "):
-        metrics.errors_14(OUT, TRUE, BETAS, BODY, torch.zeros(17, 6890))
+        protocols.errors_14(OUT, TRUE, BETAS, BODY, torch.zeros(17, 6890))
 
 
 def test_best_of_n_is_the_least_of_the_first_n():
@@ -107,7 +108,7 @@ def test_recall_in_pools_by_counting():
     rng = np.random.default_rng(6)
     texts, poses = (torch.nn.functional.normalize(torch.from_numpy(rng.standard_normal((12, 3))).float(), dim=-1)
                     for _ in range(2))
-    each, got = metrics.retrieval(texts, poses, seed=7, pool=4, repeats=3)
+    each, got = protocols.retrieval(texts, poses, seed=7, pool=4, repeats=3)
     rng, hits = np.random.default_rng(7), {"t2p": [], "p2t": []}
     for _ in range(3):
         order = rng.permutation(12)
@@ -131,7 +132,7 @@ def test_recall_in_pools_by_counting():
 
 def test_one_pose_for_all_sentences_finds_none_of_them():
     texts = torch.nn.functional.normalize(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
-    each, whole = metrics.retrieval(texts, texts[:1].expand(64, -1))
+    each, whole = protocols.retrieval(texts, texts[:1].expand(64, -1))
     assert each["full_t2p_r1"].mean() == pytest.approx(1 / 64) and each["full_t2p_r20"].mean() == pytest.approx(20 / 64)
     assert [whole[f"r_precision_{k}"] for k in (1, 2, 3)] == pytest.approx([1 / 32, 2 / 32, 3 / 32])
 
@@ -153,7 +154,7 @@ def test_two_policies_are_compared_in_pairs():
 @pytest.mark.parametrize("share, degrees, value", [  # of tables
     (.5, 2, 1.386294), (.9, 2, 4.605170), (.95, 1, 3.841459), (.9, 10, 15.987179), (.5, 100, 99.334129)])
 def test_quantiles_of_chi_square(share, degrees, value):
-    assert metrics.chi_square_quantile(share, degrees) == pytest.approx(value, rel=1e-6)
+    assert protocols.chi_square_quantile(share, degrees) == pytest.approx(value, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["diag", "full"])
@@ -166,7 +167,7 @@ def test_a_gaussian_that_tells_the_truth_is_found_calibrated_and_one_that_boasts
     true = mean + torch.randn(N, D) @ L.T
     make = lambda factor: (Independent(Normal(mean, factor * L.diagonal().expand(N, D)), 1) if kind == "diag" else
                            MultivariateNormal(mean, scale_tril=factor * L.expand(N, D, D)))
-    honest, boasting = metrics.calibration(make(1.0), true), metrics.calibration(make(.5), true)
+    honest, boasting = protocols.calibration(make(1.0), true), protocols.calibration(make(.5), true)
     for share in (50, 90):
         error = (share / 100 * (1 - share / 100) / N) ** .5
         assert honest[f"inside_{share}"].mean().item() == pytest.approx(share / 100, abs=4 * error)
@@ -213,7 +214,7 @@ def test_a_protocol_on_the_built_in_world(protocol, policies, monkeypatch, tmp_p
     call(monkeypatch, policies, "--protocol", protocol, "--against", policies / "sft", "--json", tmp_path / "m.json",
          *more)
     printed, got = capsys.readouterr().out, json.loads((tmp_path / "m.json").read_text())
-    assert f"{protocol}: {evaluate.PROTOCOLS[protocol][1]}" in printed and "N = 12, seed 0" in printed
+    assert f"{protocol}: {protocols.PROTOCOLS[protocol][1]}" in printed and "N = 12, seed 0" in printed
     assert got["n"] == 12 and got["protocol"] == protocol
     for name, row in got.items():
         if isinstance(row, dict) and name != "against_whole":
@@ -328,27 +329,27 @@ def test_part_of_the_rows_is_spread_over_all_of_them(policies, monkeypatch, tmp_
     monkeypatch.chdir(tmp_path)
     config = evaluate.EvaluateConfig(data=[spec], eval_poses=2)
     policy = PosePolicy.from_pretrained(policies / "rft")
-    (ids, examples), = evaluate.protocol_examples(config, policy, "text2pose")
+    (ids, examples), = protocols.protocol_examples(config, policy, "text2pose")
     assert [name[-1] for name in ids] == ["0", "2"] and len(examples) == 2
     config.eval_poses = None
-    (ids, _), = evaluate.protocol_examples(config, policy, "text2pose")
+    (ids, _), = protocols.protocol_examples(config, policy, "text2pose")
     assert len(ids) == 3 and "2 of 3 text2pose rows" in capsys.readouterr().out
 
 
 def test_chunks_change_neither_the_examples_nor_their_number(policies, monkeypatch, tmp_path):
     def ask(chunk: int) -> dict:
-        monkeypatch.setattr(evaluate, "CHUNK", chunk)
+        monkeypatch.setattr(protocols, "CHUNK", chunk)
         call(monkeypatch, policies, "--protocol", "calibration", "--json", tmp_path / "m.json")  # no chance in it
         return json.loads((tmp_path / "m.json").read_text())["nll"]["each"]
     assert ask(5) == pytest.approx(ask(100), rel=1e-4)
 
 
 def test_answers_without_a_pose_are_counted(policies, monkeypatch, tmp_path):
-    truth = evaluate.respond
+    truth = protocols.respond
 
     def mute(*args, **how):
         out = truth(*args, **how)
         return out | {"answers": ["I see nobody."] * 3 + ["It is <POSE>."] * 9}
-    monkeypatch.setattr(evaluate, "respond", mute)
+    monkeypatch.setattr(protocols, "respond", mute)
     call(monkeypatch, policies, "--protocol", "smpl-24", "--json", tmp_path / "m.json")
     assert json.loads((tmp_path / "m.json").read_text())["no_pose"]["mean"] == pytest.approx(3 / 12)
