@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from distributed import is_first
 
-KEEP_EVERY = 50  # steps between two writings of the state
+KEEP_SECONDS = 30  # at least, between two writings of the state: what a kill costs
 MAX_SKIPPED = 10  # updates skipped in a row before the run ends
 
 
@@ -130,12 +131,14 @@ class TrainingState:
         handler = signal.signal(signal.SIGINT, self._interrupt) if in_main else None
         try:
             with tqdm(total=count, initial=self.step, desc=name, dynamic_ncols=True, disable=not is_first()) as bar:
+                kept_at = monotonic()
                 while self.step < count:
                     yield bar
                     bar.update()
                     self.step += 1
-                    if self.step % KEEP_EVERY == 0 or self.asked_to_stop:
+                    if monotonic() - kept_at >= KEEP_SECONDS or self.asked_to_stop:
                         self._write()
+                        kept_at = monotonic()
                     if self.asked_to_stop:
                         raise KeyboardInterrupt(f"{name} stopped after step {self.step} of {count}; call the same "
                                                 "command again to go on")

@@ -1,4 +1,4 @@
-"""What every script does: choose a device, and end in one sentence where the user can mend what went wrong."""
+"""What every script does: choose device and precision, and end in one sentence where the user can mend what failed."""
 
 import sys
 from collections.abc import Callable
@@ -16,6 +16,11 @@ def pick_device(name: str | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {name} is not available here ({reason}); try --device {best}") from error
+
+
+def half_precision(device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU that has it, else float32: for weights that are not trained."""
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
 def run(main: Callable[[], None]) -> None:

@@ -38,7 +38,7 @@ from hygrpo import gaussian_log_prob_terms
 from mixture import Mixture
 from model import PosePolicy
 from pretrained import add_adapter, load_vlm
-from scripts import pick_device, run
+from scripts import half_precision, pick_device, run
 from tiny import PoseEncoder, build_tiny
 
 BETA_NLL = 1.0
@@ -245,9 +245,8 @@ def build_policy(world: WorldConfig, config: SFTConfig, splits: dict[str, Split 
             texts += [text for example in drawn for text in (example.prompt, example.answer)]
         vlm, processor, pose_encoder = build_tiny(texts)
     else:
-        # What is trained itself needs the precision; the rest is as good in half of it, where the GPU can.
-        half = config.lora_rank and device.type == "cuda" and torch.cuda.is_bf16_supported()
-        vlm, processor = load_vlm(config.vlm, torch.bfloat16 if half else torch.float32)
+        # What is trained itself needs the precision; the rest is as good in half of it.
+        vlm, processor = load_vlm(config.vlm, half_precision(device) if config.lora_rank else torch.float32)
         check_common_path(vlm.to(device), processor)
         if config.lora_rank:
             vlm = add_adapter(vlm, config.lora_rank, config.lora_alpha, config.lora_targets)

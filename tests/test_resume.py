@@ -65,7 +65,8 @@ def test_a_run_killed_ten_times_ends_in_the_same_bits(whole, monkeypatch, tmp_pa
     """At random updates, in the middle of writing a state, a log line or a folder, each time going on from what is
     there."""
     monkeypatch.setattr(pictures, "before_after", lambda *args, **kwargs: None)
-    monkeypatch.setattr(checkpoint, "KEEP_EVERY", 2)
+    monkeypatch.setattr(checkpoint, "KEEP_SECONDS", 2)  # by this clock, every other step
+    monkeypatch.setattr(checkpoint, "monotonic", iter(range(10 ** 6)).__next__)
     rng, left, kills = np.random.default_rng(0), {}, []
 
     def deadly(name, function):
@@ -103,7 +104,7 @@ def test_a_run_killed_ten_times_ends_in_the_same_bits(whole, monkeypatch, tmp_pa
 
 def test_a_process_killed_by_the_system_goes_on_to_the_same_bits(whole, tmp_path):
     """SIGKILL, twice, while stage two runs; then Ctrl-C, which says how to go on; then to the end."""
-    command = [sys.executable, "-c", "import sys, checkpoint, pictures, train_rft, scripts; checkpoint.KEEP_EVERY = 1;"
+    command = [sys.executable, "-c", "import sys, checkpoint, pictures, train_rft, scripts; checkpoint.KEEP_SECONDS = 0;"
                "pictures.before_after = lambda *a, **k: None; sys.argv[0] = 'train_rft.py'; scripts.run(train_rft.main)",
                "--out", str(tmp_path / "runs"), *SMALL]
     log = tmp_path / "runs" / "log.jsonl"
@@ -269,7 +270,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
 
 
 def test_many_in_a_row_end_the_run_and_the_last_good_state_is_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr(checkpoint, "KEEP_EVERY", 1)
+    monkeypatch.setattr(checkpoint, "KEEP_SECONDS", 0)
     state, layer = small_state(tmp_path / "rft.state", 40)
     with pytest.raises(ValueError, match="step 15: 10 updates in a row.*learning rate.*rft.state"):
         train(state, layer, 40, lambda step, loss: loss * torch.nan if step >= 5 else loss)
