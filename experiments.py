@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 import evaluate
 from body import load_body, remove_heading
+from checkpoint import write_whole
 from data import Split
 from metrics import eval_examples, recall, respond
 from model import PosePolicy
@@ -31,7 +32,8 @@ from pose_head import PoseHead
 from scripts import pick_device, run
 from tiny import PoseEncoder
 from train_rft import RFTConfig, load_or_train_retrievers, quick, train_rft
-from train_sft import SFTConfig, WorldConfig, build_policy, check_folder, load_world, train_encoders, train_sft
+from train_sft import (SFTConfig, WorldConfig, build_policy, check_folder, keep_features, load_world, train_encoders,
+                       train_sft)
 
 # What a result is called, where it stands in evaluate's dict, and whether more of it is better.
 MEASURES = {
@@ -175,13 +177,19 @@ class Seed:
                 policy.pose_head = PoseHead(policy.pose_projector[1].out_features, name).to(self.device)
             if name == "deterministic":
                 policy.pose_head.sigma.requires_grad_(False).bias.fill_(-50.0)  # softplus leaves nothing of it
+            self.share_features(policy, name)
             began = time.time()
             train_sft(policy, self.splits["train"], self.config, self.seed)
             (self.folder / f"start, {name}.seconds").write_text(str(time.time() - began))
             policy.save_pretrained(folder)
         policy = PosePolicy.from_pretrained(folder).to(self.device)
-        policy.frozen_features = self.features.setdefault(name == "no pose encoder", {})
+        self.share_features(policy, name)
         return policy
+
+    def share_features(self, policy: PosePolicy, name: str) -> None:
+        """Encode the train split's pictures, once for all starts that have the same encoders."""
+        policy.frozen_features = self.features.setdefault(name == "no pose encoder", {})
+        keep_features(policy, self.splits)
 
     def run(self, arm: str) -> dict:
         """The result of an arm: evaluate's metrics, `seconds` of its training, and the rewards of every step."""
@@ -198,13 +206,12 @@ class Seed:
             began = time.time()
             train_sft(policy, self.splits["train"], SFTConfig(sft_steps=steps), self.seed + 1000)
         elif changes is not None:
-            long = arm.startswith("long, ")
             settings = self.size.rft | changes
-            settings["rft_steps"] = min(settings["rft_steps"], self.size.most)
+            settings |= {"rft_steps": min(settings["rft_steps"], self.size.most)}
             validate = lambda policy: quick(policy, self.splits["val"], retrievers["judge"], body, self.seed,
                                             self.size.eval)
             rows = train_rft(policy, self.splits["train"], retrievers["reward"], RFTConfig(**settings), self.seed,
-                             validate if long else lambda policy: {})
+                             validate if arm.startswith("long, ") else lambda policy: {})
         seconds = time.time() - began
         test, n = self.splits["test"], self.size.eval
         result = evaluate.evaluate(policy, test, retrievers["judge"], body, n, self.seed)
@@ -214,8 +221,7 @@ class Seed:
         result["text2pose"]["reward_r5"] = recall(texts, retrievers["reward"].encode_pose(poses))["t2p_r5"]
         curves = {name: [(row["step"], row[name]) for row in rows if name in row] for name in CURVES}
         result |= {"seconds": seconds, "curves": curves}
-        file.with_suffix(".partial").write_text(json.dumps(result))
-        file.with_suffix(".partial").rename(file)
+        write_whole(file, json.dumps(result))
         return result
 
 
@@ -337,7 +343,7 @@ def main() -> None:
             arm: {m: [value(r, m) for r in results[arm]] for m in MEASURES} |
                  {"seconds": [round(r["seconds"]) for r in results[arm]]} for arm in arms}}
     if config.json:
-        Path(config.json).write_text(json.dumps(report, indent=1) + "\n")
+        write_whole(Path(config.json), json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

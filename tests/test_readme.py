@@ -51,6 +51,35 @@ def test_speed_is_that_of_the_benchmark():
     assert tables and all(part in README for part in tables)
 
 
+def test_a_full_size_model_and_a_long_run_are_as_measured():
+    for row in written("fullsize.json")["rows"]:
+        assert f"| {row['what']} | {row['peak_gb']:.1f} GB | {row['seconds']:.0f} s |" in README
+    soak = written("soak.json")
+    assert soak["steps"] == 1000 and soak["growth"] < 0.02
+    text = " ".join(README.split())
+    assert f"memory {soak['growth']:+.1%} from step 100 to 1,000 ({soak['mb'][0]:.0f} to {soak['mb'][-1]:.0f} MB)" in text
+    assert f"{soak['slower']:+.1%} to one of the first ({1000 * soak['seconds'][0]:.0f} ms)" in text
+    assert f"{soak['bytes_a_step']:.0f} bytes logged a step" in text
+
+
+def test_uncertainty_is_as_measured():
+    made, text = written("uncertainty.json"), " ".join(README.split())
+    cm = lambda asked, group: f"{made[asked][group]['std_cm']:.1f} cm"
+    assert (f"a hidden hand has {cm('images', 'hand, hidden: under 1/3 seen')}, one in view "
+            f"{cm('images', 'hand, in view: over 2/3')}.") in text
+    assert (f"says nothing of a hand ({cm('sentences', 'hand, says nothing of it')} against "
+            f"{cm('sentences', 'hand, speaks of it')})") in text
+    assert (f"rank correlation of {made['images']['rank_correlation']:.2f} for images and "
+            f"{made['sentences']['rank_correlation']:.2f} for sentences") in text
+
+
+def test_the_long_run_of_stage_two_is_as_measured():
+    run, text = written("stability.json")["hygrpo"], " ".join(README.split())
+    held = [share for _, share in run["curves"]["val_statements_sampled"]]
+    assert (f"statements held {held[0]:.3f} before, {held[-1]:.3f} at the end, never more than {run['lost']:.3f} below "
+            "the best before") in text and run["lost"] <= 0.03
+
+
 def test_links_lead_somewhere():
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert len(links) > 15
