@@ -16,8 +16,8 @@ from torch import Tensor
 
 import body
 import captions
-from data import amass_files, amass_poses, amass_rotmats, read_amass
 from mixture import Faults, Mixture, Row, Source
+from poses import amass_files, amass_poses, amass_rotmats, read_amass
 from poses import turn
 from smpl_pickle import restricted_load
 
@@ -137,7 +137,7 @@ def _rotmats(pose: np.ndarray, degrees: float, camera: np.ndarray | None = None)
 # ---------------------------------------------------------------- readers: (split, faults, *paths) to rows
 
 def read_amass_folder(split: str, faults: Faults, folder: str) -> list[Row]:
-    """AMASS (Mahmood et al. 2019): every pose of a split's files, see data.amass_files; to be described by captions."""
+    """AMASS (Mahmood et al. 2019): every pose of a split's files (poses.amass_files), to be described by captions."""
     rows = []
     for path in amass_files(folder, split):
         with faults.at(path):

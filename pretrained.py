@@ -7,9 +7,12 @@ Read next: model.py, which makes a policy of what comes from here.
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from PIL import Image
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
@@ -102,3 +105,23 @@ def read_adapter(vlm: nn.Module, folder: str | Path) -> PeftModel:
         return PeftModel.from_pretrained(vlm, folder, is_trainable=True)
     except Exception as error:  # peft, torch and safetensors each raise their own
         raise ValueError(f"{folder}: its adapter does not fit {vlm.name_or_path}, or is damaged") from error
+
+
+@torch.no_grad()
+def check_common_path(policy) -> None:
+    """ValueError for a VLM whose own forward does more with an image than model.py does for all families (puts features
+    into its layers, looks ahead inside an image, attends to it from outside): the two must foretell the same token.
+
+    policy: a model.PosePolicy of it without pose features."""
+    vlm, processor = policy.eval().vlm, policy.processor
+    image, words = np.random.default_rng(0).integers(0, 255, (96, 96, 3), dtype=np.uint8), "Where is the left hand?"
+    prompt = policy.encode([SimpleNamespace(prompt=words, image=image)])
+    content = [{"type": "image", "image": Image.fromarray(image)}, {"type": "text", "text": words}]
+    inputs = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True,
+                                           tokenize=True, return_dict=True, return_tensors="pt")
+    own = vlm(**inputs.to(policy.device, vlm.dtype)).logits[:, -1].float()
+    ours = policy._logits(policy._prefill(prompt)[1])
+    if not torch.equal(prompt.ids, inputs["input_ids"]) or not (
+            (own - ours).norm() <= (1e-3 if vlm.dtype == torch.float32 else 0.1) * own.norm()):
+        raise ValueError(f"{vlm.name_or_path}: a {type(vlm).__name__} does more with an image than put its features "
+                         "among the words, and cannot be served")

@@ -22,8 +22,8 @@ from train_rft import MIX, RFTConfig, train_rft
 
 
 def resident_mb() -> float:
-    """Memory of this process now, MB, as Linux tells it, without what was freed and only waits to be used again: that is
-    as much as the largest step so far needed, which chance decides."""
+    """Memory of this process now, MB, as Linux tells it, without what was freed and only waits to be used again: that
+    is as much as the largest step so far needed, which chance decides."""
     ctypes.CDLL(None).malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

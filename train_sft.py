@@ -18,12 +18,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 import transformers
-from PIL import Image
 from torch import Tensor, nn
 from torch.distributions import Independent
 
@@ -37,7 +35,7 @@ from formats import read_data
 from hygrpo import gaussian_log_prob_terms
 from mixture import Mixture
 from model import PosePolicy
-from pretrained import add_adapter, load_vlm
+from pretrained import add_adapter, check_common_path, load_vlm
 from scripts import half_precision, pick_device, run
 from tiny import PoseEncoder, build_tiny
 
@@ -214,24 +212,6 @@ def train_sft(policy: PosePolicy, split: Split | Mixture, config: SFTConfig, see
 
 # ---------------------------------------------------------------- the stage as a whole
 
-@torch.no_grad()
-def check_common_path(vlm: nn.Module, processor) -> None:
-    """ValueError for a VLM whose own forward does more with an image than model.py does for all families (puts features
-    into its layers, looks ahead inside an image, attends to it from outside): the two must foretell the same token."""
-    blind = PosePolicy(vlm, processor, PoseEncoder(tokens=0)).eval()
-    image = np.random.default_rng(0).integers(0, 255, (96, 96, 3), dtype=np.uint8)
-    prompt = blind.encode([SimpleNamespace(prompt="Where is the left hand?", image=image)])
-    content = [{"type": "image", "image": Image.fromarray(image)}, {"type": "text", "text": "Where is the left hand?"}]
-    inputs = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True,
-                                           tokenize=True, return_dict=True, return_tensors="pt")
-    own = vlm(**inputs.to(blind.device, vlm.dtype)).logits[:, -1].float()
-    ours = blind._logits(blind._prefill(prompt)[1])
-    if not torch.equal(prompt.ids, inputs["input_ids"]) or not (
-            (own - ours).norm() <= (1e-3 if vlm.dtype == torch.float32 else 0.1) * own.norm()):
-        raise ValueError(f"{vlm.name_or_path}: a {type(vlm).__name__} does more with an image than put its features "
-                         "among the words, and cannot be served")
-
-
 def build_policy(world: WorldConfig, config: SFTConfig, splits: dict[str, Split | Mixture]) -> PosePolicy:
     """The policy before SFT: `tiny` made from nothing, or the VLM that was asked for."""
     device = pick_device(world.device)
@@ -247,7 +227,7 @@ def build_policy(world: WorldConfig, config: SFTConfig, splits: dict[str, Split 
     else:
         # What is trained itself needs the precision; the rest is as good in half of it.
         vlm, processor = load_vlm(config.vlm, half_precision(device) if config.lora_rank else torch.float32)
-        check_common_path(vlm.to(device), processor)
+        check_common_path(PosePolicy(vlm.to(device), processor, PoseEncoder(tokens=0)))
         if config.lora_rank:
             vlm = add_adapter(vlm, config.lora_rank, config.lora_alpha, config.lora_targets)
         pose_encoder = PoseEncoder()

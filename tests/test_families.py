@@ -23,12 +23,12 @@ import train_rft
 from data import make_split
 from model import PosePolicy
 from poses import sample_poses
-from pretrained import load_vlm
+from pretrained import check_common_path, load_vlm
 from rewards import Retriever
 from test_model import CORPUS, EXAMPLES
 from test_shared_prefix import IDEFICS_TEMPLATE
-from tiny import build_tiny
-from train_sft import SFTConfig, WorldConfig, build_policy, check_common_path, train_sft
+from tiny import PoseEncoder, build_tiny
+from train_sft import SFTConfig, WorldConfig, build_policy, train_sft
 
 VIDEO = find_spec("torchvision") is not None  # what some processors insist on, for videos that nobody shows them
 QWEN_TEMPLATE = ("{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
@@ -253,7 +253,7 @@ def test_a_family_that_does_more_with_images_is_refused(checkpoint):
 def test_a_vlm_whose_layers_see_the_image_again_is_refused(family, checkpoint):
     """The check itself: a hook that puts something of the image into a layer, as no configuration tells."""
     vlm, processor = load_vlm(checkpoint(family))
-    check_common_path(vlm, processor)
+    check_common_path(PosePolicy(vlm, processor, PoseEncoder(tokens=0)))
     own = vlm.forward
 
     def forward(**inputs):
@@ -262,7 +262,7 @@ def test_a_vlm_whose_layers_see_the_image_again_is_refused(family, checkpoint):
         return output
     vlm.forward = forward
     with pytest.raises(ValueError, match="cannot be served"):
-        check_common_path(vlm, processor)
+        check_common_path(PosePolicy(vlm, processor, PoseEncoder(tokens=0)))
 
 
 @pytest.mark.skipif(VIDEO, reason="torchvision is installed")

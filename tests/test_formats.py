@@ -18,6 +18,7 @@ import train_sft
 from body import JOINT
 from mixture import picture
 from model import PosePolicy
+from poses import amass_rotmats
 from rewards import Retriever
 from tiny import build_tiny
 
@@ -241,7 +242,7 @@ def test_the_table_of_frames():
     assert torch.allclose(formats._rotmats(pose, 180.0)[0, 0], upright, atol=1e-5)
     camera = x(40).mT[None].numpy()
     assert torch.allclose(formats._rotmats(pose, 180.0, camera)[0, 0], x(180) @ x(-40) @ x(180), atol=1e-5)
-    assert torch.allclose(data.amass_rotmats(pose156()[None])[0, 0], upright, atol=1e-5)
+    assert torch.allclose(amass_rotmats(pose156()[None])[0, 0], upright, atol=1e-5)
 
 
 def test_bedlam_of_smplx_has_no_hands(tmp_path, monkeypatch):

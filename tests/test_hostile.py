@@ -29,6 +29,7 @@ import data
 import predict
 import rewards
 from model import WORDS, PosePolicy
+from poses import read_amass
 from rewards import Retriever
 from tiny import build_tiny
 from train_sft import check_folder
@@ -91,7 +92,7 @@ def is_poses(rotmats: torch.Tensor) -> bool:
                   mocap_framerate=np.array(60.0))))
 def test_broken_motion_capture(folder, content):
     (folder / "motion.npz").write_bytes(content)
-    rotmats = sound_or_one_sentence(data.read_amass, folder / "motion.npz")
+    rotmats = sound_or_one_sentence(read_amass, folder / "motion.npz")
     assert rotmats is None or is_poses(rotmats)
 
 
@@ -113,7 +114,7 @@ def test_motion_capture_of_any_shape_type_and_value(folder, shape, dtype, value,
     except (ValueError, OverflowError, UnicodeEncodeError):  # numpy cannot even write such a file
         return
     (folder / "motion.npz").write_bytes(content)
-    rotmats = sound_or_one_sentence(data.read_amass, folder / "motion.npz")
+    rotmats = sound_or_one_sentence(read_amass, folder / "motion.npz")
     assert rotmats is None or is_poses(rotmats)
     if len(shape) == 2 and shape[0] and shape[1] > 66 and poses.dtype.kind == "f" and abs(value) < 1e3 and rate == 60:
         assert rotmats is not None
@@ -317,7 +318,7 @@ def test_no_pickle_is_executed(checkpoints, folder):
         for kind, names in FILES.items():
             for name in names:
                 sound_or_one_sentence(READ[kind], copy_of(checkpoints / kind, **{name.replace(".", "__"): content}))
-        for read, path in ((data.read_amass, "motion.npz"), (read_body, "body.npz"), (predict.read_image, "photo.png")):
+        for read, path in ((read_amass, "motion.npz"), (read_body, "body.npz"), (predict.read_image, "photo.png")):
             (folder / path).write_bytes(content)
             assert sound_or_one_sentence(read, folder / path) is None
     honest = copy_of(checkpoints / "policy")  # weights alone, but pickled: not read either
@@ -328,7 +329,7 @@ def test_no_pickle_is_executed(checkpoints, folder):
     objects = np.array([Mine(mark)], dtype=object)
     np.savez(folder / "motion.npz", poses=objects)
     np.savez(folder / "body.npz", **small_body() | {"f": objects})
-    for read, path in ((data.read_amass, "motion.npz"), (read_body, "body.npz")):
+    for read, path in ((read_amass, "motion.npz"), (read_body, "body.npz")):
         assert sound_or_one_sentence(read, folder / path) is None
     assert not mark.exists()
 

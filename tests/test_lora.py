@@ -10,10 +10,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import train_rft
 from model import PosePolicy
-from pretrained import add_adapter, load_vlm
+from pretrained import add_adapter, check_common_path, load_vlm
 from test_families import EXAMPLES, built, log_probs, one_of_each_step, save_checkpoint, world
 from tiny import PoseEncoder
-from train_sft import SFTConfig, check_common_path, train_sft
+from train_sft import SFTConfig, train_sft
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_half_precision_is_for_what_is_not_taught(checkpoints, tmp_path, monkeyp
     """As on a GPU: the VLM in bfloat16, all that is taught in float32; by a path that another folder would not find."""
     monkeypatch.chdir(Path(checkpoints["llava 1.5"]).parent)
     vlm, processor = load_vlm("llava 1.5", torch.bfloat16)
-    check_common_path(vlm, processor)
+    check_common_path(PosePolicy(vlm, processor, PoseEncoder(tokens=0)))
     policy = PosePolicy(add_adapter(vlm, 4, 8.0), processor, PoseEncoder(), picture=96)
     one_of_each_step(policy, SFTConfig(vlm="llava 1.5", sft_steps=1, sft_batch=4))
     assert {p.dtype for p in policy.parameters() if p.requires_grad} == {torch.float32}
