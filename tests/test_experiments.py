@@ -68,7 +68,7 @@ def test_the_verdict_of_a_claim_says_how_many_of_its_comparisons_hold():
                  "std": [0, .1], "better_in": 3, "seeds": 3} for holds in (True, False)]}
     *_, row = experiments.table(made).splitlines()
     assert "| 1 of 2 comparisons | `--claims 7` |" in row
-    assert "form: *a* 0.500 ± 0.000, *b* 0.250 ± 0.100 (3 of 3 better; better: yes)" in row
+    assert "✓ form: *a* 0.500 ± 0.000 better than *b* 0.250 ± 0.100 (3 of 3)" in row
     made[7] = made[7][:1]
     assert "| yes | `--claims 7` |" in experiments.table(made)
 
