@@ -47,7 +47,7 @@ def test_a_quick_run_makes_table_json_and_figure_and_is_kept(tmp_path, monkeypat
     monkeypatch.setattr("sys.argv", arguments)
     experiments.main()
     first = capsys.readouterr().out
-    assert first.count("better: ") + first.count("alike: ") == sum(len(experiments.CLAIMS[n][1]) for n in (2, 3, 7))
+    assert first.count("✓ ") + first.count("✗ ") == sum(len(experiments.CLAIMS[n][1]) for n in (2, 3, 7))
     assert all(f"| `--claims {number}` |" in first for number in (2, 3, 7))
     made = json.loads((tmp_path / "claims.json").read_text())
     assert made["seeds"] == [0] and {"sft", "sft continued", "no pose encoder, hygrpo"} <= set(made["arms"])
