@@ -11,7 +11,6 @@ product timed in the same run.
     python benchmark.py --soak 1000 [--json FILE]          # a long run instead: memory, time of a step (soak.py)
 """
 
-import ctypes
 import json
 import statistics
 import time
@@ -42,7 +41,7 @@ from poses import sample_poses
 from pretrained import load_vlm
 from rewards import Retriever
 from scripts import pick_device, run
-from soak import soak
+from soak import peak_memory, reset_peak_memory, soak
 from tiny import PoseEncoder, build_tiny
 
 PARTS = ("sampling", "rewards", "reference", "training", "rest")
@@ -176,19 +175,6 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> f
     return 4 * 2 * size ** 3 / seconds["products"]
 
 
-def peak_memory(device: torch.device, reset: bool = False) -> float:
-    """MB: the most since the last reset, of the GPU's tensors or of the process; NaN where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.reset_peak_memory_stats() if reset else torch.cuda.max_memory_allocated() / 1e6
-    try:
-        if reset:
-            ctypes.CDLL(None).malloc_trim(0)  # what an earlier, larger step freed goes back to the system
-            return Path("/proc/self/clear_refs").write_text("5")
-        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1e3
-    except (OSError, AttributeError):
-        return float("nan")
-
-
 def kinds_of_operation(run_step: Callable[[], None]) -> dict[str, float]:
     """Shares of a step's time on the CPU, by kind of operation."""
     with torch.autograd.profiler.profile(use_kineto=False) as profile:
@@ -224,7 +210,7 @@ def measure(policy: PosePolicy, retriever: Retriever, P: int, G: int, config: Be
         for name, (way, prompts) in ways.items():
             if sum(seconds["step"] for seconds in runs[name]) > config.patience:
                 continue
-            peak_memory(device, reset=True)
+            reset_peak_memory(device)
             seconds = defaultdict(float)
             with timed(seconds, "step"):
                 go(way, prompts, partial(timed, seconds))

@@ -59,14 +59,15 @@ def evaluate(policy: PosePolicy, split: Split, judge: Retriever, body, count: in
     truth = judge.encode_pose(true)
     each["statements_sampled"] = statements_held(examples, sampled)
     each["statements_mean"] = statements_held(examples, out["mean"][:, None])
-    each["judge_r5"] = hits(texts @ judged.T)["t2p_r5"].cpu().numpy()
+    found = hits(texts @ judged.T)
+    each["judge_r5"] = found["t2p_r5"].cpu().numpy()
     result["text2pose"] = {
         "statements_sampled": float(np.mean(each["statements_sampled"])),
         "statements_mean": float(np.mean(each["statements_mean"])),
         "judge_r5": float(np.mean(each["judge_r5"])),
         "diversity_mm": 1000 * apart.sum((-1, -2)).div(SAMPLES * (SAMPLES - 1)).mean().item(),
         "fid": frechet_distance(judged, truth),
-        "judge": recall(texts, judged), "judge_ceiling": recall(texts, truth),
+        "judge": {name: hit.mean().item() for name, hit in found.items()}, "judge_ceiling": recall(texts, truth),
         "judge_floor": recall(texts, judged.roll(1, 0)),
         "statements_shuffled": float(np.mean(statements_held(examples, true.roll(1, 0)[:, None])))}
 

@@ -7,7 +7,6 @@ temporary folder and read as any other. Its tokenizer is that of `tiny`, under a
 """
 
 import json
-import resource
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from data import corpus, make_split
 from poses import sample_poses
 from rewards import Retriever
 from scripts import pick_device, run
+from soak import peak_memory, reset_peak_memory
 from tiny import build_tiny
 
 TEMPLATE = ("{% for message in messages %}User:{% for part in message.content %}{% if part.type == 'image' %}<image>"
@@ -63,15 +63,16 @@ def main() -> None:
 
     def note(what: str) -> None:
         nonlocal began
-        peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 1000 * resource.getrusage(
-            resource.RUSAGE_SELF).ru_maxrss  # Linux counts in kB
-        rows.append({"what": what, "seconds": round(time.time() - began, 1), "peak_gb": round(peak / 1e9, 2)})
+        rows.append({"what": what, "seconds": round(time.time() - began, 1),
+                     "peak_gb": round(peak_memory(device) / 1e3, 2)})
         print(f"{what}: {rows[-1]['seconds']} s, peak memory {rows[-1]['peak_gb']} GB", flush=True)
+        reset_peak_memory(device)
         began = time.time()
 
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         write_checkpoint(Path(folder), corpus(split, 500, rng))
+        reset_peak_memory(device)
         began = time.time()
         sft = train_sft.SFTConfig(vlm=folder, lora_rank=16, sft_steps=1, sft_batch=2)
         world = train_sft.WorldConfig(device=config.device, picture=224)

@@ -64,11 +64,11 @@ def show(axis: Axes, body, rotmats: Tensor, example: Example, is_true: bool) -> 
     rows, columns = ((pixels < 255).any(-1).any(axis).nonzero()[0] for axis in (1, 0))
     axis.imshow(pixels[rows[0]:rows[-1] + 1, max(0, columns[0] - 8):columns[-1] + 9])
     axis.set_anchor("S")
-    error = mpjpe(forward_kinematics(rotmats)[0], forward_kinematics(example.rotmats)[0])
+    error, holds = mpjpe(*(forward_kinematics(x)[0] for x in (rotmats, example.rotmats))), captions.pose_holds(rotmats)
     lines = [] if told or is_true else [(f"{error:.0f} mm a joint", "black")]
     for i in example.statements if told else ():
         key = captions.STATEMENTS[i].key.replace("the person is ", "").replace("the ", "").replace(" is ", " ")
-        lines += [(f"+ {key}", HOLDS) if captions.pose_holds(rotmats)[i] else (f"- {key}", FAILS)]
+        lines += [(f"+ {key}", HOLDS) if holds[i] else (f"- {key}", FAILS)]
     for i, (text, color) in enumerate(lines):
         axis.annotate(text, (0.5, 0), (0, -6 - 13 * i), "axes fraction", textcoords="offset points", ha="center",
                       va="top", fontsize=10.5, color=color)

@@ -23,6 +23,7 @@ from formats import read_data
 from metrics import (CHUNK, RECALL_AT, best_of, bootstrap, compare, errors_24, eval_examples, frechet_distance, hits,
                      pa_mpjpe, respond)
 from model import PosePolicy
+from pictures import BLUE, finish
 from poses import turn
 from rewards import load_judge
 
@@ -129,18 +130,16 @@ def draw_calibration(path: Path, pit: np.ndarray) -> None:
     """A histogram of PIT values (flat if all is well), and how many truths lie in central intervals of each share."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.hist(pit.flatten(), 20, range=(0, 1), density=True, color="#0072b2")
+    left.hist(pit.flatten(), 20, range=(0, 1), density=True, color=BLUE)
     left.axhline(1, color="black", linestyle="--")
-    left.set(xlabel="PIT: share of the Gaussian below the truth", ylabel="density")
+    left.set(xlabel="PIT: share of the Gaussian below the truth")
+    left.set_ylabel("density", fontsize=13)
     shares = np.linspace(0, 1, 21)
-    right.plot(shares, [(np.abs(pit - 0.5) <= share / 2).mean() for share in shares], "o-", color="#0072b2")
+    right.plot(shares, [(np.abs(pit - 0.5) <= share / 2).mean() for share in shares], "o-", color=BLUE)
     right.plot([0, 1], [0, 1], "--", color="black")
-    right.set(xlabel="central interval, share of the Gaussian", ylabel="share of truths inside")
-    for axis in (left, right):
-        axis.tick_params(labelsize=12)
-        axis.xaxis.label.set_fontsize(13)
-        axis.yaxis.label.set_fontsize(13)
-    figure.savefig(path, dpi=80)
+    right.set(xlabel="central interval, share of the Gaussian")
+    right.set_ylabel("share of truths inside", fontsize=13)
+    finish(figure, path)
 
 
 # ---------------------------------------------------------------- asked and told

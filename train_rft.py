@@ -96,11 +96,11 @@ def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RF
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     schedule = warm_up_and_decay(optimizer, config.rft_steps * config.inner_epochs)
     rng = np.random.default_rng([seed, 20])
-    files = [out and out / name for name in ("rft.state", "log.jsonl", "samples.jsonl")]
-    state = TrainingState(files[0], policy, optimizer, schedule, rng)
-    rows, shown = (read_log(file, state.step) for file in files[1:])
+    kept, log, samples_log = (out and out / name for name in ("rft.state", "log.jsonl", "samples.jsonl"))
+    state = TrainingState(kept, policy, optimizer, schedule, rng)
+    rows, shown = (read_log(file, state.step) for file in (log, samples_log))
     if not rows:
-        append(rows, {"step": 0, **evaluate_now(policy)}, files[1])
+        append(rows, {"step": 0, **evaluate_now(policy)}, log)
     latest = {}
     for bar in state.steps(config.rft_steps, "HyGRPO"):
         batch, seeds = draw_batch(split, MIX, config.prompts, rng), rng.integers(2 ** 62, size=config.prompts)
@@ -141,10 +141,10 @@ def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RF
         bar.set_postfix(latest)
         if step % SHOW_EVERY == 0 or step == config.rft_steps:
             for sample in samples(step, *rolled_out[0][:4]):
-                append(shown, sample, files[2])
+                append(shown, sample, samples_log)
         if step % config.eval_every == 0 or step == config.rft_steps:
             row |= evaluate_now(policy)
-        append(rows, row, files[1])
+        append(rows, row, log)
     policy.eval()
     return rows
 

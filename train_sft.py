@@ -257,7 +257,7 @@ def load_or_train_sft(world: WorldConfig, config: SFTConfig, splits: dict[str, S
     """The SFT policy in `world.out`/sft, trained first where it is missing, with its encoders in `world.out`/encoders.
 
     It is read from there even when it was just written: a run that goes on later is the same run."""
-    out, device, features = Path(world.out), pick_device(world.device), None
+    out, device, features = Path(world.out), pick_device(world.device), {}
     settings = asdict(world) | asdict(config)
     if is_first():
         noted = {name: value for name, value in settings.items() if name not in ("out", "device", "skip_bad")}
@@ -282,10 +282,8 @@ def load_or_train_sft(world: WorldConfig, config: SFTConfig, splits: dict[str, S
         wait()
         features = policy.frozen_features
     policy = PosePolicy.from_pretrained(out / "sft").to(device)
-    if features is None:
-        keep_features(policy, splits)
-    else:
-        policy.frozen_features = features
+    policy.frozen_features = features
+    keep_features(policy, splits)
     return policy
 
 

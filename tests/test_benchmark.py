@@ -4,10 +4,12 @@ import json
 import math
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 import benchmark
+import soak
 from model import PosePolicy
 from test_model import CORPUS
 from tiny import build_tiny
@@ -108,3 +110,9 @@ def test_a_long_run_is_watched(monkeypatch, tmp_path, capsys):
     assert made["steps"] == 20 and len(made["mb"]) == len(made["seconds"]) == 10 and made["bytes_a_step"] > 100
     assert made["growth"] == pytest.approx(made["mb"][-1] / made["mb"][0] - 1)
     assert "to 20; a step of the last tenth" in capsys.readouterr().out
+
+
+def test_the_seconds_of_a_step_are_medians_weighed_by_the_odds_of_their_tasks(monkeypatch):
+    monkeypatch.setattr(soak, "MIX", {"vqa": .75, "text2pose": .25, "image2text": .5})
+    seconds, tasks = np.array([1.0, 2.0, 60.0, 10.0]), np.array(["vqa", "vqa", "vqa", "text2pose"])
+    assert soak.task_mean(seconds, tasks) == pytest.approx(.75 * 2 + .25 * 10)  # neither the slow one nor the absent task

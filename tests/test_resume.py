@@ -278,6 +278,19 @@ def test_many_in_a_row_end_the_run_and_the_last_good_state_is_kept(monkeypatch, 
     assert again.step == 5 and again.skipped == 0
 
 
+def test_the_state_is_kept_by_the_clock(monkeypatch, tmp_path):
+    clock, kept = [0.0], []
+    monkeypatch.setattr(checkpoint, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(TrainingState, "_write", lambda state: kept.append(state.step))
+    state, layer = small_state(tmp_path / "rft.state", 9)
+
+    def tick(step, loss):
+        clock[0] += 12  # seconds a step
+        return loss
+    train(state, layer, 9, tick)
+    assert kept == [3, 6, 9]  # after 36 seconds, the first step that is 30 or more from the last writing
+
+
 @pytest.fixture(scope="module")
 def stage_two(whole):
     rng = np.random.default_rng(0)
