@@ -156,7 +156,7 @@ class Seed:
 
     @cached_property
     def splits(self) -> dict[str, Split]:
-        return load_world(self.world)
+        return load_world(self.world, self.config)
 
     def encoders(self) -> PosePolicy:
         """A policy with image encoders and nothing else taught."""

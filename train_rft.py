@@ -228,7 +228,7 @@ def main() -> None:
     started, out, device = time.time(), Path(world.out), pick_device(world.device)
     start()
     finished = (out / "metrics.json").exists()
-    splits = {} if finished else load_world(world)
+    splits = {} if finished else load_world(world, sft_config)
     policy = load_or_train_sft(world, sft_config, splits)
     if is_first():
         check_folder(out, "rft_config.json", asdict(config))

@@ -35,7 +35,7 @@ from formats import read_data
 from hygrpo import gaussian_log_prob_terms
 from mixture import Mixture
 from model import PosePolicy
-from pretrained import add_adapter, check_common_path, load_vlm
+from pretrained import add_adapter, check_common_path, fetch, load_vlm
 from scripts import half_precision, pick_device, run
 from tiny import PoseEncoder, build_tiny
 
@@ -217,8 +217,6 @@ def build_policy(world: WorldConfig, config: SFTConfig, splits: dict[str, Split 
     device = pick_device(world.device)
     torch.manual_seed(world.seed)
     if config.vlm == "tiny":
-        if config.lora_rank or world.picture != 64:
-            raise ValueError("tiny is trained whole, on pictures of 64 pixels: --lora_rank and --picture need --vlm")
         texts = corpus(splits["train"], 1000, rng := np.random.default_rng([world.seed, 11]))
         if "data" in splits:  # its words, too, shall not be spelled letter by letter
             drawn = [example for _ in range(50) for example in splits["data"].draw(MIX, 20, rng)]
@@ -293,12 +291,20 @@ def keep_features(policy: PosePolicy, splits: dict[str, Split | Mixture]) -> Non
         policy.image_features(splits["train"].images)
 
 
-def load_world(world: WorldConfig) -> dict[str, Split | Mixture]:
+def load_world(world: WorldConfig, config: SFTConfig) -> dict[str, Split | Mixture]:
     """The three splits that a configuration asks for and, with --data, what the policy is to be trained on as `data`.
-    The image encoders are still made from the train split, and val and test still judge."""
+    The image encoders are still made from the train split, and val and test still judge.
+
+    ValueError, before minutes of drawing pictures, for models that are not there and for faults in --data."""
     counts = {"train": world.train_poses, "val": world.eval_poses, "test": world.eval_poses}
+    if config.vlm == "tiny" and (config.lora_rank or world.picture != 64):
+        raise ValueError("tiny is trained whole, on pictures of 64 pixels: --lora_rank and --picture need --vlm")
+    if not (Path(world.out) / "encoders").exists():  # later all is read from there
+        for name in (config.vlm, config.pose_encoder):
+            if name not in ("tiny", None):
+                fetch(transformers.AutoConfig, name)
     real = {}
-    if world.data:  # first, so that its faults show at once
+    if world.data:
         real = {"data": read_data(world.data, image_size=world.picture, skip_bad=world.skip_bad)}
     body = load_body(world.body)
     return load_splits(world.poses, counts, world.seed, body_model=body, size=world.picture) | real
@@ -309,7 +315,7 @@ def main() -> None:
     world, config = parser.parse_args_into_dataclasses()
     started = time.time()
     start()
-    load_or_train_sft(world, config, load_world(world))
+    load_or_train_sft(world, config, load_world(world, config))
     if is_first():
         print(f"SFT policy in {world.out}/sft, {time.time() - started:.0f} s; next: train_rft.py --out {world.out}")
 

@@ -28,7 +28,7 @@ from rewards import Retriever
 from test_model import CORPUS, EXAMPLES
 from test_shared_prefix import IDEFICS_TEMPLATE
 from tiny import PoseEncoder, build_tiny
-from train_sft import SFTConfig, WorldConfig, build_policy, train_sft
+from train_sft import SFTConfig, WorldConfig, build_policy, load_world, train_sft
 
 VIDEO = find_spec("torchvision") is not None  # what some processors insist on, for videos that nobody shows them
 QWEN_TEMPLATE = ("{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
@@ -348,10 +348,13 @@ def test_other_faults_keep_their_traceback():
         scripts.run(lambda: (_ for _ in ()).throw(RuntimeError("a bug")))
 
 
-@pytest.mark.parametrize("settings, message", [({"lora_rank": 4}, "tiny is trained whole")])
-def test_options_that_do_not_go_together_are_refused(settings, message):
+@pytest.mark.parametrize("settings, message", [
+    ({"lora_rank": 4}, "tiny is trained whole"), ({"vlm": "no/such/model"}, "no/such/model: neither a folder nor"),
+    ({"pose_encoder": "no/such/vit"}, "no/such/vit: neither a folder nor")])
+def test_what_cannot_be_is_refused_before_a_picture_is_drawn(settings, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("train_sft.load_splits", lambda *_, **__: pytest.fail("pictures were drawn"))
     with pytest.raises(ValueError, match=message):
-        build_policy(WorldConfig(device="cpu"), SFTConfig(**settings), world()[0])
+        load_world(WorldConfig(device="cpu", out=str(tmp_path)), SFTConfig(**settings))
 
 
 def test_features_of_images_do_not_fill_the_memory(checkpoint, monkeypatch):
