@@ -158,8 +158,9 @@ def progression(path: Path, rows: list[dict], split: Split, body, seed: int = 0)
     """The poses that fixed prompts of the validation split were answered with over the steps (the paper's figure 5),
     always with the same luck, so that what moves is the Gaussian. rows: of a log, those with `val_poses`."""
     examples, columns = followed_examples(split, seed), {}
-    for row in filter(lambda row: "val_poses" in row, rows):
-        columns[f"step {row['step']}"] = rot6d_to_matrix(torch.tensor(row["val_poses"]).unflatten(-1, (24, 6)))
+    rows = [row for row in rows if "val_poses" in row]
+    for i in np.linspace(0, len(rows) - 1, 5).round().astype(int):  # a picture of a long run would hold too many
+        columns[f"step {rows[i]['step']}"] = rot6d_to_matrix(torch.tensor(rows[i]["val_poses"]).unflatten(-1, (24, 6)))
     grid(path, examples, columns, body)
 
 

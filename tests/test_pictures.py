@@ -59,6 +59,21 @@ def test_topics_of_statements_belong_to_the_limb_they_speak_of():
     assert not of[0] & of[2] and "posture" not in set.union(*of) and "trunk forward [deg]" not in set.union(*of)
 
 
+@pytest.mark.parametrize("evaluations, shown", [(1, [0]), (2, [0, 150]), (4, [0, 150, 300, 450]),
+                                                (31, [0, 1200, 2250, 3300, 4500])])
+def test_the_progression_shows_at_most_five_steps_with_first_and_last(evaluations, shown, monkeypatch):
+    poses = torch.randn(evaluations, 4, 144, generator=torch.Generator().manual_seed(0)).tolist()
+    rows = [{"step": 0, "val_poses": poses[0]}, {"step": 1}]
+    rows += [{"step": 150 * i, "val_poses": poses[i]} for i in range(1, evaluations)]
+    columns = {}
+    monkeypatch.setattr(pictures, "grid", lambda path, examples, given, body: columns.update(given))
+    monkeypatch.setattr(pictures, "followed_examples", lambda split, seed: [])
+    pictures.progression(None, rows, None, None)
+    assert list(columns) == [f"step {step}" for step in shown]
+    expected = pictures.rot6d_to_matrix(torch.tensor(poses[-1]).unflatten(-1, (24, 6)))
+    torch.testing.assert_close(columns[f"step {shown[-1]}"], expected)
+
+
 def test_a_smoothed_curve_is_the_mean_of_the_last_steps():
     axis = Figure().subplots()
     pictures.plot_smoothed(axis, [(3, 1.0), (5, 3.0), (9, 8.0)], 2)
