@@ -41,6 +41,8 @@ ELSEWHERE = {  # the test that runs it
         "test_encoders.test_hmr2_weights_give_hmr2_features",
     "python evaluate.py --protocol smpl-24 [--data 3dpw:DIR] [--against runs/sft] [--json FILE]":
         "test_protocols.test_a_protocol_on_real_layouts",
+    "python evaluate.py --protocol smpl-24 --model runs_long/rft --against runs_long/sft":
+        "test_protocols.test_a_protocol_on_real_layouts",
     "python benchmark.py --soak 1000 --json assets/soak.json": "test_benchmark.test_a_long_run_is_watched",
     "torchrun --nproc_per_node N train_rft.py": "test_distributed.test_two_processes_are_one_with_the_whole_batch",
 }
@@ -55,6 +57,8 @@ NOT_HERE = {  # why
         "the data need licences; test_formats takes both stages on files in each layout",
     "python fullsize.py --json assets/fullsize.json":
         "it takes minutes and 8 GB; test_families takes the same steps on small models",
+    "python train_rft.py --train_poses 80000 --encoder_steps 10000 --sft_steps 9500 --rft_steps 4500 --out runs_long":
+        "it takes an hour; test_commands_run takes the same flags",
     "python train_rft.py --help": "prints, and is parsed by every other test",
 }
 
