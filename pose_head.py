@@ -76,6 +76,6 @@ def draw_tokens(odds: Tensor, uniform: Tensor) -> Tensor:
     """An index (...) from each row of odds (..., W), by inverting its cumulative sum at uniform (...): one random
     number a row, where `torch.multinomial` draws one a word and takes 16 times as long (72 rows, 1,200 words, CPU).
     A number on the boundary between two words gives either, by rounding error (1e-7) alone."""
-    cumulative = odds.cumsum(-1)
-    place = cumulative[..., -1:] * uniform[..., None]
+    cumulative = odds.cumsum(-1)  # (..., W)
+    place = cumulative[..., -1:] * uniform[..., None]  # (..., 1)
     return torch.searchsorted(cumulative, place, right=True).squeeze(-1).clamp_max(odds.shape[-1] - 1)

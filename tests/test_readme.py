@@ -80,6 +80,15 @@ def test_the_long_run_of_stage_two_is_as_measured():
             "the best before") in text and run["lost"] <= 0.03
 
 
+def test_the_longer_chain_is_as_measured():
+    made, text = written("metrics_long.json"), " ".join(README.split())
+    (sft, sft_seen), (rft, rft_seen) = ((made[s]["text2pose"], made[s]["image2pose"]) for s in ("sft", "rft"))
+    assert (f"53 minutes, from {sft['statements_sampled']:.2f} to {rft['statements_sampled']:.2f} and from "
+            f"{sft['judge_r5']:.2f} to {rft['judge_r5']:.2f}.") in text
+    assert (f"its error falls from {sft_seen['mpjpe_sampled']:.0f} to {rft_seen['mpjpe_sampled']:.0f} mm, that of the "
+            f"mean pose by {sft_seen['mpjpe_mean'] - rft_seen['mpjpe_mean']:.1f} mm") in text
+
+
 def test_links_lead_somewhere():
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert len(links) > 15
