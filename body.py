@@ -14,7 +14,7 @@ import smplx
 import torch
 from torch import Tensor
 
-import smpl_pickle
+from real import smpl_pickle
 
 JOINT_NAMES = (
     "pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2", "left_ankle", "right_ankle",

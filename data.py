@@ -16,7 +16,7 @@ from torch import Tensor
 
 import body
 import captions
-from poses import SPLITS, amass_files, load_amass, read_amass, sample_poses, turn
+from builtin.poses import SPLITS, amass_files, load_amass, read_amass, sample_poses, turn
 
 # ---------------------------------------------------------------- pictures and splits
 

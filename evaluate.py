@@ -22,11 +22,11 @@ from transformers import HfArgumentParser
 import captions
 from body import forward_kinematics, load_body, remove_heading
 from data import Example, Split, load_splits
-from metrics import best_of, bootstrap, errors_24, eval_examples, frechet_distance, hits, recall, respond
+from lab.metrics import best_of, bootstrap, errors_24, eval_examples, frechet_distance, hits, recall, respond
 from model import PosePolicy
-from protocols import PROTOCOLS, report_protocol
+from real.protocols import PROTOCOLS, report_protocol
 from rewards import Retriever, format_reward
-from scripts import pick_device, run
+from engine.scripts import pick_device, run
 
 SAMPLES = 8  # poses drawn for each prompt
 QUESTIONS = 4  # asked about each picture

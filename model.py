@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from captions import POSE_TOKEN
-from checkpoint import whole_folder
-from encoders import build_pose_encoder
+from engine.checkpoint import whole_folder
+from real.pose_encoders import build_pose_encoder
 from pose_head import PoseHead, draw_luck, draw_poses, draw_tokens
-from pretrained import POSE_FEATURE_TOKEN, add_pose_tokens, load_vlm, read_adapter
+from real.pretrained import POSE_FEATURE_TOKEN, add_pose_tokens, load_vlm, read_adapter
 
 WORDS = "(the prompt)"  # holds the place of a prompt while its chat template is filled
 ELSEWHERE = "vlm.", "pose_encoder.backbone."  # what is not in pose.safetensors: transformers read it by its name

@@ -38,7 +38,7 @@ from body import (PALETTE, axis_angle_to_matrix, body_vertices, load_body, matri
 from data import INSTRUCTIONS
 from model import PosePolicy
 from pose_head import POSE_DIM, draw_poses
-from scripts import pick_device, run
+from engine.scripts import pick_device, run
 
 MAX_TOKENS = 80  # of an answer
 MAX_PIXELS = 50_000_000  # of a photo; one larger than this would only fill the memory

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import captions
 from body import forward_kinematics, matrix_to_rot6d, remove_heading, rot6d_to_matrix
-from checkpoint import TrainingState, whole_folder
+from engine.checkpoint import TrainingState, whole_folder
 
 # The tasks that have each reward.
 TASKS = {"joint": ("image2pose", "image2text"), "semantic": ("text2pose",), "statements": ("text2pose",),

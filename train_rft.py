@@ -25,16 +25,16 @@ from torch import Tensor
 
 import evaluate
 import hygrpo
-import pictures
+from lab import pictures
 import rewards
 from body import load_body, matrix_to_rot6d
-from checkpoint import TrainingState, append, read_log, write_whole
+from engine.checkpoint import TrainingState, append, read_log, write_whole
 from data import Example, Split, draw_batch, retrieval_poses
-from distributed import add_gradients, is_first, own_parts, processes, start, total, wait
-from metrics import respond
+from engine.distributed import add_gradients, is_first, own_parts, processes, start, total, wait
+from lab.metrics import respond
 from model import PosePolicy, Prompt, Rollout, Scores
 from rewards import Retriever, train_retriever
-from scripts import pick_device, run
+from engine.scripts import pick_device, run
 from train_sft import SFTConfig, WorldConfig, check_folder, load_or_train_sft, load_world, warm_up_and_decay
 
 MIX = {"text2pose": 0.37, "image2pose": 0.28, "image2text": 0.06, "vqa": 0.29}

@@ -27,17 +27,17 @@ from torch.distributions import Independent
 
 from body import forward_kinematics, load_body, matrix_to_rot6d
 from captions import STATEMENTS
-from checkpoint import TrainingState, write_whole
+from engine.checkpoint import TrainingState, write_whole
 from data import Example, Split, corpus, draw_batch, load_splits
-from distributed import add_gradients, is_first, own_parts, processes, start, total, wait
-from encoders import BackbonePoseEncoder
-from formats import read_data
+from engine.distributed import add_gradients, is_first, own_parts, processes, start, total, wait
+from real.pose_encoders import BackbonePoseEncoder
+from real.formats import read_data
 from hygrpo import gaussian_log_prob_terms
-from mixture import Mixture
+from real.mixture import Mixture
 from model import PosePolicy
-from pretrained import add_adapter, check_common_path, fetch, load_vlm
-from scripts import half_precision, pick_device, run
-from tiny import PoseEncoder, build_tiny
+from real.pretrained import add_adapter, check_common_path, fetch, load_vlm
+from engine.scripts import half_precision, pick_device, run
+from builtin.tiny import PoseEncoder, build_tiny
 
 BETA_NLL = 1.0
 POSE_WEIGHT = 20.0

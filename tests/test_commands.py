@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import predict
-import scripts
+from engine import scripts
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--train_poses", "48", "--eval_poses", "12", "--encoder_steps", "3", "--sft_steps", "4", "--sft_batch", "8",

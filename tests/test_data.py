@@ -7,7 +7,7 @@ import torch
 import body
 import captions
 import data
-import poses
+from builtin import poses
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import evaluate
-import metrics
+from lab import metrics
 from body import axis_angle_to_matrix, forward_kinematics, load_body
 from data import corpus, make_split
-from poses import sample_poses
+from builtin.poses import sample_poses
 from rewards import Retriever
-from tiny import build_tiny
+from builtin.tiny import build_tiny
 
 JOINTS = forward_kinematics(sample_poses(20, np.random.default_rng(0)))[0].double()
 

@@ -29,9 +29,9 @@ import data
 import predict
 import rewards
 from model import WORDS, PosePolicy
-from poses import read_amass
+from builtin.poses import read_amass
 from rewards import Retriever
-from tiny import build_tiny
+from builtin.tiny import build_tiny
 from train_sft import check_folder
 
 transformers.utils.logging.set_verbosity_error()

@@ -12,7 +12,7 @@ import hygrpo
 from model import PosePolicy
 from pose_head import PoseHead
 from test_model import CORPUS, EXAMPLES
-from tiny import build_tiny
+from builtin.tiny import build_tiny
 
 RATIOS = ("joint", "per_joint", "mean")
 KINDS = ("diag", "lowrank", "full")

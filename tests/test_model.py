@@ -9,10 +9,10 @@ from torch.distributions import Independent, LowRankMultivariateNormal, Multivar
 
 import captions
 import model
-import scripts
+from engine import scripts
 from model import PosePolicy
 from pose_head import PoseHead, draw_poses, draw_tokens
-from tiny import build_tiny
+from builtin.tiny import build_tiny
 
 CORPUS = ["The left knee is bent and the right hand is above the head.", captions.POSE_ANSWER, "How bent is it?"] * 30
 

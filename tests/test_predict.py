@@ -13,10 +13,10 @@ import captions
 import data
 import pose_head
 import predict
-import scripts
+from engine import scripts
 from body import JOINT, axis_angle_to_matrix, body_vertices, load_body, matrix_to_rot6d, remove_heading, rot6d_to_matrix
 from model import PosePolicy
-from tiny import build_tiny
+from builtin.tiny import build_tiny
 
 SENTENCE = "The left knee is bent and the right hand is above the head."
 FILES = ("body.obj", "picture.png", "pose.npz")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import benchmark
+from lab import benchmark
 import evaluate
-import experiments
+from lab import experiments
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -9,8 +9,8 @@ import torch
 import captions
 import rewards
 from body import forward_kinematics, matrix_to_rot6d, mirror, remove_heading
-from poses import sample_poses
-from tiny import build_tiny
+from builtin.poses import sample_poses
+from builtin.tiny import build_tiny
 
 POSES = sample_poses(400, np.random.default_rng(0))
 

@@ -7,9 +7,9 @@ from transformers import (Idefics3Config, Idefics3ForConditionalGeneration, Idef
                           Idefics3Processor, LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration)
 
 from model import PosePolicy, Rollout
-from plain import PlainWay
+from lab.plain import PlainWay
 from test_model import CORPUS, EXAMPLES
-from tiny import build_tiny
+from builtin.tiny import build_tiny
 
 FAMILIES = ("llava", "idefics3", "idefics3 in tiles", "smolvlm")
 IDEFICS_TEMPLATE = ("{% for message in messages %}User:{% for part in message.content %}{% if part.type == 'image' %}"

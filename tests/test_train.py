@@ -17,9 +17,9 @@ from body import matrix_to_axis_angle, matrix_to_rot6d
 from data import draw_batch, make_example, make_split
 from model import PosePolicy
 from pose_head import PoseHead
-from poses import sample_poses, turn
+from builtin.poses import sample_poses, turn
 from rewards import Retriever
-from tiny import build_tiny
+from builtin.tiny import build_tiny
 
 SMALL = ["--train_poses", "96", "--eval_poses", "24", "--encoder_steps", "4", "--sft_steps", "6", "--sft_batch", "16",
          "--retriever_steps", "4", "--rft_steps", "3", "--prompts", "6", "--group_size", "3", "--poses_per_answer", "4",

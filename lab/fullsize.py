@@ -19,13 +19,13 @@ from transformers import (AutoModelForImageTextToText, HfArgumentParser, Idefics
 
 import train_rft
 import train_sft
-from benchmark import steer
+from lab.benchmark import steer
 from data import corpus, make_split
-from poses import sample_poses
+from builtin.poses import sample_poses
 from rewards import Retriever
-from scripts import pick_device, run
-from soak import peak_memory, reset_peak_memory
-from tiny import build_tiny
+from engine.scripts import pick_device, run
+from lab.soak import peak_memory, reset_peak_memory
+from builtin.tiny import build_tiny
 
 TEMPLATE = ("{% for message in messages %}User:{% for part in message.content %}{% if part.type == 'image' %}<image>"
             "{% else %}{{ part.text }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}Assistant:")

@@ -10,17 +10,17 @@ from test_smpl_pickle import python2
 import body
 import captions
 import data
-import formats
+from real import formats
 import hygrpo
 import rewards
 import train_rft
 import train_sft
 from body import JOINT
-from mixture import picture
+from real.mixture import picture
 from model import PosePolicy
-from poses import amass_rotmats
+from builtin.poses import amass_rotmats
 from rewards import Retriever
-from tiny import build_tiny
+from builtin.tiny import build_tiny
 
 LEFT, RIGHT = (next(i for i, s in enumerate(captions.STATEMENTS) if s.key == f"the {side} hand is above the head")
                for side in ("left", "right"))

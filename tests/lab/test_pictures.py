@@ -5,9 +5,9 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-import pictures
+from lab import pictures
 from body import axis_angle_to_matrix, forward_kinematics, load_body
-from poses import sample_poses
+from builtin.poses import sample_poses
 
 BODY = load_body()
 

@@ -23,14 +23,14 @@ from matplotlib.figure import Figure
 
 import evaluate
 from body import load_body, remove_heading
-from checkpoint import write_whole
+from engine.checkpoint import write_whole
 from data import Split
-from metrics import eval_examples, recall, respond
+from lab.metrics import eval_examples, recall, respond
 from model import PosePolicy
-from pictures import BLUE, GREEN, ORANGE, finish, plot_smoothed
+from lab.pictures import BLUE, GREEN, ORANGE, finish, plot_smoothed
 from pose_head import PoseHead
-from scripts import pick_device, run
-from tiny import PoseEncoder
+from engine.scripts import pick_device, run
+from builtin.tiny import PoseEncoder
 from train_rft import RFTConfig, load_or_train_retrievers, quick, train_rft
 from train_sft import (SFTConfig, WorldConfig, build_policy, check_folder, keep_features, load_world, train_encoders,
                        train_sft)

@@ -25,9 +25,9 @@ import captions
 from body import (JOINT, PALETTE, axis_angle_to_matrix, body_vertices, forward_kinematics, load_body, part_colors,
                   remove_heading, render, rot6d_to_matrix)
 from data import Example, Split, load_splits
-from metrics import eval_examples, mpjpe, respond
+from lab.metrics import eval_examples, mpjpe, respond
 from model import PosePolicy
-from scripts import pick_device, run
+from engine.scripts import pick_device, run
 
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # told apart by the colour-blind too (Okabe & Ito)
 GREY, HOLDS, FAILS = "#444444", "#00684a", "#b3400a"

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-import experiments
+from lab import experiments
 
 
 def results(**arms):

@@ -13,10 +13,10 @@ from torch import nn
 from transformers import (CLIPImageProcessorPil, Dinov2Backbone, Dinov2Config, VitPoseBackboneConfig, VitPoseConfig,
                           VitPoseForPoseEstimation, VitPoseImageProcessorPil)
 
-from encoders import BackbonePoseEncoder, convert_hmr2
+from real.pose_encoders import BackbonePoseEncoder, convert_hmr2
 from model import PosePolicy
 from test_families import built, log_probs, one_of_each_step, save_checkpoint
-from tiny import PoseEncoder
+from builtin.tiny import PoseEncoder
 from train_sft import SFTConfig
 
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (2, 96, 96, 3), dtype=np.uint8))

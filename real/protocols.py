@@ -19,12 +19,12 @@ from torch.distributions import Distribution, Independent
 import captions
 from body import body_vertices, load_body, matrix_to_axis_angle, matrix_to_rot6d, remove_heading
 from data import Example, load_splits
-from formats import read_data
-from metrics import (CHUNK, RECALL_AT, best_of, bootstrap, compare, errors_24, eval_examples, frechet_distance, hits,
+from real.formats import read_data
+from lab.metrics import (CHUNK, RECALL_AT, best_of, bootstrap, compare, errors_24, eval_examples, frechet_distance, hits,
                      pa_mpjpe, respond)
 from model import PosePolicy
-from pictures import BLUE, finish
-from poses import turn
+from lab.pictures import BLUE, finish
+from builtin.poses import turn
 from rewards import load_judge
 
 # Of the 17 joints that Human3.6M's regressor gives, the 14 that 3DPW is measured on, in LSP's order; its joint 0 is the

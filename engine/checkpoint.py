@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from distributed import is_first
+from engine.distributed import is_first
 
 KEEP_SECONDS = 30  # at least, between two writings of the state: what a kill costs
 MAX_SKIPPED = 10  # updates skipped in a row before the run ends

@@ -16,10 +16,10 @@ from torch import Tensor
 
 import body
 import captions
-from mixture import Faults, Mixture, Row, Source
-from poses import amass_files, amass_poses, amass_rotmats, read_amass
-from poses import turn
-from smpl_pickle import restricted_load
+from real.mixture import Faults, Mixture, Row, Source
+from builtin.poses import amass_files, amass_poses, amass_rotmats, read_amass
+from builtin.poses import turn
+from real.smpl_pickle import restricted_load
 
 # PoseScript knows AMASS's folders by their first names.
 RENAMED = {"BioMotionLab_NTroje": "BMLrub", "Eyes_Japan_Dataset": "EyesJapanDataset", "MPI_HDM05": "HDM05",

@@ -35,14 +35,14 @@ import rewards
 from captions import describe
 from data import Example, corpus, make_example, make_split
 from model import PosePolicy
-from plain import PlainWay, SharedPrompt
+from lab.plain import PlainWay, SharedPrompt
 from pose_head import POSE_DIM, draw_poses
-from poses import sample_poses
-from pretrained import load_vlm
+from builtin.poses import sample_poses
+from real.pretrained import load_vlm
 from rewards import Retriever
-from scripts import pick_device, run
-from soak import peak_memory, reset_peak_memory, soak
-from tiny import PoseEncoder, build_tiny
+from engine.scripts import pick_device, run
+from lab.soak import peak_memory, reset_peak_memory, soak
+from builtin.tiny import PoseEncoder, build_tiny
 
 PARTS = ("sampling", "rewards", "reference", "training", "rest")
 KINDS = {"matrix products": ("mm", "addmm", "bmm", "baddbmm"), "attention": ("scaled_dot_product",),

@@ -13,17 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import checkpoint
-import pictures
+from engine import checkpoint
+from lab import pictures
 import hygrpo
 import rewards
-import scripts
+from engine import scripts
 import train_rft
 import train_sft
-from checkpoint import TrainingState, read_log, whole_folder, write_whole
+from engine.checkpoint import TrainingState, read_log, whole_folder, write_whole
 from data import make_split
 from model import PosePolicy
-from poses import sample_poses
+from builtin.poses import sample_poses
 from rewards import Retriever
 
 ROOT = Path(__file__).parent.parent

@@ -10,9 +10,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import train_rft
 from model import PosePolicy
-from pretrained import add_adapter, check_common_path, load_vlm
+from real.pretrained import add_adapter, check_common_path, load_vlm
 from test_families import EXAMPLES, built, log_probs, one_of_each_step, save_checkpoint, world
-from tiny import PoseEncoder
+from builtin.tiny import PoseEncoder
 from train_sft import SFTConfig, train_sft
 
 

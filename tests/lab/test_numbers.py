@@ -14,7 +14,7 @@ from torch.distributions import Independent, LowRankMultivariateNormal, Multivar
 
 import body as bd
 import captions
-import metrics
+from lab import metrics
 import hygrpo
 import rewards
 import train_sft

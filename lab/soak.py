@@ -15,9 +15,9 @@ import torch
 
 from data import corpus, make_split
 from model import PosePolicy
-from poses import sample_poses
+from builtin.poses import sample_poses
 from rewards import Retriever
-from tiny import build_tiny
+from builtin.tiny import build_tiny
 from train_rft import MIX, RFTConfig, train_rft
 
 

@@ -10,16 +10,16 @@ import torch
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 import evaluate
-import formats
-import metrics
-import protocols
+from real import formats
+from lab import metrics
+from real import protocols
 from body import axis_angle_to_matrix, body_vertices, load_body
 from data import corpus, make_split
 from model import PosePolicy
-from poses import sample_poses
+from builtin.poses import sample_poses
 from rewards import Retriever
 from test_formats import CAMERA, FORMATS, posescript, rpe, threedpw, write
-from tiny import build_tiny
+from builtin.tiny import build_tiny
 
 BODY = load_body()
 TRUE = sample_poses(6, np.random.default_rng(0))

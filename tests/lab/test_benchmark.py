@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-import benchmark
-import soak
+from lab import benchmark
+from lab import soak
 from model import PosePolicy
 from test_model import CORPUS
-from tiny import build_tiny
+from builtin.tiny import build_tiny
 
 SMALL = ["--group_sizes", "8", "16", "--prompt_tokens", "20", "--prompts", "2", "--new_tokens", "3",
          "--poses_per_answer", "2", "--repeats", "1", "--plain_tokens", "400", "--device", "cpu"]

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import (AutoBackbone, AutoConfig, AutoImageProcessor, CLIPImageProcessorPil, VitPoseBackbone,
                           VitPoseBackboneConfig)
 
-from pretrained import absolute, fetch
-from tiny import PoseEncoder
+from real.pretrained import absolute, fetch
+from builtin.tiny import PoseEncoder
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import body
-from smpl_pickle import restricted_load
+from real.smpl_pickle import restricted_load
 
 
 class Python2(pickle._Pickler):

@@ -18,16 +18,16 @@ from transformers import (AutoModelForImageTextToText, CLIPImageProcessorPil, CL
                           SmolVLMConfig)
 
 import model
-import scripts
+from engine import scripts
 import train_rft
 from data import make_split
 from model import PosePolicy
-from poses import sample_poses
-from pretrained import check_common_path, load_vlm
+from builtin.poses import sample_poses
+from real.pretrained import check_common_path, load_vlm
 from rewards import Retriever
 from test_model import CORPUS, EXAMPLES
 from test_shared_prefix import IDEFICS_TEMPLATE
-from tiny import PoseEncoder, build_tiny
+from builtin.tiny import PoseEncoder, build_tiny
 from train_sft import SFTConfig, WorldConfig, build_policy, load_world, train_sft
 
 VIDEO = find_spec("torchvision") is not None  # what some processors insist on, for videos that nobody shows them

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-import distributed
+from engine import distributed
 import train_rft
 import train_sft
 from data import corpus, make_split
 from model import PosePolicy
 from pose_head import draw_tokens
-from poses import sample_poses
+from builtin.poses import sample_poses
 from rewards import Retriever
-from tiny import build_tiny
+from builtin.tiny import build_tiny
 
 ROOT = Path(__file__).parent.parent
 
