@@ -16,7 +16,12 @@ from torch import Tensor
 
 import body
 import captions
-from builtin.poses import SPLITS, amass_files, load_amass, read_amass, sample_poses, turn
+from body import turn
+from builtin.poses import sample_poses
+from builtin.questions import questions
+from builtin.scene import _photograph
+from real import smpl
+from real.amass import SPLITS, amass_files, load_amass, read_amass
 
 # ---------------------------------------------------------------- pictures and splits
 
@@ -36,7 +41,7 @@ def make_split(rotmats: Tensor, rng: np.random.Generator, size: int = 64, images
                body_model: torch.nn.Module | None = None) -> Split:
     """Give every pose (N, 24, 3, 3) a shape, a heading, a camera and, unless `images` is off, a picture.
 
-    body_model: from `body.load_body`, the built-in one when None.
+    body_model: from `smpl.load_body`, the built-in one when None.
     """
     n, rotmats = len(rotmats), body.remove_heading(rotmats)
     # People face the camera more often than not; every heading occurs.
@@ -47,40 +52,11 @@ def make_split(rotmats: Tensor, rng: np.random.Generator, size: int = 64, images
     seen[:, 0] = turn(0, tilt) @ turn(1, heading) @ rotmats[:, 0]
     pictures = None
     if images:
-        model = body_model if body_model is not None else body.load_body()
+        model = body_model if body_model is not None else smpl.load_body()
         pictures = np.concatenate([_photograph(model, seen[i:i + 32], betas[i:i + 32], size, rng)
                                    for i in range(0, n, 32)])
     holds, image_holds = captions.pose_holds(rotmats).numpy(), captions.pose_holds(seen).numpy()
     return Split(rotmats, holds, seen, image_holds, betas, pictures)
-
-
-def _photograph(model: torch.nn.Module, rotmats: Tensor, betas: Tensor, size: int,
-                rng: np.random.Generator) -> np.ndarray:
-    """Pictures (B, size, size, 3) of posed bodies with clothes, light, background and a crop drawn at random."""
-    B = len(rotmats)
-
-    def draw(low: float, high: float, *shape: int) -> Tensor:
-        return torch.from_numpy(rng.uniform(low, high, (B, *shape))).float()
-
-    vertices, _ = body.body_vertices(model, rotmats, betas)
-    palette = (body.PALETTE + draw(-.1, .1, 7, 3)) * draw(.8, 1.15, 7, 1)
-    palette[:, body.PARTS.index("skin")] *= draw(.4, 1.1, 1)
-    light = torch.stack([draw(-1, 1), draw(0, 1.2), draw(.5, 1)], -1)  # from the camera's side, never from below
-
-    # Background: a smooth gradient of pale colours, and grain.
-    pale = draw(.6, .95, 1, 1, 1) + draw(-.15, .15, 3, 3, 3)
-    smooth = torch.nn.functional.interpolate(pale, size, mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
-    background = (smooth + draw(-.03, .03, size, size, 3)).clamp(0, 1)
-
-    # The crop: a square around the body as the camera sees it, a little larger and off its centre.
-    distance = draw(3, 8)
-    low, high = vertices[..., :2].amin(1), vertices[..., :2].amax(1)
-    center = (low + high) / 2 + draw(-.05, .05, 2) * (high - low)
-    nearer = (distance[:, None] / (distance[:, None] - vertices[..., 2]))[..., None]  # perspective
-    reach = ((vertices[..., :2] - center[:, None]) * nearer).abs().amax((1, 2))
-    pictures = body.render(vertices, model.faces_tensor, body.part_colors(model, palette), size, center,
-                           2 * reach * draw(1.02, 1.3), distance, light=light, background=background)
-    return pictures.numpy()
 
 
 def load_splits(poses_dir: str | Path | None = None, counts: dict[str, int] | None = None, seed: int = 0,
@@ -165,7 +141,7 @@ def make_example(split: Split, task: str, index: int, rng: np.random.Generator) 
         image, rotmats, holds = split.images[index], split.image_rotmats[index], split.image_holds[index]
     caption, statements = "", ()
     if task == "vqa":
-        prompt, answer = captions.questions(holds, rng)
+        prompt, answer = questions(holds, rng)
     else:
         prompt, answer = rng.choice(INSTRUCTIONS[task]), captions.POSE_ANSWER
         if task != "image2pose":

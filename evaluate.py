@@ -20,12 +20,14 @@ from torch import Tensor
 from transformers import HfArgumentParser
 
 import captions
-from body import forward_kinematics, load_body, remove_heading
+from body import forward_kinematics, remove_heading
+from real.smpl import load_body
 from data import Example, Split, load_splits
 from lab.metrics import best_of, bootstrap, errors_24, eval_examples, frechet_distance, hits, recall, respond
 from model import PosePolicy
 from real.protocols import PROTOCOLS, report_protocol
-from rewards import Retriever, format_reward
+from rewards import format_reward
+from builtin.retriever import Retriever
 from engine.scripts import pick_device, run
 
 SAMPLES = 8  # poses drawn for each prompt

@@ -12,21 +12,16 @@ retrieval model, trained on other poses, is used by evaluate.py alone.
 Read next: hygrpo.py, which turns rewards into advantages.
 """
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 import captions
-from body import forward_kinematics, matrix_to_rot6d, remove_heading, rot6d_to_matrix
-from engine.checkpoint import TrainingState, whole_folder
+from body import forward_kinematics, remove_heading, rot6d_to_matrix
+from builtin.retriever import Retriever
 
 # The tasks that have each reward.
 TASKS = {"joint": ("image2pose", "image2text"), "semantic": ("text2pose",), "statements": ("text2pose",),
@@ -39,113 +34,6 @@ WEIGHTS = {"joint": 2.0, "semantic": 0.5, "format": 12.0, "text": 0.5, "statemen
 
 
 # ---------------------------------------------------------------- the text-pose retrieval model
-
-class Retriever(nn.Module):
-    """Sentences and poses on one unit sphere, near each other where they fit (Delmas et al., PoseScript, 2022)."""
-
-    def __init__(self, tokenizer: Tokenizer, width: int = 96, layers: int = 1, dim: int = 256, max_tokens: int = 128):
-        super().__init__()
-        self.config = {"width": width, "layers": layers, "dim": dim, "max_tokens": max_tokens}
-        self.tokenizer = Tokenizer.from_str(tokenizer.to_str())
-        self.tokenizer.enable_padding(pad_id=0)
-        self.tokenizer.enable_truncation(max_tokens)
-        self.embed = nn.Embedding(self.tokenizer.get_vocab_size(), width)
-        self.position = nn.Parameter(0.02 * torch.randn(max_tokens, width))
-        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
-        self.text_tower = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-        self.text_out = nn.Linear(width, dim)
-        self.pose_tower = nn.Sequential(nn.Linear(24 * 9, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(),
-                                        nn.Linear(256, dim))
-        self.log_scale = nn.Parameter(torch.tensor(10.0).log())
-
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Sentences to unit vectors (N, dim)."""
-        encoded = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        device = self.position.device
-        ids = torch.tensor([e.ids or [0] for e in encoded], device=device)  # (N, T)
-        padding = torch.tensor([e.attention_mask or [0] for e in encoded], device=device) == 0
-        padding[:, 0] = False  # an empty sentence is one padding token
-        hidden = self.text_tower(self.embed(ids) + self.position[:ids.shape[1]], src_key_padding_mask=padding)
-        hidden = hidden.masked_fill(padding[..., None], 0.0).sum(1) / (~padding).sum(1, keepdim=True)
-        return nn.functional.normalize(self.text_out(hidden), dim=-1)
-
-    def encode_pose(self, rotmats: Tensor, joints: Tensor | None = None) -> Tensor:
-        """Poses (..., 24, 3, 3) without heading, with their joints if at hand, to unit vectors (..., dim)."""
-        joints = forward_kinematics(rotmats)[0] if joints is None else joints
-        features = torch.cat([matrix_to_rot6d(rotmats).flatten(-2), joints.flatten(-2)], -1)  # (..., 24 * 9)
-        return nn.functional.normalize(self.pose_tower(features), dim=-1)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config, weights and tokenizer to `folder`."""
-        with whole_folder(folder) as partial:
-            (partial / "config.json").write_text(json.dumps(self.config))
-            self.tokenizer.save(str(partial / "tokenizer.json"))
-            save_file(self.state_dict(), partial / "model.safetensors")
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Retriever":
-        """Read what `save_pretrained` wrote."""
-        folder = Path(folder)
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} holds no retrieval model: python train_rft.py trains one")
-        try:
-            config, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            if not 0 < config["layers"] < len(tensors) or not all(t.isfinite().all() for t in tensors.values()):
-                raise ValueError("not the weights of this config.json, or NaN among them")
-            with torch.device("meta"):  # sizes first: a broken file may ask for more than there is memory
-                sizes = {name: t.shape for name, t in cls(tokenizer, **config).state_dict().items()}
-            if sizes != {name: t.shape for name, t in tensors.items()}:
-                raise ValueError("model.safetensors does not fit config.json and tokenizer.json")
-            retriever = cls(tokenizer, **config)
-            retriever.load_state_dict(tensors)
-        except Exception as error:  # json, safetensors, tokenizers and torch each raise their own
-            raise ValueError(f"{folder} cannot be read as a retrieval model, train it again: {error!r}") from error
-        return retriever.eval().requires_grad_(False)
-
-
-def load_judge(folder: str | Path, runs: Sequence[str | Path]) -> Retriever:
-    """The retrieval model that judges. ValueError if it is, of whatever name, that in the reward/ of one of `runs`."""
-    judge, rewards = Retriever.from_pretrained(folder), [Path(run) / "reward" for run in runs]
-    rewards = [path for path in rewards if (path / "config.json").exists()]
-    for path in rewards:
-        theirs = Retriever.from_pretrained(path).state_dict()
-        if all(name in theirs and torch.equal(x, theirs[name]) for name, x in judge.state_dict().items()):
-            raise ValueError(f"--judge {folder} is the retrieval model that gave the rewards; it must not judge them")
-    if not rewards:
-        print(f"there is no reward/ in {' or '.join(map(str, runs))}: whether {folder} gave the rewards cannot be told")
-    return judge
-
-
-def train_retriever(rotmats: Tensor, tokenizer: Tokenizer, steps: int, seed: int, device: torch.device,
-                    name: str = "", batch_size: int = 96, kept: Path | None = None) -> Retriever:
-    """A retrieval model of poses (N, 24, 3, 3) and sentences written for them anew at each step: symmetric InfoNCE.
-
-    One text in five is the answer to a question about the pose, so that short answers have a place on the sphere too.
-    """
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    retriever = Retriever(tokenizer).to(device).train()
-    rotmats = remove_heading(rotmats).to(device)
-    joints = forward_kinematics(rotmats)[0]
-    holds = captions.pose_holds(rotmats).cpu().numpy()
-    optimizer = torch.optim.AdamW(retriever.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    state = TrainingState(kept, retriever, optimizer, schedule, rng)
-    for bar in state.steps(steps, f"retrieval model: {name}"):
-        rows = rng.choice(len(holds), batch_size, replace=len(holds) < batch_size)
-        texts = [captions.questions(holds[i], rng)[1] if rng.random() < 0.2 else captions.describe(holds[i], rng)[0]
-                 for i in rows]
-        rows = torch.from_numpy(rows).to(device)
-        similarity = retriever.encode_text(texts) @ retriever.encode_pose(rotmats[rows], joints[rows]).T  # (N, N)
-        logits = similarity * retriever.log_scale.exp().clamp_max(100)
-        target = torch.arange(batch_size, device=device)
-        loss = (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
-        loss.backward()
-        state.update(loss.item())
-        bar.set_postfix(loss=f"{loss.item():.3f}")
-    return retriever.eval().requires_grad_(False)
-
 
 # ---------------------------------------------------------------- the rewards
 

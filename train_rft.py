@@ -13,7 +13,7 @@ import copy
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,27 +21,24 @@ from typing import Literal
 import numpy as np
 import torch
 import transformers
-from torch import Tensor
 
 import evaluate
 import hygrpo
-from lab import pictures
 import rewards
-from body import load_body, matrix_to_rot6d
-from engine.checkpoint import TrainingState, append, read_log, write_whole
-from data import Example, Split, draw_batch, retrieval_poses
-from engine.distributed import add_gradients, is_first, own_parts, processes, start, total, wait
-from lab.metrics import respond
-from model import PosePolicy, Prompt, Rollout, Scores
-from rewards import Retriever, train_retriever
+from body import matrix_to_rot6d
+from builtin.retriever import Retriever, load_or_train_retrievers
+from data import Split, draw_batch
+from engine.checkpoint import TrainingState, append, check_folder, read_log, warm_up_and_decay, write_whole
+from engine.distributed import add_gradients, is_first, own_parts, processes, start, total
+from engine.log import SHOW_EVERY, SHOWN, mean_of, numbers, samples
 from engine.scripts import pick_device, run
-from train_sft import SFTConfig, WorldConfig, check_folder, load_or_train_sft, load_world, warm_up_and_decay
+from lab import pictures
+from lab.metrics import respond
+from model import PosePolicy
+from real.smpl import load_body
+from train_sft import SFTConfig, WorldConfig, load_or_train_sft, load_world
 
 MIX = {"text2pose": 0.37, "image2pose": 0.28, "image2text": 0.06, "vqa": 0.29}
-
-SHOW_EVERY = 10  # steps between those of which samples.jsonl shows something
-SHOWN = ("statements", "semantic", "joint", "correct", "sigma", "pose_kl")  # on the progress bar
-
 
 # What experiments.py measured (three seeds): with one inner epoch all pose ratios are the same; with four, `per_joint`
 # holds more statements than `joint`, and leaves better means and more diversity than `mean`. Four epochs hold .025 more
@@ -162,52 +159,7 @@ def freeze_sigma(policy: PosePolicy, split: Split, seed: int) -> None:
     head.sigma.bias.copy_((sigma - head.sigma_floor).expm1().log())  # what softplus takes back
 
 
-def samples(step: int, examples: Sequence[Example], prompt: Prompt, rollout: Rollout, scored: tuple) -> list[dict]:
-    """The first two examples, each with its G sampled answers and their rewards (of poses the mean over K)."""
-    rows, scored = [], scored[0] | scored[1]
-    for i, example in enumerate(examples[:2]):
-        answers = []
-        for g, answer in enumerate(rollout.answers[i]):
-            told = {name: r[i, g].mean().item() for name, r in scored.items() if r.dim() == 2 or rollout.has_pose[i, g]}
-            answers.append({"answer": answer} | {name: round(r, 4) for name, r in told.items() if r == r})
-        rows.append({"step": step, "task": example.task, "prompt": example.prompt, "truth": example.answer,
-                     "answers": answers})
-    return rows
-
-
-def numbers(tensors: dict[str, Tensor], new: Scores, rollout: Rollout) -> dict[str, float]:
-    """The mean of each tensor; left out is what the step's task does not have (NaN, or of poses when none is given)."""
-    given = lambda tensor: tensor[rollout.has_pose] if tensor.dim() == 3 else tensor  # rewards of poses are (B, G, K)
-    row = {name: given(tensor).nanmean().item() for name, tensor in tensors.items()}
-    if rollout.has_pose.any():
-        row["sigma"] = new.pose.stddev[rollout.has_pose].mean().item()
-    else:
-        row = {name: value for name, value in row.items() if not name.startswith(("pose_", "loss_pose"))}
-    return {name: value for name, value in row.items() if value == value}
-
-
-def mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Each number's mean over the rows that have it: the parts of a batch (those of this process)."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
-
-
 # ---------------------------------------------------------------- the chain
-
-def load_or_train_retrievers(policy: PosePolicy, world: WorldConfig, steps: int) -> dict[str, Retriever]:
-    """The retrieval model that rewards (`reward`) and the one that only judges (`judge`), trained on poses that they do
-    not share; read from `world.out` where they are there."""
-    out, poses = Path(world.out), None
-    for i, name in enumerate(("reward", "judge")):
-        if is_first() and not (out / name).exists():
-            poses = poses or retrieval_poses(world.poses, world.train_poses, world.seed)
-            kept = out / f"{name}.state"
-            train_retriever(poses[i], policy.tokenizer.backend_tokenizer, steps, world.seed + 100 + i, policy.device,
-                            name, kept=kept).save_pretrained(out / name)
-            kept.unlink(missing_ok=True)
-    wait()
-    return {name: Retriever.from_pretrained(out / name).to(policy.device) for name in ("reward", "judge")}
-
 
 def quick(policy: PosePolicy, split: Split, judge: Retriever, body, seed: int, count: int = 128) -> dict:
     """A small evaluation for the curves, of `count` validation poses."""

@@ -7,13 +7,12 @@ So everything runs with no motion capture at hand. Angles are those a coach woul
 Read next: data.py, which makes pictures and examples of these poses and of captured ones.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor
 
 import body
+from body import turn
 
 # All angles in degrees, (lowest, highest), of a left limb; a right limb is its mirror image.
 # raise: from hanging 0 through level 90 to overhead 180. front: where to, 0 sideways, 90 forward, -90 backward.
@@ -139,13 +138,6 @@ HEAD_LIMITS = ((-50, 55), (-35, 35), (-75, 75))  # the same, over the neck and t
 WRIST_LIMITS = ((-70, 70), (-25, 25), (-60, 60))  # about the forearm, about the vertical and z of the T-pose
 
 
-def turn(axis: int, degrees: Tensor) -> Tensor:
-    """Rotation matrices (..., 3, 3) about x, y or z (axis 0, 1, 2) by `degrees` (...)."""
-    vector = torch.zeros(*degrees.shape, 3)
-    vector[..., axis] = torch.deg2rad(degrees)
-    return body.axis_angle_to_matrix(vector)
-
-
 def sample_poses(n: int, generator: np.random.Generator) -> Tensor:
     """Draw n made-up human poses (n, 24, 3, 3): an action of the table, its limbs now and then those of another.
 
@@ -216,65 +208,3 @@ def sample_poses(n: int, generator: np.random.Generator) -> Tensor:
 
 
 # ---------------------------------------------------------------- poses from motion capture
-
-SPLITS = ("train", "val", "test")
-
-
-def amass_poses(path: str | Path) -> tuple[np.ndarray, int]:
-    """The axis-angles (T, 156 or 165) of an AMASS file, as they are, and the step that leaves about 12 a second (1 in a
-    file with `frame_idx`, which was thinned before). Every fault of the file raises a ValueError that names it."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in ("poses", "mocap_framerate", "frame_idx") if key in file}
-    except Exception as error:  # zipfile, zlib, numpy and the system each raise their own
-        raise ValueError(f"{path} cannot be read as an npz file: {error}") from error
-    poses = arrays.get("poses")
-    if poses is None:
-        raise ValueError(f"{path} has no array `poses`; is it an AMASS motion file?")
-    if poses.ndim != 2 or poses.shape[1] not in (156, 165) or not len(poses) or poses.dtype.kind != "f":
-        raise ValueError(f"{path}: `poses` must be floats (T, 156) or (T, 165), found {poses.dtype} {poses.shape}")
-    if not np.isfinite(poses).all():
-        raise ValueError(f"{path}: `poses` holds NaN or infinity in {(~np.isfinite(poses)).any(1).sum()} frames")
-    if np.abs(poses).max() > 100:
-        raise ValueError(f"{path}: `poses` holds {np.abs(poses).max():.3g}, which no angle in radians is")
-    rate = arrays.get("mocap_framerate", np.array(12.0))
-    if rate.size != 1 or rate.dtype.kind not in "fiu" or not 0 < rate.item() < np.inf:
-        raise ValueError(f"{path}: `mocap_framerate` must be one number above 0, found {rate.dtype} {rate.shape}")
-    return poses, 1 if "frame_idx" in arrays else max(1, round(rate.item() / 12))
-
-
-def amass_rotmats(poses: np.ndarray) -> Tensor:
-    """Poses (T, 24, 3, 3), turned from AMASS's z-up world into ours, of its axis-angles: the root, 21 body joints, then
-    fingers or face, which SMPL does not have: its joints 22 and 23 stay at the identity."""
-    rotmats = torch.eye(3).repeat(len(poses), 24, 1, 1)
-    axis_angle = torch.from_numpy(poses[:, :66].astype(np.float32)).unflatten(1, (22, 3))
-    rotmats[:, :22] = body.axis_angle_to_matrix(axis_angle)
-    rotmats[:, 0] = turn(0, torch.tensor(-90.0)) @ rotmats[:, 0]
-    return rotmats
-
-
-def read_amass(path: str | Path) -> Tensor:
-    """Poses (T, 24, 3, 3) of an AMASS file in our frame, about 12 a second; see `amass_poses`, `amass_rotmats`."""
-    poses, step = amass_poses(path)
-    return amass_rotmats(poses[::step])
-
-
-def amass_files(folder: str | Path, split: str) -> list[Path]:
-    """The npz files of `split` ("train", "val", "test"), sorted: those under folder/split where these three folders
-    exist (so that the data's own split of subjects is kept), else every tenth file is test and every tenth val."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder of motion capture files")
-    if all((folder / name).is_dir() for name in SPLITS):
-        files = sorted((folder / split).rglob("*.npz"))
-    else:
-        files = [path for i, path in enumerate(sorted(folder.rglob("*.npz")))
-                 if split == {0: "test", 1: "val"}.get(i % 10, "train")]
-    if not files:
-        raise ValueError(f"{folder}: no npz files for the {split} split")
-    return files
-
-
-def load_amass(folder: str | Path, split: str) -> Tensor:
-    """All poses (N, 24, 3, 3) of a split of an AMASS folder, with the heading removed; see `amass_files`."""
-    return body.remove_heading(torch.cat([read_amass(path) for path in amass_files(folder, split)]))

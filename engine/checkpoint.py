@@ -198,3 +198,27 @@ class TrainingState:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(f"{self.path} cannot be gone on from ({reason}); delete it to start this stage "
                              "anew") from error
+
+
+def warm_up_and_decay(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate times a linear warm-up over a tenth of the steps and a cosine down to zero."""
+    def factor(step: int) -> float:
+        return min((step + 1) / (0.1 * steps + 1), 0.5 + 0.5 * math.cos(math.pi * min(step / steps, 1)))
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def check_folder(folder: Path, name: str, settings: dict) -> None:
+    """Make `folder` and note the settings in `name`, or check that a run found there was made with the same ones."""
+    note = folder / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not note.exists():
+            write_whole(note, json.dumps(settings, indent=1))
+        found = dict(json.loads(note.read_text()))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{note} cannot be read or written as a run's settings ({error}): name another folder with "
+                         f"--out, or delete this one") from error
+    for key, value in settings.items():
+        if found.get(key) != value:
+            raise ValueError(f"{folder} holds a run with {key} = {found.get(key)}, not {value}: name another folder "
+                             f"with --out, or delete this one")

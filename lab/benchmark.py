@@ -39,7 +39,7 @@ from lab.plain import PlainWay, SharedPrompt
 from pose_head import POSE_DIM, draw_poses
 from builtin.poses import sample_poses
 from real.pretrained import load_vlm
-from rewards import Retriever
+from builtin.retriever import Retriever
 from engine.scripts import pick_device, run
 from lab.soak import peak_memory, reset_peak_memory, soak
 from builtin.tiny import PoseEncoder, build_tiny

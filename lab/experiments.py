@@ -22,7 +22,8 @@ import transformers
 from matplotlib.figure import Figure
 
 import evaluate
-from body import load_body, remove_heading
+from body import remove_heading
+from real.smpl import load_body
 from engine.checkpoint import write_whole
 from data import Split
 from lab.metrics import eval_examples, recall, respond
@@ -31,9 +32,11 @@ from lab.pictures import BLUE, GREEN, ORANGE, finish, plot_smoothed
 from pose_head import PoseHead
 from engine.scripts import pick_device, run
 from builtin.tiny import PoseEncoder
-from train_rft import RFTConfig, load_or_train_retrievers, quick, train_rft
-from train_sft import (SFTConfig, WorldConfig, build_policy, check_folder, keep_features, load_world, train_encoders,
-                       train_sft)
+from train_rft import RFTConfig, quick, train_rft
+from builtin.retriever import load_or_train_retrievers
+from train_sft import SFTConfig, WorldConfig, build_policy, keep_features, load_world, train_sft
+from engine.checkpoint import check_folder
+from builtin.tiny_encoders import train_encoders
 
 # What a result is called, where it stands in evaluate's dict, and whether more of it is better.
 MEASURES = {

@@ -22,7 +22,7 @@ import train_sft
 from lab.benchmark import steer
 from data import corpus, make_split
 from builtin.poses import sample_poses
-from rewards import Retriever
+from builtin.retriever import Retriever
 from engine.scripts import pick_device, run
 from lab.soak import peak_memory, reset_peak_memory
 from builtin.tiny import build_tiny

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from body import body_vertices, forward_kinematics, rot6d_to_matrix
+from body import forward_kinematics, rot6d_to_matrix
+from real.smpl import body_vertices
 from data import Example, Split, make_example
 from model import PosePolicy
 

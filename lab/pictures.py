@@ -1,7 +1,7 @@
 """Pictures of a run: before and after, the way there, where the Gaussian is wide, and the method itself.
 
     python pictures.py [--run runs] [--out assets]
-Of a run that `train_rft.py` finished. A body is drawn by body.render, everything else by matplotlib. Nothing of the
+Of a run that `train_rft.py` finished. A body is drawn by renderer.render, everything else by matplotlib. Nothing of the
 method depends on this file.
 """
 
@@ -22,8 +22,9 @@ from torch import Tensor
 from transformers import HfArgumentParser
 
 import captions
-from body import (JOINT, PALETTE, axis_angle_to_matrix, body_vertices, forward_kinematics, load_body, part_colors,
-                  remove_heading, render, rot6d_to_matrix)
+from body import JOINT, axis_angle_to_matrix, forward_kinematics, remove_heading, rot6d_to_matrix
+from real.smpl import body_vertices, load_body
+from builtin.renderer import PALETTE, part_colors, render
 from data import Example, Split, load_splits
 from lab.metrics import eval_examples, mpjpe, respond
 from model import PosePolicy

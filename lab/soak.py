@@ -16,7 +16,7 @@ import torch
 from data import corpus, make_split
 from model import PosePolicy
 from builtin.poses import sample_poses
-from rewards import Retriever
+from builtin.retriever import Retriever
 from builtin.tiny import build_tiny
 from train_rft import MIX, RFTConfig, train_rft
 

@@ -17,8 +17,8 @@ from torch import Tensor
 import body
 import captions
 from real.mixture import Faults, Mixture, Row, Source
-from builtin.poses import amass_files, amass_poses, amass_rotmats, read_amass
-from builtin.poses import turn
+from real.amass import amass_files, amass_poses, amass_rotmats, read_amass
+from body import turn
 from real.smpl_pickle import restricted_load
 
 # PoseScript knows AMASS's folders by their first names.

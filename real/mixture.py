@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 import body
 import captions
+from real.photos import picture
 from data import INSTRUCTIONS, Example, Split, make_example
 
 
@@ -55,23 +55,6 @@ class Faults:
 
 
 # ---------------------------------------------------------------- rows to examples
-
-def picture(path: Path, box: tuple[float, float, float] | None, size: int) -> np.ndarray:
-    """The square of an image, black where it leaves the image: uint8 (size, size, 3). Without a box all of it."""
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except Exception as error:  # pillow's decoders each raise their own
-        raise ValueError(f"{path} cannot be read as an image: {error}") from None
-    x, y, side = box or (image.width / 2, image.height / 2, max(image.size))
-    left, top, side = round(x - side / 2), round(y - side / 2), round(side)
-    if left >= image.width or top >= image.height or left + side <= 0 or top + side <= 0:
-        raise ValueError(f"the person's box lies outside of {path}, {image.width} x {image.height}")
-    if side > 4 * max(image.size):
-        raise ValueError(f"the person's box, {side} pixels, is far larger than {path}; is `scale` of another unit?")
-    crop = image.crop((left, top, left + side, top + side))
-    return np.array(crop.resize((size, size), Image.Resampling.BILINEAR))
-
 
 @dataclass
 class Source:

@@ -17,15 +17,16 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 import captions
-from body import body_vertices, load_body, matrix_to_axis_angle, matrix_to_rot6d, remove_heading
+from body import matrix_to_axis_angle, matrix_to_rot6d, remove_heading
+from real.smpl import body_vertices, load_body
 from data import Example, load_splits
 from real.formats import read_data
 from lab.metrics import (CHUNK, RECALL_AT, best_of, bootstrap, compare, errors_24, eval_examples, frechet_distance, hits,
                      pa_mpjpe, respond)
 from model import PosePolicy
 from lab.pictures import BLUE, finish
-from builtin.poses import turn
-from rewards import load_judge
+from body import turn
+from builtin.retriever import load_judge
 
 # Of the 17 joints that Human3.6M's regressor gives, the 14 that 3DPW is measured on, in LSP's order; its joint 0 is the
 # pelvis that is the root (Kolotouros et al., SPIN, 2019).

@@ -7,7 +7,8 @@ import torch
 
 import captions
 from body import JOINT, axis_angle_to_matrix, mirror
-from captions import MIRRORED_STATEMENT, STATEMENTS, check, describe, parse, pose_holds, questions, swap_sides
+from captions import MIRRORED_STATEMENT, STATEMENTS, check, describe, parse, pose_holds, swap_sides
+from builtin.questions import questions
 
 PHRASE = {phrase: i for i, s in enumerate(STATEMENTS) for phrase in s.phrases}
 

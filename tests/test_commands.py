@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import predict
 from engine import scripts
+from lab import prediction_picture
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--train_poses", "48", "--eval_poses", "12", "--encoder_steps", "3", "--sft_steps", "4", "--sft_batch", "8",
@@ -85,7 +85,7 @@ def test_the_tests_that_are_named_exist(name):
 def test_commands_run(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.full((80, 60, 3), 128, np.uint8)).save("photo.jpg")
-    monkeypatch.setattr(predict, "SIZE", 48)
+    monkeypatch.setattr(prediction_picture, "SIZE", 48)
     for command in RUN.values():
         monkeypatch.setattr(sys, "argv", list(command))
         monkeypatch.setattr(sys, "stdin", io.StringIO("sitting\n\n"))

@@ -125,9 +125,9 @@ def white_on_black(monkeypatch):
 
 def test_a_raised_left_hand_is_left_in_picture_and_words(white_on_black, monkeypatch):
     rotmats = torch.eye(3).repeat(8, 24, 1, 1)
-    rotmats[:, body.JOINT["left_shoulder"]] = poses.turn(2, torch.tensor(60.0))
-    rotmats[:, body.JOINT["right_shoulder"]] = poses.turn(2, torch.tensor(75.0))
-    monkeypatch.setattr(data, "turn", lambda axis, degrees: poses.turn(axis, 0 * degrees))  # face the camera
+    rotmats[:, body.JOINT["left_shoulder"]] = body.turn(2, torch.tensor(60.0))
+    rotmats[:, body.JOINT["right_shoulder"]] = body.turn(2, torch.tensor(75.0))
+    monkeypatch.setattr(data, "turn", lambda axis, degrees: body.turn(axis, 0 * degrees))  # face the camera
     split = data.make_split(rotmats, np.random.default_rng(0))
     for image in split.images.max(-1) > 128:
         rows, columns = np.nonzero(image)
@@ -212,13 +212,13 @@ def test_amass_frame_joints_and_frame_rate(tmp_path):
     raw[:, 0] = math.pi / 2  # upright and facing the viewer, in AMASS's z-up world
     raw[:, 3 * 18] = -1.0  # left elbow
     raw[:, 66:] = 0.7  # fingers of SMPL+H
-    rotmats = poses.read_amass(amass(tmp_path / "a.npz", raw, mocap_framerate=120.0))
+    rotmats = amass.read_amass(amass(tmp_path / "a.npz", raw, mocap_framerate=120.0))
     assert rotmats.shape == (10, 24, 3, 3)
     assert torch.allclose(rotmats[:, 0], torch.eye(3).expand(10, 3, 3), atol=1e-6)
-    assert torch.allclose(rotmats[0, 18], poses.turn(0, torch.rad2deg(torch.tensor(-1.0))), atol=1e-5)
+    assert torch.allclose(rotmats[0, 18], body.turn(0, torch.rad2deg(torch.tensor(-1.0))), atol=1e-5)
     assert torch.equal(rotmats[:, 22:], torch.eye(3).expand(10, 2, 3, 3))
     thinned = amass(tmp_path / "b.npz", raw, mocap_framerate=120.0, frame_idx=np.arange(100))
-    assert len(poses.read_amass(thinned)) == 100
+    assert len(amass.read_amass(thinned)) == 100
 
 
 def test_amass_faults_name_the_file(tmp_path):
@@ -236,7 +236,7 @@ def test_amass_faults_name_the_file(tmp_path):
                           "pickle": "cannot be read", "absent": "cannot be read", "nan": "NaN or infinity in 1 frames",
                           "narrow": r"found float64 \(4, 63\)", "empty": r"\(0, 156\)"}.items():
         with pytest.raises(ValueError, match=message) as error:
-            poses.read_amass(tmp_path / f"{name}.npz")
+            amass.read_amass(tmp_path / f"{name}.npz")
         assert f"{name}.npz" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -247,13 +247,13 @@ def test_amass_folders_make_splits(tmp_path):
     for i in range(12):
         amass(tmp_path / "flat" / f"subject{i}" / "walk.npz", rng.normal(0, .3, (5, 156)), frame_idx=np.arange(5))
     with pytest.raises(ValueError, match="no npz"):
-        poses.amass_files(tmp_path / "flat" / "subject0", "val")  # its only file is in test
-    files = [poses.amass_files(tmp_path / "flat", name) for name in poses.SPLITS]
+        amass.amass_files(tmp_path / "flat" / "subject0", "val")  # its only file is in test
+    files = [amass.amass_files(tmp_path / "flat", name) for name in amass.SPLITS]
     assert list(map(len, files)) == [8, 2, 2] and len(set(sum(files, []))) == 12
     for name, count in (("train", 3), ("val", 1), ("test", 2)):
         for i in range(count):
             amass(tmp_path / "split" / name / f"{i}.npz", rng.normal(0, .3, (5, 156)), frame_idx=np.arange(5))
-    assert [len(poses.amass_files(tmp_path / "split", name)) for name in poses.SPLITS] == [3, 1, 2]
+    assert [len(amass.amass_files(tmp_path / "split", name)) for name in amass.SPLITS] == [3, 1, 2]
     splits = data.load_splits(tmp_path / "split", images=False)
     sets = [split.rotmats for split in splits.values()]
     assert list(map(len, sets)) == [30, 5, 10] and len(set().union(*map(keys, sets))) == 45  # train is mirrored too

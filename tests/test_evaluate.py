@@ -8,10 +8,11 @@ import torch
 
 import evaluate
 from lab import metrics
-from body import axis_angle_to_matrix, forward_kinematics, load_body
+from body import axis_angle_to_matrix, forward_kinematics
+from real.smpl import load_body
 from data import corpus, make_split
 from builtin.poses import sample_poses
-from rewards import Retriever
+from builtin.retriever import Retriever
 from builtin.tiny import build_tiny
 
 JOINTS = forward_kinematics(sample_poses(20, np.random.default_rng(0)))[0].double()

@@ -18,9 +18,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
+from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import load_file, save
 
 import body
@@ -28,11 +27,13 @@ import captions
 import data
 import predict
 import rewards
-from model import WORDS, PosePolicy
-from builtin.poses import read_amass
-from rewards import Retriever
+from builtin.retriever import Retriever
 from builtin.tiny import build_tiny
-from train_sft import check_folder
+from engine.checkpoint import check_folder
+from lab import prediction_picture
+from model import WORDS, PosePolicy
+from real import photos, smpl
+from real.amass import read_amass
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -128,8 +129,8 @@ def small_body() -> dict[str, np.ndarray]:
 
 
 def read_body(path: Path) -> torch.Tensor:
-    model = body.load_body.__wrapped__(str(path))  # without its cache: the name is the same at each call
-    vertices = body.body_vertices(model, torch.eye(3).repeat(1, 24, 1, 1), torch.zeros(1, 10))[0]
+    model = smpl.load_body.__wrapped__(str(path))  # without its cache: the name is the same at each call
+    vertices = smpl.body_vertices(model, torch.eye(3).repeat(1, 24, 1, 1), torch.zeros(1, 10))[0]
     assert vertices.shape[1] == len(model.v_template) and len(vertices[0, model.faces_tensor]) == len(model.faces)
     return vertices
 
@@ -318,7 +319,7 @@ def test_no_pickle_is_executed(checkpoints, folder):
         for kind, names in FILES.items():
             for name in names:
                 sound_or_one_sentence(READ[kind], copy_of(checkpoints / kind, **{name.replace(".", "__"): content}))
-        for read, path in ((read_amass, "motion.npz"), (read_body, "body.npz"), (predict.read_image, "photo.png")):
+        for read, path in ((read_amass, "motion.npz"), (read_body, "body.npz"), (photos.read_image, "photo.png")):
             (folder / path).write_bytes(content)
             assert sound_or_one_sentence(read, folder / path) is None
     honest = copy_of(checkpoints / "policy")  # weights alone, but pickled: not read either
@@ -386,11 +387,11 @@ def is_picture(pixels) -> bool:
 
 
 @cases(400)
-@given(st.sampled_from([picture(form) for form in predict.FORMATS]).flatmap(broken))
+@given(st.sampled_from([picture(form) for form in photos.FORMATS]).flatmap(broken))
 @pytest.mark.filterwarnings("ignore")
 def test_broken_images(folder, content):
     (folder / "photo.png").write_bytes(content)
-    pixels = sound_or_one_sentence(predict.read_image, folder / "photo.png")
+    pixels = sound_or_one_sentence(photos.read_image, folder / "photo.png")
     assert pixels is None or is_picture(pixels)
 
 
@@ -411,7 +412,7 @@ def test_images_that_promise_what_they_do_not_hold(folder, content, reason):
     path, started = folder / "photo.png", time.monotonic()
     path.write_bytes(content)
     with pytest.raises(ValueError, match=reason) as error:
-        predict.read_image(path)
+        photos.read_image(path)
     assert str(path) in str(error.value) and time.monotonic() - started < 2
 
 
@@ -419,7 +420,7 @@ def test_images_that_promise_what_they_do_not_hold(folder, content, reason):
     ("BMP", "1"), ("TIFF", "CMYK"), ("TIFF", "LAB"), ("TIFF", "YCbCr"), ("JPEG", "CMYK"), ("PNG", "P"), ("PNG", "LA")])
 def test_images_of_every_format_look_the_same(folder, form, mode):
     (folder / "photo").write_bytes(picture(form, mode, (64, 64)))
-    pixels = predict.read_image(folder / "photo").astype(float)
+    pixels = photos.read_image(folder / "photo").astype(float)
     assert is_picture(pixels.astype(np.uint8)) and abs(pixels.mean() - 127) < 20
 
 
@@ -427,11 +428,11 @@ def test_images_of_every_format_look_the_same(folder, form, mode):
 def test_images_of_more_than_8_bits_are_refused_and_not_cut_at_255(folder, dtype):
     Image.fromarray(np.full((64, 64), 300, dtype)).save(folder / "photo.tif")
     with pytest.raises(ValueError, match="8 bits"):
-        predict.read_image(folder / "photo.tif")
+        photos.read_image(folder / "photo.tif")
 
 
 def test_a_folder_is_no_image(folder):
-    assert sound_or_one_sentence(predict.read_image, folder) is None
+    assert sound_or_one_sentence(photos.read_image, folder) is None
 
 
 # ---------------------------------------------------------------- words
@@ -516,8 +517,8 @@ def test_a_prompt_longer_than_the_policy_reads_is_refused(policy):
 
 @pytest.mark.filterwarnings("ignore:Glyph", "ignore:Matplotlib currently does not support")
 def test_any_words_can_be_drawn(folder, monkeypatch):
-    monkeypatch.setattr(predict, "SIZE", 32)
+    monkeypatch.setattr(prediction_picture, "SIZE", 32)
     words = "".join(map(chr, range(32))) + "\x7f\x9b\u202e \ufffd $\\frac{ ركبة 膝 " + "x" * 3_000
-    predict.draw(folder / "picture.png", body.load_body(), words, PIXELS, words, [f"+ {words}"] * 40,
+    prediction_picture.draw(folder / "picture.png", smpl.load_body(), words, PIXELS, words, [f"+ {words}"] * 40,
                  torch.eye(3).repeat(3, 24, 1, 1))
     assert Image.open(folder / "picture.png").size == (1600, 900)

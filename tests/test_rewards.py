@@ -10,6 +10,7 @@ import captions
 import rewards
 from body import forward_kinematics, matrix_to_rot6d, mirror, remove_heading
 from builtin.poses import sample_poses
+from builtin.retriever import Retriever, train_retriever
 from builtin.tiny import build_tiny
 
 POSES = sample_poses(400, np.random.default_rng(0))
@@ -20,7 +21,7 @@ def retriever():
     rng = np.random.default_rng(1)
     texts = [captions.describe(row, rng)[0] for row in captions.pose_holds(POSES).numpy()]
     tokenizer = build_tiny(texts)[1].tokenizer.backend_tokenizer
-    return rewards.train_retriever(POSES[:300], tokenizer, 60, 0, torch.device("cpu"), batch_size=64)
+    return train_retriever(POSES[:300], tokenizer, 60, 0, torch.device("cpu"), batch_size=64)
 
 
 def example(task, index, seed=0):
@@ -101,10 +102,10 @@ def test_retriever_finds_unseen_poses_far_above_chance(retriever):
 
 def test_retriever_saved_and_loaded_is_the_same(retriever, tmp_path):
     retriever.save_pretrained(tmp_path / "judge")
-    loaded = rewards.Retriever.from_pretrained(tmp_path / "judge")
+    loaded = Retriever.from_pretrained(tmp_path / "judge")
     texts = ["The left knee is bent.", "", "sitting " * 500]
     assert torch.equal(loaded.encode_text(texts), retriever.encode_text(texts))
     assert torch.isfinite(loaded.encode_text(texts)).all()
     assert torch.equal(loaded.encode_pose(POSES[:5]), retriever.encode_pose(POSES[:5]))
     with pytest.raises(FileNotFoundError, match="train_rft.py"):
-        rewards.Retriever.from_pretrained(tmp_path)
+        Retriever.from_pretrained(tmp_path)

@@ -13,13 +13,14 @@ from torch.distributions import Independent, Normal
 import evaluate
 import train_rft
 import train_sft
-from body import matrix_to_axis_angle, matrix_to_rot6d
+from body import matrix_to_axis_angle, matrix_to_rot6d, turn
+from builtin.poses import sample_poses
+from builtin.retriever import Retriever
+from builtin.tiny import build_tiny
 from data import draw_batch, make_example, make_split
+from engine.log import numbers
 from model import PosePolicy
 from pose_head import PoseHead
-from builtin.poses import sample_poses, turn
-from rewards import Retriever
-from builtin.tiny import build_tiny
 
 SMALL = ["--train_poses", "96", "--eval_poses", "24", "--encoder_steps", "4", "--sft_steps", "6", "--sft_batch", "16",
          "--retriever_steps", "4", "--rft_steps", "3", "--prompts", "6", "--group_size", "3", "--poses_per_answer", "4",
@@ -161,11 +162,11 @@ def test_numbers_of_a_step_are_of_what_its_task_has_and_of_poses_that_were_given
     tensors = {"format": torch.tensor([[1.0, 0]]), "joint": torch.tensor([[[1.0, 2], [50, 60]]]),
                "semantic": nan.expand(1, 2, 2), "text_kl": torch.tensor(.25), "pose_kl": torch.tensor(3.0)}
     new = SimpleNamespace(pose=pose)
-    row = train_rft.numbers(tensors, new, rollout)
+    row = numbers(tensors, new, rollout)
     assert row == {"format": .5, "joint": 1.5, "text_kl": .25, "pose_kl": 3, "sigma": .5}
     rollout.has_pose[:] = False
     tensors |= {"pose_kl": nan, "loss_pose": torch.tensor(0.0)}
-    assert train_rft.numbers(tensors, new, rollout) == {"format": .5, "text_kl": .25}
+    assert numbers(tensors, new, rollout) == {"format": .5, "text_kl": .25}
 
 
 @pytest.mark.parametrize("covariance", ["diag", "lowrank", "full"])

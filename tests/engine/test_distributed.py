@@ -19,10 +19,10 @@ from data import corpus, make_split
 from model import PosePolicy
 from pose_head import draw_tokens
 from builtin.poses import sample_poses
-from rewards import Retriever
+from builtin.retriever import Retriever
 from builtin.tiny import build_tiny
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")

@@ -13,20 +13,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine import checkpoint
-from lab import pictures
 import hygrpo
 import rewards
-from engine import scripts
 import train_rft
-import train_sft
-from engine.checkpoint import TrainingState, read_log, whole_folder, write_whole
-from data import make_split
-from model import PosePolicy
 from builtin.poses import sample_poses
-from rewards import Retriever
+from builtin.retriever import Retriever
+from data import make_split
+from engine import checkpoint, scripts
+from engine.checkpoint import TrainingState, read_log, whole_folder, write_whole
+from lab import pictures
+from model import PosePolicy
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 SMALL = ["--train_poses", "48", "--eval_poses", "8", "--encoder_steps", "5", "--sft_steps", "7", "--sft_batch", "8",
          "--retriever_steps", "5", "--rft_steps", "9", "--prompts", "4", "--group_size", "2", "--poses_per_answer", "2",
          "--eval_every", "4", "--device", "cpu"]
@@ -192,7 +190,7 @@ def small_state(path: Path | None, steps: int, rng=None) -> tuple[TrainingState,
     torch.manual_seed(0)
     layer = torch.nn.Linear(2, 1)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=.1, fused=True)
-    schedule = train_sft.warm_up_and_decay(optimizer, steps)
+    schedule = checkpoint.warm_up_and_decay(optimizer, steps)
     return TrainingState(path, layer, optimizer, schedule, rng or np.random.default_rng(0)), layer
 
 

@@ -6,7 +6,8 @@ import torch
 from matplotlib.figure import Figure
 
 from lab import pictures
-from body import axis_angle_to_matrix, forward_kinematics, load_body
+from body import axis_angle_to_matrix, forward_kinematics
+from real.smpl import load_body
 from builtin.poses import sample_poses
 
 BODY = load_body()

@@ -24,7 +24,7 @@ from data import make_split
 from model import PosePolicy
 from builtin.poses import sample_poses
 from real.pretrained import check_common_path, load_vlm
-from rewards import Retriever
+from builtin.retriever import Retriever
 from test_model import CORPUS, EXAMPLES
 from test_shared_prefix import IDEFICS_TEMPLATE
 from builtin.tiny import PoseEncoder, build_tiny

@@ -10,17 +10,18 @@ from test_smpl_pickle import python2
 import body
 import captions
 import data
-from real import formats
 import hygrpo
 import rewards
 import train_rft
 import train_sft
 from body import JOINT
-from real.mixture import picture
-from model import PosePolicy
-from builtin.poses import amass_rotmats
-from rewards import Retriever
+from builtin import renderer
+from builtin.retriever import Retriever
 from builtin.tiny import build_tiny
+from model import PosePolicy
+from real import formats, smpl
+from real.amass import amass_rotmats
+from real.photos import picture
 
 LEFT, RIGHT = (next(i for i, s in enumerate(captions.STATEMENTS) if s.key == f"the {side} hand is above the head")
                for side in ("left", "right"))
@@ -48,10 +49,10 @@ CAMERA = pose72((math.pi, 0, 0))
 
 def photograph() -> Image.Image:
     """The built-in body in that pose, 96 pixels high, in a white square of 128 at (40, 20) of a dark picture."""
-    model = body.load_body()
+    model = smpl.load_body()
     rotmats = body.axis_angle_to_matrix(torch.from_numpy(pose72((0, 0, 0))).view(1, 24, 3))
-    vertices, _ = body.body_vertices(model, rotmats, torch.zeros(1, 10))
-    seen = body.render(vertices, model.faces_tensor, body.part_colors(model, body.PALETTE[None]), 128,
+    vertices, _ = smpl.body_vertices(model, rotmats, torch.zeros(1, 10))
+    seen = renderer.render(vertices, model.faces_tensor, renderer.part_colors(model, renderer.PALETTE[None]), 128,
                        torch.tensor([[0., -.1]]), torch.tensor([2.6]), light=torch.tensor([[0., 0, 1]]),
                        background=torch.ones(1, 3))[0].numpy()
     whole = np.full((200, 260, 3), 40, np.uint8)

@@ -13,11 +13,12 @@ import evaluate
 from real import formats
 from lab import metrics
 from real import protocols
-from body import axis_angle_to_matrix, body_vertices, load_body
+from body import axis_angle_to_matrix
+from real.smpl import body_vertices, load_body
 from data import corpus, make_split
 from model import PosePolicy
 from builtin.poses import sample_poses
-from rewards import Retriever
+from builtin.retriever import Retriever
 from test_formats import CAMERA, FORMATS, posescript, rpe, threedpw, write
 from builtin.tiny import build_tiny
 

@@ -1,0 +1,77 @@
+"""TODO header."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from body import forward_kinematics
+from builtin.tiny import PoseEncoder
+from captions import STATEMENTS
+from data import Split
+from engine.checkpoint import TrainingState, warm_up_and_decay
+from model import PosePolicy
+
+
+
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures (N, H, W, 3) uint8 shifted by up to 3 pixels, brightened, coloured and with noise."""
+    dx, dy = torch.randint(-3, 4, (2,), generator=generator).tolist()
+    pixels = images.roll((dy, dx), (1, 2)).float()
+    gain = 1 + 0.15 * torch.randn(len(images), 1, 1, 3, generator=generator)
+    noise = 6 * torch.randn(images.shape, generator=generator)
+    return (pixels * gain + noise).clamp(0, 255).to(torch.uint8)
+
+
+def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batch_size: int = 64,
+                   towers: bool = True, kept: Path | None = None) -> None:
+    """Teach the pose-aware encoder to regress poses and the vision tower to name statements, then freeze both.
+    Without `towers` the VLM is left as it is; a pose encoder of transformers always is.
+
+    The pose loss is the mean absolute error of rotation matrices, of joints after kinematics (weighed 10), and of
+    joints read straight from the features (weighed 20), which is learned soonest. Statements are read from the pose
+    features too (weighed 6): what is linear in them, the language model finds with few questions.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    device = policy.device
+    eyes = isinstance(policy.pose_encoder, PoseEncoder)
+    tower = [policy.vlm.model.vision_tower, policy.vlm.model.multi_modal_projector] if towers else []
+    # Readers that are thrown away: statements from both kinds of features, joints straight from the pose features.
+    width = policy.pose_encoder.width
+    namer = nn.Linear(policy.pose_projector[1].out_features, len(STATEMENTS)).to(device)
+    pose_namer, locator = nn.Linear(width, len(STATEMENTS)).to(device), nn.Linear(width, 72).to(device)
+    modules = nn.ModuleList([*([policy.pose_encoder] if eyes else []), *tower, namer, pose_namer, locator])
+    modules.requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=3e-3, weight_decay=0.01, fused=True)
+    schedule = warm_up_and_decay(optimizer, steps)
+    images, holds = torch.from_numpy(split.images), torch.from_numpy(split.image_holds).float()
+    image_joints = forward_kinematics(split.image_rotmats)[0]
+    if towers:
+        normalise = policy.processor.image_processor
+        mean, std = (255 * torch.tensor(x, device=device) for x in (normalise.image_mean, normalise.image_std))
+    state = TrainingState(kept, modules, optimizer, schedule, generator)
+    for bar in state.steps(steps, "image encoders"):
+        rows = torch.randint(len(images), (batch_size,), generator=generator)
+        batch, name_error = augment(images[rows], generator).to(device), nn.functional.binary_cross_entropy_with_logits
+        loss, shown, true_names = 0.0, {}, holds[rows].to(device)
+        if eyes:
+            features = policy.pose_encoder(batch)  # (N, tokens, width)
+            predicted, pooled = policy.pose_encoder.regress(features), features.mean(1)  # (N, 24, 3, 3), (N, width)
+            joints = locator(pooled).unflatten(-1, (24, 3))  # (N, 24, 3)
+            true, true_joints = split.image_rotmats[rows].to(device), image_joints[rows].to(device)
+            error = (forward_kinematics(predicted)[0] - true_joints).abs().mean()  # metres
+            pose_loss = (predicted - true).abs().mean() + 10 * error + 20 * (joints - true_joints).abs().mean()
+            pose_name_loss = name_error(pose_namer(pooled), true_names)
+            loss = loss + pose_loss + 6 * pose_name_loss
+            shown |= {"pose": pose_loss, "joint_mm": 1000 * error, "naming": pose_name_loss}
+        if towers:
+            pixels = ((batch - mean) / std).movedim(-1, 1)  # (N, 3, 64, 64)
+            named = torch.stack(list(policy.vlm.get_image_features(pixel_values=pixels).pooler_output))  # (N, 4, H)
+            name_loss = name_error(namer(named.mean(1)), true_names)
+            loss, shown["vlm_naming"] = loss + name_loss, name_loss
+        loss.backward()
+        state.update(loss.item())
+        if state.step % 20 == 0:
+            bar.set_postfix({name: f"{value.item():.3g}" for name, value in shown.items()})
+    policy.freeze_encoders()
+    policy.eval()

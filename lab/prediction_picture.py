@@ -1,0 +1,70 @@
+"""TODO header."""
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.cm import ScalarMappable
+from torch import Tensor
+
+from body import axis_angle_to_matrix
+from builtin.renderer import PALETTE, part_colors, render
+from real.smpl import body_vertices
+
+SIZE = 480  # pixels a picture of a body is high
+GHOSTS, SHOWN = 12, 8  # samples painted translucent, and on their own
+
+
+def draw(path: Path, body, asked: str, image: np.ndarray | None, answer: str, lines: list[str],
+         rotmats: Tensor) -> None:
+    """The picture: the mean pose before translucent samples, from two sides; the mean pose coloured by how far each
+    part varies; samples on their own; beside them the words. rotmats: (1 + K, 24, 3, 3), the mean pose first."""
+    vertices = body_vertices(body, rotmats, torch.zeros(len(rotmats), 10))[0]  # (1 + K, V, 3), pelvis at the origin
+    spread = 100 * vertices[1:].var(0, correction=0).sum(-1).sqrt()  # (V,) cm
+    front, quarter = vertices[:1 + GHOSTS], axis_angle_to_matrix(torch.tensor([0.0, -np.pi / 2, 0.0]))
+    views = torch.stack([front, front @ quarter.mT])  # (2, 1 + n, V, 3)
+    low, high = views[..., :2].amin((0, 1, 2)), views[..., :2].amax((0, 1, 2))
+    reach, white = 1.04 * (high - low).max(), torch.ones(1, 1, 1, 3)
+    wide = 1.04 * ((high - low)[0] / reach).item()  # the share of a picture's columns that is not empty
+
+    def paint(vertices: Tensor, colors: Tensor, background: Tensor, fine: int = 2) -> Tensor:  # (B, SIZE, SIZE, 3)
+        B, light = len(vertices), torch.tensor([0.3, 0.5, 1.0])
+        return render(vertices, body.faces_tensor, colors.expand(B, -1, -1), SIZE, ((low + high) / 2).expand(B, 2),
+                      reach.expand(B), light=light.expand(B, 3), background=background, supersample=fine) / 255
+
+    clothes = part_colors(body, PALETTE[None])
+    ghosts = paint(views[:, 1:].flatten(0, 1), clothes, white, 1).unflatten(0, (2, -1))  # (2, n, SIZE, SIZE, 3)
+    cloud = (1 - 0.3 * (1 - ghosts)).prod(1)  # stacked like films, so that their order does not matter
+    means = 0.85 * paint(views[:, 0], clothes, cloud) + 0.15 * cloud
+    scale = ScalarMappable(Normalize(0, max(1, spread.max().item())), "viridis")
+    heat = paint(front[:1], torch.from_numpy(scale.to_rgba(spread.numpy())[None, :, :3]).float(), white)
+    figure = Figure(figsize=(16, 9))
+
+    def show(place: tuple[float, ...], pixels: Tensor | np.ndarray, title: str = "") -> None:
+        axis = figure.add_axes(place, frame_on=False, xticks=[], yticks=[], title=title)
+        axis.title.set_size(18)
+        axis.imshow(np.asarray(pixels))
+        if len(pixels) == SIZE:  # leave out the empty columns on either side
+            axis.set_xlim(SIZE / 2 * (1 - wide), SIZE / 2 * (1 + wide))
+
+    seen = ("front", "from its left") if image is None else ("as the camera sees it", "from the side")
+    for i, (title, pixels) in enumerate(zip((*seen, "standard deviation, cm"), (*means, *heat))):
+        show((0.23 + 0.24 * i, 0.33, 0.235, 0.6), pixels, title)
+    bar = figure.colorbar(scale, cax=figure.add_axes((0.955, 0.38, 0.008, 0.5)))
+    bar.ax.tick_params(labelsize=13)
+    figure.text(0.23, 0.28, "samples (above: translucent, behind the mean pose)", fontsize=15)
+    for i, pixels in enumerate(ghosts[0, :SHOWN]):
+        show((0.23 + 0.095 * i, 0.02, 0.094, 0.25), pixels)
+    if image is not None:
+        show((0.015, 0.62, 0.19, 0.31), image)
+    top = 0.93 if image is None else 0.58
+    texts = [textwrap.fill(textwrap.shorten(text, 250, placeholder=" ..."), 32) for text in (asked, answer, *lines)]
+    step = min(0.031, (top - 0.03) / sum(text.count("\n") + 1.7 for text in texts))  # small print where there is much
+    for i, text in enumerate(texts):
+        color = "black" if i < 2 else "#00684a" if text[0] == "+" else "#b3400a"
+        figure.text(0.015, top, text, va="top", fontsize=450 * step, linespacing=1.25, parse_math=False, color=color)
+        top -= step * (text.count("\n") + 1.7)
+    figure.savefig(path, dpi=100)
