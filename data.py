@@ -19,7 +19,7 @@ import captions
 from body import turn
 from builtin.poses import sample_poses
 from builtin.questions import questions
-from builtin.scene import _photograph
+from builtin.scene import photograph
 from real import smpl
 from real.amass import SPLITS, amass_files, load_amass, read_amass
 
@@ -53,7 +53,7 @@ def make_split(rotmats: Tensor, rng: np.random.Generator, size: int = 64, images
     pictures = None
     if images:
         model = body_model if body_model is not None else smpl.load_body()
-        pictures = np.concatenate([_photograph(model, seen[i:i + 32], betas[i:i + 32], size, rng)
+        pictures = np.concatenate([photograph(model, seen[i:i + 32], betas[i:i + 32], size, rng)
                                    for i in range(0, n, 32)])
     holds, image_holds = captions.pose_holds(rotmats).numpy(), captions.pose_holds(seen).numpy()
     return Split(rotmats, holds, seen, image_holds, betas, pictures)

@@ -4,11 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import body
+from builtin import renderer
+from real import smpl
 
 
 
-def _photograph(model: torch.nn.Module, rotmats: Tensor, betas: Tensor, size: int,
+def photograph(model: torch.nn.Module, rotmats: Tensor, betas: Tensor, size: int,
                 rng: np.random.Generator) -> np.ndarray:
     """Pictures (B, size, size, 3) of posed bodies with clothes, light, background and a crop drawn at random."""
     B = len(rotmats)
@@ -16,9 +17,9 @@ def _photograph(model: torch.nn.Module, rotmats: Tensor, betas: Tensor, size: in
     def draw(low: float, high: float, *shape: int) -> Tensor:
         return torch.from_numpy(rng.uniform(low, high, (B, *shape))).float()
 
-    vertices, _ = body.body_vertices(model, rotmats, betas)
-    palette = (body.PALETTE + draw(-.1, .1, 7, 3)) * draw(.8, 1.15, 7, 1)
-    palette[:, body.PARTS.index("skin")] *= draw(.4, 1.1, 1)
+    vertices, _ = smpl.body_vertices(model, rotmats, betas)
+    palette = (renderer.PALETTE + draw(-.1, .1, 7, 3)) * draw(.8, 1.15, 7, 1)
+    palette[:, renderer.PARTS.index("skin")] *= draw(.4, 1.1, 1)
     light = torch.stack([draw(-1, 1), draw(0, 1.2), draw(.5, 1)], -1)  # from the camera's side, never from below
 
     # Background: a smooth gradient of pale colours, and grain.
@@ -32,6 +33,6 @@ def _photograph(model: torch.nn.Module, rotmats: Tensor, betas: Tensor, size: in
     center = (low + high) / 2 + draw(-.05, .05, 2) * (high - low)
     nearer = (distance[:, None] / (distance[:, None] - vertices[..., 2]))[..., None]  # perspective
     reach = ((vertices[..., :2] - center[:, None]) * nearer).abs().amax((1, 2))
-    pictures = body.render(vertices, model.faces_tensor, body.part_colors(model, palette), size, center,
+    pictures = renderer.render(vertices, model.faces_tensor, renderer.part_colors(model, palette), size, center,
                            2 * reach * draw(1.02, 1.3), distance, light=light, background=background)
     return pictures.numpy()
