@@ -105,8 +105,9 @@ def test_accumulation_changes_no_result(start, whole, stage):
 
 WORKER = """
 import sys, torch
-sys.path[:0] = [{root!r}, {root!r} + "/tests"]
-import distributed, test_distributed
+sys.path[:0] = [{root!r}, {root!r} + "/tests/engine"]
+from engine import distributed
+import test_distributed
 from pathlib import Path
 torch.set_num_threads({threads})
 distributed.start()

@@ -102,7 +102,7 @@ def test_a_run_killed_ten_times_ends_in_the_same_bits(whole, monkeypatch, tmp_pa
 
 def test_a_process_killed_by_the_system_goes_on_to_the_same_bits(whole, tmp_path):
     """SIGKILL, twice, while stage two runs; then Ctrl-C, which says how to go on; then to the end."""
-    command = [sys.executable, "-c", "import sys, checkpoint, pictures, train_rft, scripts; checkpoint.KEEP_SECONDS = 0;"
+    command = [sys.executable, "-c", "import sys, train_rft; from engine import checkpoint, scripts; from lab import pictures; checkpoint.KEEP_SECONDS = 0;"
                "pictures.before_after = lambda *a, **k: None; sys.argv[0] = 'train_rft.py'; scripts.run(train_rft.main)",
                "--out", str(tmp_path / "runs"), *SMALL]
     log = tmp_path / "runs" / "log.jsonl"
