@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from tqdm import tqdm
 from engine.distributed import is_first
 
 KEEP_SECONDS = 30  # at least, between two writings of the state: what a kill costs
+LINE_SECONDS = 30  # at least, between two lines of a progress bar that is written into a file
 MAX_SKIPPED = 10  # updates skipped in a row before the run ends
 
 
@@ -102,6 +104,25 @@ def append(rows: list[dict], row: dict, path: Path | None) -> None:
 
 # ---------------------------------------------------------------- the state of a training loop
 
+class Bar(tqdm):
+    """tqdm's progress bar, which redraws one line. Where stderr is a file or a pipe and nothing can be redrawn, a new
+    line every LINE_SECONDS instead."""
+
+    def __init__(self, **options):
+        self.redraws = sys.stderr.isatty()
+        if not self.redraws:
+            options |= {"mininterval": LINE_SECONDS, "miniters": 1}  # by the clock alone, not by the count of steps
+        super().__init__(file=sys.stderr, dynamic_ncols=self.redraws, **options)
+
+    def set_postfix(self, *args, **kwargs) -> None:
+        """The numbers to show, with the next line: tqdm would draw one at once."""
+        super().set_postfix(*args, **kwargs, refresh=False)
+
+    @staticmethod
+    def status_printer(file):
+        return tqdm.status_printer(file) if file.isatty() else lambda line: print(line, file=file, flush=True)
+
+
 class TrainingState:
     """All that a loop needs to go on, kept in the file `path` (None: nowhere), and its updates.
 
@@ -124,13 +145,13 @@ class TrainingState:
         if path is not None and path.exists():
             self._read()
 
-    def steps(self, count: int, name: str) -> Iterator[tqdm]:
+    def steps(self, count: int, name: str) -> Iterator[Bar]:
         """The progress bar, once for each of `count` steps that is left. Between steps the state is kept when it is
         time. Ctrl-C lets the step end, keeps the state and raises KeyboardInterrupt; a second one stops at once."""
         in_main = threading.current_thread() is threading.main_thread()  # elsewhere Python takes no signals
         handler = signal.signal(signal.SIGINT, self._interrupt) if in_main else None
         try:
-            with tqdm(total=count, initial=self.step, desc=name, dynamic_ncols=True, disable=not is_first()) as bar:
+            with Bar(total=count, initial=self.step, desc=name, disable=not is_first()) as bar:
                 kept_at = monotonic()
                 while self.step < count:
                     yield bar
@@ -148,17 +169,18 @@ class TrainingState:
 
     def update(self, loss: float, max_norm: float = float("inf")) -> float:
         """A step of the optimiser on the gradients at hand, clipped at max_norm, unless the loss or a gradient is not
-        finite; then one of the schedule. Returns the norm of the gradient before clipping.
+        finite; with it one of the schedule, which thus counts the updates made: one that is not made changes nothing.
+        Returns the norm of the gradient before clipping.
 
         Raises ValueError after MAX_SKIPPED updates in a row that could not be made."""
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, max_norm).item()
         if math.isfinite(loss) and math.isfinite(grad_norm):
             self.optimizer.step()
+            self.schedule.step()
             self.skipped_in_a_row = 0
         else:
             self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
         self.optimizer.zero_grad(set_to_none=True)
-        self.schedule.step()
         if self.skipped_in_a_row == MAX_SKIPPED:
             kept = self.path is not None and self.path.exists()
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What every script does: choose device and precision, and end in one sentence where the user can mend what failed."""
+"""What every script does: choose threads, device and precision, and end in one sentence where the user can mend what failed."""
 
 import sys
 from collections.abc import Callable
@@ -23,8 +23,19 @@ def half_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
+def decide_threads() -> None:
+    """Hold PyTorch, and Intel's MKL beneath it, to the number of threads they have. Every process calls it first.
+
+    Until torch.set_num_threads is called, MKL chooses anew for each product how many threads it takes and so, on some
+    processors, how it rounds; from the first call on, even with the number there was, it takes what it was told. A
+    process that called it and one that did not would not end in the same bits."""
+    torch.set_num_threads(torch.get_num_threads())
+
+
 def run(main: Callable[[], None]) -> None:
-    """Run a script: transformers keeps quiet, and what the user can mend ends in one sentence, not in a traceback."""
+    """Run a script: threads are decided, transformers keeps quiet, and what the user can mend ends in one sentence, not
+    in a traceback."""
+    decide_threads()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:

@@ -19,6 +19,7 @@ from transformers import (AutoBackbone, AutoConfig, AutoImageProcessor, CLIPImag
                           VitPoseBackboneConfig)
 
 from real.pretrained import absolute, fetch
+from engine.scripts import run
 from builtin.tiny import PoseEncoder
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -114,11 +115,12 @@ def convert_hmr2(checkpoint: str | Path, folder: str | Path, heads: int = 16) ->
                           image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD).save_pretrained(folder)
 
 
-if __name__ == "__main__":
+def main() -> None:
     if len(sys.argv) != 3:
         sys.exit("usage: python encoders.py HMR2_CHECKPOINT FOLDER")
-    try:
-        convert_hmr2(*sys.argv[1:])
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"encoders.py: {error}")
+    convert_hmr2(*sys.argv[1:])
     print(f"{sys.argv[2]} can now be given as --pose_encoder")
+
+
+if __name__ == "__main__":
+    run(main)

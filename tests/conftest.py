@@ -2,3 +2,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from engine.scripts import decide_threads
+
+decide_threads()  # before any test, so that the tests round as every script does, in whatever order they run

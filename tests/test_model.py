@@ -175,10 +175,15 @@ def test_images_stay_with_their_prompts_and_are_encoded_once(policy):
     assert len(calls) == 1 and len(policy.frozen_features) == 2
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_an_image_has_the_same_features_to_the_last_bit_whatever_comes_with_it(policy, threads):
+@pytest.fixture(params=[1, 2])
+def threads(request):
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_an_image_has_the_same_features_to_the_last_bit_whatever_comes_with_it(policy, threads):
     images = list(np.random.default_rng(0).integers(0, 255, (70, 64, 64, 3), dtype=np.uint8))
     policy.frozen_features.clear()
     together = policy.image_features(images)
@@ -186,7 +191,6 @@ def test_an_image_has_the_same_features_to_the_last_bit_whatever_comes_with_it(p
         policy.frozen_features.clear()
         for one, other in zip(policy.image_features(images[-count:]), together[-count:], strict=True):
             assert torch.equal(one.vlm, other.vlm) and torch.equal(one.pose, other.pose)
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("words", ["How bent is it?", f"Is {model.WORDS} bent? {model.WORDS}"])

@@ -106,10 +106,10 @@ def test_accumulation_changes_no_result(start, whole, stage):
 WORKER = """
 import sys, torch
 sys.path[:0] = [{root!r}, {root!r} + "/tests/engine"]
-from engine import distributed
+from engine import distributed, scripts
 import test_distributed
 from pathlib import Path
-torch.set_num_threads({threads})
+scripts.decide_threads()
 distributed.start()
 for stage, seed in {seeds}.items():
     parameters, _ = test_distributed.run(Path({folder!r}), stage, seed)
@@ -121,9 +121,10 @@ def test_two_processes_are_one_with_the_whole_batch(start, whole):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                                "OMP_NUM_THREADS": str(torch.get_num_threads())}
     workers = [subprocess.Popen([sys.executable, "-c", WORKER.format(
-        root=str(ROOT), folder=str(start), threads=torch.get_num_threads(),
+        root=str(ROOT), folder=str(start),
         seeds={stage: seed for stage, (seed, *_) in whole.items()})],
                                 env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
     assert [worker.wait(timeout=300) for worker in workers] == [0, 0]

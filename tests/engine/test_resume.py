@@ -1,7 +1,9 @@
 """Nothing lost: runs that are killed anywhere end in the same bits, files are whole, what is not finite is skipped."""
 
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,12 +43,17 @@ def chain(monkeypatch, out: Path, *more: str) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nothing stopped."""
+    """A run that nothing stopped, in a process of its own."""
     out = tmp_path_factory.mktemp("whole") / "runs"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(pictures, "before_after", lambda *args, **kwargs: None)  # the slowest part, and only drawn
-        chain(monkeypatch, out)
+    subprocess.run(command(out), cwd=ROOT, capture_output=True, check=True)
     return out
+
+
+def command(out: Path) -> list[str]:
+    """The chain as its script runs it, but that the state is kept at every step and the slowest picture is left out."""
+    return [sys.executable, "-c", "import sys, train_rft; from engine import checkpoint, scripts; from lab import pictures; "
+            "checkpoint.KEEP_SECONDS = 0; pictures.before_after = lambda *a, **k: None; sys.argv[0] = 'train_rft.py'; scripts.run(train_rft.main)",
+            "--out", str(out), *SMALL]
 
 
 def assert_same_run(out: Path, whole: Path) -> None:
@@ -57,6 +64,16 @@ def assert_same_run(out: Path, whole: Path) -> None:
     for name in ("log.jsonl", "samples.jsonl", "metrics.json"):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
     assert not list(out.glob("*.state")) and not list(out.rglob("*.partial")) and not list(out.rglob("*.old"))
+
+
+def test_a_process_that_has_set_its_threads_ends_in_the_bits_of_a_fresh_one(whole, monkeypatch, tmp_path):
+    """Python orders its sets by another seed in each process, and other tests ran in this one: no part of it either."""
+    threads = torch.get_num_threads()
+    for count in (1, 2, threads):
+        torch.set_num_threads(count)
+    monkeypatch.setattr(pictures, "before_after", lambda *args, **kwargs: None)
+    chain(monkeypatch, tmp_path / "runs")
+    assert_same_run(tmp_path / "runs", whole)
 
 
 def test_a_run_killed_ten_times_ends_in_the_same_bits(whole, monkeypatch, tmp_path):
@@ -101,25 +118,27 @@ def test_a_run_killed_ten_times_ends_in_the_same_bits(whole, monkeypatch, tmp_pa
 
 
 def test_a_process_killed_by_the_system_goes_on_to_the_same_bits(whole, tmp_path):
-    """SIGKILL, twice, while stage two runs; then Ctrl-C, which says how to go on; then to the end."""
-    command = [sys.executable, "-c", "import sys, train_rft; from engine import checkpoint, scripts; from lab import pictures; checkpoint.KEEP_SECONDS = 0;"
-               "pictures.before_after = lambda *a, **k: None; sys.argv[0] = 'train_rft.py'; scripts.run(train_rft.main)",
-               "--out", str(tmp_path / "runs"), *SMALL]
+    """SIGKILL while stage two runs; then Ctrl-C, which says how to go on; then to the end."""
+    for name in ("encoders", "sft", "reward", "judge"):  # what comes before it
+        shutil.copytree(whole / name, tmp_path / "runs" / name)
+    for config in whole.glob("*_config.json"):
+        shutil.copy(config, tmp_path / "runs")
     log = tmp_path / "runs" / "log.jsonl"
 
     def start_and_stop(at_line: int, how: int) -> subprocess.CompletedProcess:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command(tmp_path / "runs"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   text=True)
         while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= at_line):
             time.sleep(.002)
         process.send_signal(how)
         stdout, stderr = process.communicate(timeout=120)
-        return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     assert start_and_stop(3, signal.SIGKILL).returncode == -signal.SIGKILL
     stopped = start_and_stop(6, signal.SIGINT)
     assert stopped.returncode == 130 and "call the same command again to go on" in stopped.stderr
     assert "Traceback" not in stopped.stderr
-    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    assert subprocess.run(command(tmp_path / "runs"), cwd=ROOT, capture_output=True).returncode == 0
     assert_same_run(tmp_path / "runs", whole)
 
 
@@ -288,6 +307,72 @@ def test_the_state_is_kept_by_the_clock(monkeypatch, tmp_path):
     train(state, layer, 9, tick)
     assert kept == [3, 6, 9]  # after 36 seconds, the first step that is 30 or more from the last writing
 
+
+def test_an_update_that_is_not_made_leaves_the_schedule_where_it_was():
+    """The first too, which torch warns of where the schedule goes on alone: the learning rate counts the updates made."""
+    rates = {}
+    for name, skipped in (("whole", ()), ("skipped", (0, 3))):
+        state, layer = small_state(None, 6)
+        rates[name] = []
+
+        def spoil(step, loss):
+            rates[name].append(state.optimizer.param_groups[0]["lr"])
+            return loss * torch.nan if step in skipped else loss
+        train(state, layer, 6, spoil)
+    assert rates["skipped"] == [rates["whole"][made] for made in (0, 0, 1, 2, 2, 3)]
+
+
+def test_a_run_stopped_after_updates_that_were_not_made_ends_in_the_same_bits(monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoint, "KEEP_SECONDS", 0)
+    spoil = lambda step, loss: loss * torch.nan if step in (0, 3) else loss
+    state, layer = small_state(None, 8)
+    train(state, layer, 8, spoil)
+
+    def stop(step, loss):
+        if step == 5:
+            raise Killed
+        return spoil(step, loss)
+    with pytest.raises(Killed):
+        train(*small_state(tmp_path / "rft.state", 8), 8, stop)
+    again, ours = small_state(tmp_path / "rft.state", 8)
+    assert (again.step, again.skipped) == (5, 2)
+    train(again, ours, 8, spoil)
+    assert torch.equal(ours.weight, layer.weight) and again.schedule.get_last_lr() == state.schedule.get_last_lr()
+
+
+# ---------------------------------------------------------------- progress bars
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(monkeypatch, stderr: io.StringIO, steps: int, seconds: float = 0) -> str:
+    """What a loop of so many steps, each with numbers to show, writes."""
+    monkeypatch.setattr(sys, "stderr", stderr)
+    state, _ = small_state(None, steps)
+    for bar in state.steps(steps, "SFT"):
+        bar.set_postfix(loss=f"{state.step}")
+        time.sleep(seconds)
+    return stderr.getvalue()
+
+
+def test_a_bar_in_a_file_is_a_line_every_so_often(monkeypatch):
+    lines = shown(monkeypatch, io.StringIO(), 3000).splitlines()
+    assert len(lines) == 3 and "0/3000" in lines[0] and "3000/3000" in lines[1] and "loss=2999" in lines[1]
+    monkeypatch.setattr(checkpoint, "LINE_SECONDS", .1)
+    started = time.monotonic()
+    text = shown(monkeypatch, io.StringIO(), 30, seconds=.02)
+    lines, most = text.splitlines(), (time.monotonic() - started) / .1 + 3
+    assert 4 < len(lines) <= most and "\r" not in text and all("loss=" in line for line in lines[1:-1])
+
+
+def test_a_bar_in_a_terminal_is_redrawn_in_its_place(monkeypatch):
+    text = shown(monkeypatch, Terminal(), 30, seconds=.02)
+    assert text.count("\r") > 4 and text.count("\n") == 1 and "loss=" in text
+
+
+# ---------------------------------------------------------------- faults of stage two
 
 @pytest.fixture(scope="module")
 def stage_two(whole):
