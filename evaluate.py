@@ -28,7 +28,7 @@ from model import PosePolicy
 from real.protocols import PROTOCOLS, report_protocol
 from rewards import format_reward
 from builtin.retriever import Retriever
-from engine.scripts import pick_device, run
+from engine.runtime import pick_device, run
 
 SAMPLES = 8  # poses drawn for each prompt
 QUESTIONS = 4  # asked about each picture

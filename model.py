@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from captions import POSE_TOKEN
-from engine.checkpoint import whole_folder
+from engine.checkpoint import atomic_folder
 from real.pose_encoders import build_pose_encoder
 from pose_head import PoseHead, draw_luck, draw_poses, draw_tokens
 from real.pretrained import POSE_FEATURE_TOKEN, add_pose_tokens, load_vlm, read_adapter
@@ -118,7 +118,7 @@ class PosePolicy(nn.Module):
             parameter.requires_grad_(parameter.requires_grad or "lora_" in name or name == "pose_rows")
         self.frozen_features.clear()
 
-    def twin(self) -> "PosePolicy":
+    def frozen_copy(self) -> "PosePolicy":
         """This policy as it is now, not to be taught: the reference. What is frozen is shared with it, not copied, so
         that with an adapter no second model is held."""
         shared = {id(p): p for p in self.parameters() if not p.requires_grad}
@@ -313,7 +313,7 @@ class PosePolicy(nn.Module):
         if self.has_adapter:
             notes |= {"vlm": self.vlm.name_or_path, "dtype": str(self.vlm.dtype).removeprefix("torch.")}
         ours = {name: x.contiguous() for name, x in self.state_dict().items() if not name.startswith(ELSEWHERE)}
-        with whole_folder(folder) as partial:
+        with atomic_folder(folder) as partial:
             self.vlm.save_pretrained(partial, **{"save_embedding_layers": False} if self.has_adapter else {})
             self.processor.save_pretrained(partial)
             save_file(ours, partial / "pose.safetensors")

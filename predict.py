@@ -31,7 +31,7 @@ from transformers import HfArgumentParser
 import captions
 from body import matrix_to_axis_angle, matrix_to_rot6d, remove_heading, rot6d_to_matrix
 from data import INSTRUCTIONS
-from engine.scripts import pick_device, run
+from engine.runtime import pick_device, run
 from lab.prediction_picture import GHOSTS, SHOWN, draw
 from model import PosePolicy
 from pose_head import POSE_DIM, draw_poses

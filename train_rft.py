@@ -28,10 +28,10 @@ import rewards
 from body import matrix_to_rot6d
 from builtin.retriever import Retriever, load_or_train_retrievers
 from data import Split, draw_batch
-from engine.checkpoint import TrainingState, append, check_folder, read_log, warm_up_and_decay, write_whole
+from engine.checkpoint import TrainingState, append, check_folder, read_log, warm_up_and_decay, atomic_write
 from engine.distributed import add_gradients, is_first, own_parts, processes, start, total
 from engine.log import SHOW_EVERY, SHOWN, mean_of, numbers, samples
-from engine.scripts import pick_device, run
+from engine.runtime import pick_device, run
 from lab import pictures
 from lab.metrics import respond
 from model import PosePolicy
@@ -85,7 +85,7 @@ def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RF
     policy.pose_head.sigma_floor = config.sigma_floor
     if config.sigma == "frozen":
         freeze_sigma(policy, split, seed)
-    reference = policy.twin()
+    reference = policy.frozen_copy()
     # The language model serves all tasks: with steps as large as the head's, one task's rewards undo another's answers.
     groups = [{"params": [p for name, p in policy.named_parameters() if p.requires_grad and
                           name.startswith("pose_head.") == head], "lr": lr}
@@ -192,7 +192,7 @@ def main() -> None:
         return
     retrievers = load_or_train_retrievers(policy, world, config.retriever_steps)
     drawn = load_body(world.body)  # pictures are made on the CPU
-    body, sft = copy.deepcopy(drawn).to(device), policy.twin()
+    body, sft = copy.deepcopy(drawn).to(device), policy.frozen_copy()
     test = lambda policy: evaluate.evaluate(policy, splits["test"], retrievers["judge"], body, world.eval_poses,
                                             world.seed)
     validate = lambda policy: quick(policy, splits["val"], retrievers["judge"], body, world.seed)
@@ -212,7 +212,7 @@ def main() -> None:
     pictures.before_after(out / "before_after.png", splits["test"], {"SFT": sft, "RFT": policy}, drawn,
                           seed=world.seed)
     print(evaluate.table({"SFT": before, "RFT": after}))
-    write_whole(out / "metrics.json", json.dumps({
+    atomic_write(out / "metrics.json", json.dumps({
         "sft": before, "rft": after, "seed": world.seed, "device": str(device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "transformers": transformers.__version__, "numpy": np.__version__}}, indent=1) + "\n")

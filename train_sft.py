@@ -29,7 +29,7 @@ from builtin.tiny_encoders import train_encoders
 from data import Example, Split, corpus, draw_batch, load_splits
 from engine.checkpoint import TrainingState, check_folder, warm_up_and_decay
 from engine.distributed import add_gradients, is_first, own_parts, processes, start, total, wait
-from engine.scripts import half_precision, pick_device, run
+from engine.runtime import half_precision, pick_device, run
 from hygrpo import gaussian_log_prob_terms
 from model import PosePolicy
 from real.formats import read_data

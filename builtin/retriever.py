@@ -14,7 +14,7 @@ import captions
 from body import forward_kinematics, matrix_to_rot6d, remove_heading
 from builtin.questions import questions
 from data import retrieval_poses
-from engine.checkpoint import TrainingState, whole_folder
+from engine.checkpoint import TrainingState, atomic_folder
 from engine.distributed import is_first, wait
 from model import PosePolicy
 from train_sft import WorldConfig
@@ -58,7 +58,7 @@ class Retriever(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config, weights and tokenizer to `folder`."""
-        with whole_folder(folder) as partial:
+        with atomic_folder(folder) as partial:
             (partial / "config.json").write_text(json.dumps(self.config))
             self.tokenizer.save(str(partial / "tokenizer.json"))
             save_file(self.state_dict(), partial / "model.safetensors")

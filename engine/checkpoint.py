@@ -42,7 +42,7 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, data: str | dict) -> None:
+def atomic_write(path: Path, data: str | dict) -> None:
     """Write text, or what torch.save takes, to `path`, which is then wholly new or, whatever happens, as it was."""
     partial = path.with_name(path.name + ".partial")
     if isinstance(data, str):
@@ -55,7 +55,7 @@ def write_whole(path: Path, data: str | dict) -> None:
 
 
 @contextmanager
-def whole_folder(folder: str | Path) -> Iterator[Path]:
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """A folder to write in, which is given the name `folder` when all of it is written. One that had the name before
     is then removed; until then it is untouched."""
     folder = Path(folder)
@@ -90,7 +90,7 @@ def read_log(path: Path | None, last_step: int) -> list[dict]:
                                  f"{path.parent}/rft.state to start stage two anew") from error
     rows = [row for row in rows if row["step"] <= last_step]
     if is_first():
-        write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+        atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
 
@@ -198,7 +198,7 @@ class TrainingState:
         if self.path is None or not is_first() or self.skipped_in_a_row:  # the last good state stays
             return
         torch_rng = isinstance(self.rng, torch.Generator)
-        write_whole(self.path, {
+        atomic_write(self.path, {
             "tensors": self.tensors, "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
             "counts": [self.step, self.skipped], "random": self.rng.get_state() if torch_rng else
             self.rng.bit_generator.state})
@@ -235,7 +235,7 @@ def check_folder(folder: Path, name: str, settings: dict) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not note.exists():
-            write_whole(note, json.dumps(settings, indent=1))
+            atomic_write(note, json.dumps(settings, indent=1))
         found = dict(json.loads(note.read_text()))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{note} cannot be read or written as a run's settings ({error}): name another folder with "

@@ -40,7 +40,7 @@ from pose_head import POSE_DIM, draw_poses
 from builtin.poses import sample_poses
 from real.pretrained import load_vlm
 from builtin.retriever import Retriever
-from engine.scripts import pick_device, run
+from engine.runtime import pick_device, run
 from lab.soak import peak_memory, reset_peak_memory, soak
 from builtin.tiny import PoseEncoder, build_tiny
 
@@ -190,7 +190,7 @@ def kinds_of_operation(run_step: Callable[[], None]) -> dict[str, float]:
 def measure(policy: PosePolicy, retriever: Retriever, P: int, G: int, config: BenchmarkConfig) -> dict:
     """One row of the tables: both ways in turn on prompts of P tokens and groups of G answers."""
     device, dtype, B = policy.device, next(policy.vlm.parameters()).dtype, config.prompts
-    reference = policy.twin()
+    reference = policy.frozen_copy()
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-6, fused=True)
     go = partial(step, config=config, reference=reference, retriever=retriever, optimizer=optimizer)
     examples = make_examples(policy, B, P)

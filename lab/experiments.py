@@ -24,13 +24,13 @@ from matplotlib.figure import Figure
 import evaluate
 from body import remove_heading
 from real.smpl import load_body
-from engine.checkpoint import write_whole
+from engine.checkpoint import atomic_write
 from data import Split
 from lab.metrics import eval_examples, recall, respond
 from model import PosePolicy
 from lab.pictures import BLUE, GREEN, ORANGE, finish, plot_smoothed
 from pose_head import PoseHead
-from engine.scripts import pick_device, run
+from engine.runtime import pick_device, run
 from builtin.tiny import PoseEncoder
 from train_rft import RFTConfig, quick, train_rft
 from builtin.retriever import load_or_train_retrievers
@@ -225,7 +225,7 @@ class Seed:
         result["text2pose"]["reward_r5"] = recall(texts, retrievers["reward"].encode_pose(poses))["t2p_r5"]
         curves = {name: [(row["step"], row[name]) for row in rows if name in row] for name in CURVES}
         result |= {"seconds": seconds, "curves": curves}
-        write_whole(file, json.dumps(result))
+        atomic_write(file, json.dumps(result))
         return result
 
 
@@ -346,7 +346,7 @@ def main() -> None:
             arm: {m: [value(r, m) for r in results[arm]] for m in MEASURES} |
                  {"seconds": [round(r["seconds"]) for r in results[arm]]} for arm in arms}}
     if config.json:
-        write_whole(Path(config.json), json.dumps(report, indent=1) + "\n")
+        atomic_write(Path(config.json), json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from lab.benchmark import steer
 from data import corpus, make_split
 from builtin.poses import sample_poses
 from builtin.retriever import Retriever
-from engine.scripts import pick_device, run
+from engine.runtime import pick_device, run
 from lab.soak import peak_memory, reset_peak_memory
 from builtin.tiny import build_tiny
 

@@ -28,7 +28,7 @@ from builtin.renderer import PALETTE, part_colors, render
 from data import Example, Split, load_splits
 from lab.metrics import eval_examples, mpjpe, respond
 from model import PosePolicy
-from engine.scripts import pick_device, run
+from engine.runtime import pick_device, run
 
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # told apart by the colour-blind too (Okabe & Ito)
 GREY, HOLDS, FAILS = "#444444", "#00684a", "#b3400a"

@@ -19,7 +19,7 @@ from transformers import (AutoBackbone, AutoConfig, AutoImageProcessor, CLIPImag
                           VitPoseBackboneConfig)
 
 from real.pretrained import absolute, fetch
-from engine.scripts import run
+from engine.runtime import run
 from builtin.tiny import PoseEncoder
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

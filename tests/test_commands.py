@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import scripts
+from engine import runtime
 from lab import prediction_picture
 
 ROOT = Path(__file__).parent.parent
@@ -89,7 +89,7 @@ def test_commands_run(monkeypatch, tmp_path, capsys):
     for command in RUN.values():
         monkeypatch.setattr(sys, "argv", list(command))
         monkeypatch.setattr(sys, "stdin", io.StringIO("sitting\n\n"))
-        scripts.run(import_module(command[0].removesuffix(".py")).main)
+        runtime.run(import_module(command[0].removesuffix(".py")).main)
     assert "R@5" in capsys.readouterr().out
     for name in ("runs/metrics.json", "runs/progression.png", "runs/before_after.png", "m.json", "assets/method.png",
                  "assets/before_after.png", "assets/curves.png", "assets/progression.png", "assets/uncertainty.png",

@@ -9,7 +9,7 @@ from torch.distributions import Independent, LowRankMultivariateNormal, Multivar
 
 import captions
 import model
-from engine import scripts
+from engine import runtime
 from model import PosePolicy
 from pose_head import PoseHead, draw_poses, draw_tokens
 from builtin.tiny import build_tiny
@@ -254,7 +254,7 @@ def test_loading_what_is_not_a_policy_says_what_to_do(tmp_path):
 
 def test_a_device_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="--device cpu"):
-        scripts.pick_device("cuda:7" if not torch.cuda.is_available() else "mps")
+        runtime.pick_device("cuda:7" if not torch.cuda.is_available() else "mps")
 
 
 def test_an_image_of_another_size_is_refused_by_the_built_in_encoder(policy):

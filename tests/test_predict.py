@@ -15,7 +15,7 @@ import pose_head
 import predict
 from body import JOINT, axis_angle_to_matrix, matrix_to_rot6d, remove_heading, rot6d_to_matrix
 from builtin.tiny import build_tiny
-from engine import scripts
+from engine import runtime
 from lab import prediction_picture
 from model import PosePolicy
 from real import photos
@@ -69,10 +69,10 @@ def call(monkeypatch, *arguments) -> None:
 
 
 def stop(monkeypatch, capsys, *arguments) -> str:
-    """What a call that fails says, as `scripts.run` ends it: in one line."""
+    """What a call that fails says, as `runtime.run` ends it: in one line."""
     monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
     with pytest.raises(SystemExit) as error:
-        scripts.run(predict.main)
+        runtime.run(predict.main)
     message = str(error.value)
     assert message.startswith("predict.py: ") and "\n" not in message
     return message

@@ -1,4 +1,4 @@
-"""Threads are decided once, at the start of every process, so that all of them round alike; see scripts.decide_threads."""
+"""Threads are decided once, at the start of every process, so that all of them round alike; see runtime.decide_threads."""
 
 import ctypes
 import runpy
@@ -42,11 +42,11 @@ def test_every_script_decides_its_threads_first(script, monkeypatch):
 ASKED = """
 import sys, torch
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
-from engine import scripts
+from engine import runtime
 import test_threads
 sys.argv = ["train_rft.py"]
 fresh = test_threads.mkl_chooses(), torch.get_num_threads()
-scripts.run(lambda: print(*fresh, test_threads.mkl_chooses(), torch.get_num_threads()))
+runtime.run(lambda: print(*fresh, test_threads.mkl_chooses(), torch.get_num_threads()))
 """
 
 

@@ -106,10 +106,10 @@ def test_accumulation_changes_no_result(start, whole, stage):
 WORKER = """
 import sys, torch
 sys.path[:0] = [{root!r}, {root!r} + "/tests/engine"]
-from engine import distributed, scripts
+from engine import distributed, runtime
 import test_distributed
 from pathlib import Path
-scripts.decide_threads()
+runtime.decide_threads()
 distributed.start()
 for stage, seed in {seeds}.items():
     parameters, _ = test_distributed.run(Path({folder!r}), stage, seed)

@@ -21,8 +21,8 @@ import train_rft
 from builtin.poses import sample_poses
 from builtin.retriever import Retriever
 from data import make_split
-from engine import checkpoint, scripts
-from engine.checkpoint import TrainingState, read_log, whole_folder, write_whole
+from engine import checkpoint, runtime
+from engine.checkpoint import TrainingState, read_log, atomic_folder, atomic_write
 from lab import pictures
 from model import PosePolicy
 
@@ -51,8 +51,8 @@ def whole(tmp_path_factory):
 
 def command(out: Path) -> list[str]:
     """The chain as its script runs it, but that the state is kept at every step and the slowest picture is left out."""
-    return [sys.executable, "-c", "import sys, train_rft; from engine import checkpoint, scripts; from lab import pictures; "
-            "checkpoint.KEEP_SECONDS = 0; pictures.before_after = lambda *a, **k: None; sys.argv[0] = 'train_rft.py'; scripts.run(train_rft.main)",
+    return [sys.executable, "-c", "import sys, train_rft; from engine import checkpoint, runtime; from lab import pictures; "
+            "checkpoint.KEEP_SECONDS = 0; pictures.before_after = lambda *a, **k: None; sys.argv[0] = 'train_rft.py'; runtime.run(train_rft.main)",
             "--out", str(out), *SMALL]
 
 
@@ -146,36 +146,36 @@ def test_a_process_killed_by_the_system_goes_on_to_the_same_bits(whole, tmp_path
 
 def test_a_file_is_wholly_new_or_as_it_was(monkeypatch, tmp_path):
     path = tmp_path / "metrics.json"
-    write_whole(path, "first")
+    atomic_write(path, "first")
 
     def full(*args):
         raise OSError(28, "No space left on device")
     monkeypatch.setattr(checkpoint, "flush", full)
     with pytest.raises(OSError):
-        write_whole(path, "second, and longer")
+        atomic_write(path, "second, and longer")
     assert path.read_text() == "first"
     monkeypatch.undo()
-    write_whole(path, "third")
+    atomic_write(path, "third")
     assert path.read_text() == "third" and [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
 
 
 @pytest.mark.parametrize("how", ["raises", "killed in the renaming"])
 def test_a_folder_is_wholly_new_or_as_it_was(monkeypatch, tmp_path, how):
     folder = tmp_path / "rft"
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         (partial / "a").write_text("first")
     with pytest.raises(ZeroDivisionError):
         if how == "raises":
-            with whole_folder(folder) as partial:
+            with atomic_folder(folder) as partial:
                 (partial / "a").write_text("second")
                 1 / 0
         else:
             monkeypatch.setattr(checkpoint, "flush", lambda path: 1 / 0)
-            with whole_folder(folder) as partial:
+            with atomic_folder(folder) as partial:
                 (partial / "a").write_text("second")
     assert (folder / "a").read_text() == "first"
     monkeypatch.undo()
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         assert not list(partial.iterdir())  # nothing is left of what was begun
         (partial / "b").write_text("third")
     assert [p.name for p in folder.iterdir()] == ["b"] and [p.name for p in tmp_path.iterdir()] == ["rft"]
@@ -183,14 +183,14 @@ def test_a_folder_is_wholly_new_or_as_it_was(monkeypatch, tmp_path, how):
 
 def test_a_folder_killed_between_its_renamings_is_found_again(monkeypatch, tmp_path):
     folder, rename = tmp_path / "rft", Path.rename
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         (partial / "a").write_text("first")
     monkeypatch.setattr(Path, "rename", lambda path, to: 1 / 0 if path == partial else rename(path, to))
-    with pytest.raises(ZeroDivisionError), whole_folder(folder):
+    with pytest.raises(ZeroDivisionError), atomic_folder(folder):
         (partial / "a").write_text("second")
     monkeypatch.undo()
     assert not folder.exists()  # it has its other name
-    with pytest.raises(KeyError), whole_folder(folder):
+    with pytest.raises(KeyError), atomic_folder(folder):
         raise KeyError  # whatever becomes of the next writing
     assert (folder / "a").read_text() == "first"
 
@@ -247,7 +247,7 @@ def test_a_full_disk_ends_in_one_sentence_and_what_was_kept_stays(monkeypatch, t
     monkeypatch.setattr(checkpoint.torch, "save", full)
     monkeypatch.setattr(sys, "argv", ["train_sft.py"])
     with pytest.raises(SystemExit, match="No space left on device.*call the same command again"):
-        scripts.run(state._write)
+        runtime.run(state._write)
     assert (tmp_path / "sft.state").read_bytes() == before
     monkeypatch.undo()
     small_state(tmp_path / "sft.state", 4)

@@ -18,7 +18,7 @@ from transformers import (AutoModelForImageTextToText, CLIPImageProcessorPil, CL
                           SmolVLMConfig)
 
 import model
-from engine import scripts
+from engine import runtime
 import train_rft
 from data import make_split
 from model import PosePolicy
@@ -340,12 +340,12 @@ def test_out_of_memory_says_what_to_lower(fault):
     def main():
         raise fault
     with pytest.raises(SystemExit, match="out of memory; raise --sft_accumulate and --accumulate, or lower"):
-        scripts.run(main)
+        runtime.run(main)
 
 
 def test_other_faults_keep_their_traceback():
     with pytest.raises(RuntimeError, match="a bug"):
-        scripts.run(lambda: (_ for _ in ()).throw(RuntimeError("a bug")))
+        runtime.run(lambda: (_ for _ in ()).throw(RuntimeError("a bug")))
 
 
 @pytest.mark.parametrize("settings, message", [

@@ -72,7 +72,7 @@ def test_the_reference_stays_the_sft_policy_and_holds_no_second_model(folder, mo
     policy = taught(folder)
     kept, twins = copy.deepcopy(policy), []
     twin = PosePolicy.twin
-    monkeypatch.setattr(PosePolicy, "twin", lambda self: twins.append(twin(self)) or twins[-1])
+    monkeypatch.setattr(PosePolicy, "twin", lambda self: twins.append(frozen_copy(self)) or twins[-1])
     reinforce(policy)
     reference, = twins
     for now, then in zip(log_probs(reference), log_probs(kept)):
