@@ -248,19 +248,22 @@ def compare(results: dict[str, list[dict]], arm: str, other: str, measure: str, 
 
 
 def table(claims: dict[int, list[dict]]) -> str:
-    """A row a claim, as Markdown: mean ± std over seeds, in how many of them the first is better, if it holds."""
+    """Markdown: under each claim a table with one comparison a row, mean ± std over seeds."""
     def show(number: float, spread: float) -> str:
         digits = 1 if abs(number) >= 10 else 3
         return f"{number:.{digits}f} ± {spread:.{digits}f}"
-    lines = ["| claim | we see | holds | command |", "| --- | --- | --- | --- |"]
+    lines = []
     for number, comparisons in claims.items():
-        seen = [f"{'✓' if c['holds'] else '✗'} {c['measure']}: *{c['arm']}* {show(c['mean'][0], c['std'][0])} "
-                f"{'like' if c['relation'] == '~' else 'better than'} *{c['other']}* "
-                f"{show(c['mean'][1], c['std'][1])} ({c['better_in']} of {c['seeds']})" for c in comparisons]
         held = sum(c["holds"] for c in comparisons)
-        verdict = {0: "no", len(seen): "yes"}.get(held, f"{held} of {len(seen)} comparisons")
-        lines.append(f"| {number}. {CLAIMS[number][0]} | {'<br>'.join(seen)} | {verdict} | `--claims {number}` |")
-    return "\n".join(lines)
+        lines += [f"**{number}. {CLAIMS[number][0]}.** {held} of {len(comparisons)} comparisons hold "
+                  f"(`--claims {number}`).", "", "| measure | first arm | | second arm | first is better | holds |",
+                  "| --- | --- | --- | --- | --- | --- |"]
+        lines += [f"| {c['measure']} | *{c['arm']}* {show(c['mean'][0], c['std'][0])} "
+                  f"| {'like' if c['relation'] == '~' else 'better than'} "
+                  f"| *{c['other']}* {show(c['mean'][1], c['std'][1])} | in {c['better_in']} of {c['seeds']} seeds "
+                  f"| {'✓' if c['holds'] else '✗'} |" for c in comparisons]
+        lines.append("")
+    return "\n".join(lines[:-1])
 
 
 def draw(path: Path, results: dict[str, list[dict]]) -> None:
