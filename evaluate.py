@@ -21,12 +21,13 @@ from transformers import HfArgumentParser
 
 import captions
 from body import forward_kinematics, remove_heading
+from engine.saving import load_policy
 from real.smpl import load_body
 from data import Example, Split, load_splits
 from lab.metrics import best_of, bootstrap, errors_24, eval_examples, frechet_distance, hits, recall, respond
 from model import PosePolicy
 from real.protocols import PROTOCOLS, report_protocol
-from rewards import format_reward
+from rewards import has_form
 from builtin.retriever import Retriever
 from engine.runtime import pick_device, run
 
@@ -51,7 +52,7 @@ def evaluate(policy: PosePolicy, split: Split, judge: Retriever, body, count: in
 
     examples = eval_examples(split, "text2pose", count, seed)
     out = respond(policy, examples, SAMPLES, seed)
-    forms.append(np.mean([format_reward("text2pose", a) for a in out["answers"]]))
+    forms.append(np.mean([has_form("text2pose", a) for a in out["answers"]]))
     texts = judge.encode_text([e.caption for e in examples])
     true = torch.stack([e.rotmats for e in examples]).to(policy.device)
     sampled = remove_heading(out["samples"])
@@ -75,7 +76,7 @@ def evaluate(policy: PosePolicy, split: Split, judge: Retriever, body, count: in
 
     examples = eval_examples(split, "image2pose", count, seed)
     out = respond(policy, examples, 2 * SAMPLES, seed)
-    forms.append(np.mean([format_reward("image2pose", a) for a in out["answers"]]))
+    forms.append(np.mean([has_form("image2pose", a) for a in out["answers"]]))
     true = torch.stack([e.rotmats for e in examples]).to(policy.device)
     betas = torch.stack([e.betas for e in examples]).to(policy.device)
     errors = {name: values.cpu().numpy() for name, values in errors_24(out, true, betas, body).items()}
@@ -86,7 +87,7 @@ def evaluate(policy: PosePolicy, split: Split, judge: Retriever, body, count: in
 
     examples = eval_examples(split, "image2text", count, seed)
     answers = respond(policy, examples, 1, seed)["answers"]
-    forms.append(np.mean([format_reward("image2text", a) for a in answers]))
+    forms.append(np.mean([has_form("image2text", a) for a in answers]))
     made = [list(captions.parse(a)) for a in answers]
     held = captions.pose_holds(torch.stack([e.rotmats for e in examples])).double()  # (N, S)
     result["description"] = {
@@ -95,7 +96,7 @@ def evaluate(policy: PosePolicy, split: Split, judge: Retriever, body, count: in
 
     examples = eval_examples(split, "vqa", count, seed, QUESTIONS)
     answers = respond(policy, examples, 1, seed, greedy=True)["answers"]
-    forms.append(np.mean([format_reward("vqa", a) for a in answers]))
+    forms.append(np.mean([has_form("vqa", a) for a in answers]))
     right = [a == e.answer for a, e in zip(answers, examples)]
     each["vqa_accuracy"] = np.array(right, dtype=float).reshape(-1, QUESTIONS).mean(1)  # not independent
     result["vqa_accuracy"] = float(np.mean(right))
@@ -175,9 +176,9 @@ def main() -> None:
     elif config.data or config.against or config.plot:
         raise ValueError("--data, --against and --plot need a --protocol")
     else:
-        policy, body = PosePolicy.from_pretrained(config.model).to(device), load_body(config.body)
+        policy, body = load_policy(config.model).to(device), load_body(config.body)
         judge = Retriever.from_pretrained(config.judge or Path(config.model).parent / "judge").to(device)
-        split = load_splits(config.poses, {"test": count}, config.seed, body_model=body, size=policy.picture)["test"]
+        split = load_splits(config.poses, {"test": count}, config.seed, body_model=body, size=policy.image_size)["test"]
         result = evaluate(policy, split, judge, body.to(device), count, config.seed)
         print(table({Path(config.model).name: result}))
     if config.json:

@@ -2,37 +2,31 @@
 
     pi(a, p | q) = prod_t pi(a_t | q, a_<t) x N(p; mu(h), Sigma(h)),   h = hidden state at <POSE>     (Pose-RFT eq. 1-2)
 An image enters twice: through the VLM's own vision tower and through a *pose-aware encoder*, pre-trained on pose
-regression, whose projected features follow the image's tokens. Both are frozen, so each image is encoded once and kept.
+regression, whose projected features follow the image's tokens. Both are frozen, so each image is encoded only once.
 A prompt is run once for all the answers of its group: they follow it side by side in one row, blind to each other.
 
 Departures from the paper: the VLM's own projector is aligned before SFT and frozen with the tower, so that an image is
-one cached tensor; the language model of `tiny` (tiny.py) is trained whole where the paper uses LoRA (pretrained.py).
-Read next: hygrpo.py for what is done with `log_prob`, train_sft.py for how a policy is taught.
+one cached tensor; the language model of builtin/tiny.py is trained whole where the paper uses LoRA (real/lora.py).
+Read next: pose_head.py, the Gaussian at <POSE>. Saving and loading are in engine/saving.py.
 """
 
 import copy
 import hashlib
-import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from captions import POSE_TOKEN
-from engine.checkpoint import atomic_folder
-from real.pose_encoders import build_pose_encoder
-from pose_head import PoseHead, draw_luck, draw_poses, draw_tokens
-from real.pretrained import POSE_FEATURE_TOKEN, add_pose_tokens, load_vlm, read_adapter
+from pose_head import PoseHead, draw_poses, draw_random_numbers, draw_tokens
+from real.hub import POSE_FEATURE_TOKEN, add_pose_tokens
 
-WORDS = "(the prompt)"  # holds the place of a prompt while its chat template is filled
-ELSEWHERE = "vlm.", "pose_encoder.backbone."  # what is not in pose.safetensors: transformers read it by its name
-KEPT_BYTES = 1 << 30  # of features of images; when there are more, those first seen are forgotten
+PLACEHOLDER = "(the prompt)"  # stands for the prompt while its chat template is filled
+CACHE_BYTES = 1 << 30  # of image features; when there are more, those first seen are forgotten
 
 
 class Prompt(NamedTuple):
@@ -44,8 +38,8 @@ class Prompt(NamedTuple):
     pose_features: Tensor  # (m, width), in the order of the pose-feature tokens in ids
 
 
-class Picture(NamedTuple):
-    """An image as the frozen encoders see it."""
+class ImageFeatures(NamedTuple):
+    """What the frozen encoders make of one image."""
     ids: list[int]  # its tokens, as the processor writes them
     vlm: Tensor  # (n, H), in the place of its image tokens
     pose: Tensor  # (tokens, width), after them
@@ -67,25 +61,23 @@ class Scores(NamedTuple):
     pose: Distribution  # batch (B, G), event (144,): at the first <POSE> (meaningless where there is none)
 
 
-# ---------------------------------------------------------------- the policy
-
 class PosePolicy(nn.Module):
     """A transformers image-text-to-text model with <POSE>, the pose-aware encoder and the Gaussian head around it.
 
-    With an adapter (pretrained.add_adapter) the language model's own weights stay; of its embedding and output tables
-    only the rows of <POSE> are taught, as differences (`pose_rows`) from what is in the tables.
+    With LoRA (real/lora.py) the language model's own weights stay; of its embedding and output tables only the rows of
+    <POSE> are trained, as differences (`pose_rows`) from what is in the tables.
     """
 
     def __init__(self, vlm: nn.Module, processor, pose_encoder: nn.Module, covariance: str = "diag",
-                 sigma_floor: float = 0.02, picture: int = 64):
+                 sigma_floor: float = 0.02, image_size: int = 64):
         super().__init__()
         tokenizer = processor.tokenizer
         add_pose_tokens(tokenizer)
         if len(tokenizer) > vlm.get_input_embeddings().num_embeddings:
             vlm.resize_token_embeddings(len(tokenizer), mean_resizing=False)  # their mean would start near zero
         self.vlm, self.processor, self.tokenizer, self.pose_encoder = vlm, processor, tokenizer, pose_encoder
-        self.picture = picture  # pixels a side of the images it is taught on
-        side = max(picture, getattr(vlm.config.vision_config, "image_size", 0))
+        self.image_size = image_size  # pixels a side of the images it is trained on
+        side = max(image_size, getattr(vlm.config.vision_config, "image_size", 0))
         self.images_at_once = max(1, 64 * 64 ** 2 // side ** 2)  # 64 for the vision tower of tiny, one for 512 pixels
         hidden_size, width = vlm.get_input_embeddings().embedding_dim, pose_encoder.width
         self.pose_projector = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden_size))
@@ -98,18 +90,20 @@ class PosePolicy(nn.Module):
         self.pose_id, self.pose_feature_id = tokenizer.convert_tokens_to_ids([POSE_TOKEN, POSE_FEATURE_TOKEN])
         self.image_token = processor.image_token
         self.image_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        # What the chat template writes around a prompt, without an image and with one; WORDS stands for the prompt.
-        frame = lambda *content: processor.apply_chat_template(
-            [{"role": "user", "content": [*content, {"type": "text", "text": WORDS}]}], add_generation_prompt=True)
-        self.chat_frames = frame(), frame({"type": "image"})
-        images = [text.count(self.image_token) for text in self.chat_frames if WORDS in text]
+        self.chat_frames = self._chat_frame(), self._chat_frame({"type": "image"})
+        images = [text.count(self.image_token) for text in self.chat_frames if PLACEHOLDER in text]
         if images != [0, 1] or None in (tokenizer.eos_token, tokenizer.pad_token):
             raise ValueError("its chat template must write prompt and image, its tokenizer have end and padding tokens")
-        self.frozen_features: dict[bytes, Picture] = {}
+        self.frozen_features: dict[bytes, ImageFeatures] = {}
         self.freeze_encoders()
 
+    def _chat_frame(self, *image: dict) -> str:
+        """What the chat template writes around a prompt, for which PLACEHOLDER stands."""
+        content = [*image, {"type": "text", "text": PLACEHOLDER}]
+        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
     def freeze_encoders(self) -> None:
-        """Only language model (or its adapter), projector and head are taught from here on, as in the paper."""
+        """From here on only the language model (or its adapter), projector and head are trained, as in the paper."""
         self.requires_grad_(False)
         whole = () if self.has_adapter else (self.vlm.get_decoder(), self.vlm.get_output_embeddings())
         for module in (*whole, self.pose_projector, self.pose_head):
@@ -125,16 +119,6 @@ class PosePolicy(nn.Module):
         shared[id(self.frozen_features)] = self.frozen_features
         return copy.deepcopy(self, shared).requires_grad_(False).eval()
 
-    def merge(self) -> None:
-        """Write the adapter and the rows of <POSE> into the VLM's weights, in place. A policy without one stays."""
-        if self.has_adapter:
-            self.vlm = self.vlm.merge_and_unload()
-            tables = self.vlm.get_input_embeddings().weight, self.vlm.get_output_embeddings().weight
-            for table, row in zip(tables, self.pose_rows):
-                table.data[self.pose_id] += row.data.to(table)
-            self.pose_rows, self.has_adapter = None, False
-            self.freeze_encoders()
-
     @property
     def device(self) -> torch.device:
         return self.pose_head.mean.weight.device
@@ -145,11 +129,9 @@ class PosePolicy(nn.Module):
         self.pose_encoder.eval()
         return self
 
-    # ------------------------------------------------ prompts
-
     @torch.no_grad()
-    def image_features(self, images: Sequence[np.ndarray]) -> list[Picture]:
-        """What the frozen encoders see in images (H, W, 3) uint8, all of one size: computed once and kept, keyed by the
+    def image_features(self, images: Sequence[np.ndarray]) -> list[ImageFeatures]:
+        """What the frozen encoders see in images (H, W, 3) uint8, all of one size: computed once and cached, by their
         pixels. The processor itself writes the image's tokens.
 
         Always in full batches, filled up where images lack: in batches of other sizes sums are split otherwise, and an
@@ -168,9 +150,9 @@ class PosePolicy(nn.Module):
             pose_features = self.pose_encoder(torch.from_numpy(np.stack(chunk)).to(self.device))
             grids = inputs["image_grid_thw"] if self.rope_index else [None] * len(chunk)
             ids = [row[mask.bool()].tolist() for row, mask in zip(inputs["input_ids"], inputs["attention_mask"])]
-            self.frozen_features |= zip(chunk_keys, map(Picture, ids, vlm_features, pose_features, grids))
+            self.frozen_features |= zip(chunk_keys, map(ImageFeatures, ids, vlm_features, pose_features, grids))
         pictures = [self.frozen_features[key] for key in keys]
-        most = KEPT_BYTES // max([1, *(picture.vlm.nbytes + picture.pose.nbytes for picture in pictures)])
+        most = CACHE_BYTES // max([1, *(picture.vlm.nbytes + picture.pose.nbytes for picture in pictures)])
         while len(self.frozen_features) > most:
             del self.frozen_features[next(iter(self.frozen_features))]
         return pictures
@@ -182,7 +164,7 @@ class PosePolicy(nn.Module):
         texts = []
         for example in examples:
             prompt = special.sub(lambda token: f"{token[0][0]} {token[0][1:]}", example.prompt)  # typed, they stay text
-            texts.append(self.chat_frames[example.image is not None].replace(WORDS, prompt))
+            texts.append(self.chat_frames[example.image is not None].replace(PLACEHOLDER, prompt))
         rows, pictures, begun = [], [], texts[0].startswith(self.tokenizer.bos_token or "\0")
         for example, row in zip(examples, self.tokenizer(texts, add_special_tokens=not begun).input_ids):
             if example.image is not None:
@@ -199,16 +181,16 @@ class PosePolicy(nn.Module):
                                         image_grid_thw=torch.stack([x.grid for x in pictures]), attention_mask=mask)[0]
         else:
             positions = (mask.cumsum(-1) - 1).clamp_min(0)
-        gather = lambda kept: torch.cat(kept) if kept else torch.empty(0, device=self.device)
+        gather = lambda parts: torch.cat(parts) if parts else torch.empty(0, device=self.device)
         return Prompt(ids, mask, positions, gather([x.vlm for x in pictures]), gather([x.pose for x in pictures]))
 
     def _embed(self, ids: Tensor) -> Tensor:
-        """Embeddings (..., H) of tokens, that of <POSE> as it was taught."""
+        """Embeddings (..., H) of tokens, with the trained row of <POSE>."""
         embeds, rows = self.vlm.get_input_embeddings()(ids), self.pose_rows
         return embeds if rows is None else embeds + (ids == self.pose_id)[..., None] * rows[0].to(embeds)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """Logits (..., W) of the next token, float32, that of <POSE> as it was taught."""
+        """Logits (..., W) of the next token, float32, with the trained row of <POSE>."""
         logits = self.vlm.get_output_embeddings()(hidden).float()
         if self.pose_rows is None:
             return logits
@@ -226,30 +208,38 @@ class PosePolicy(nn.Module):
                                         position_ids=prompt.positions)
         return output.past_key_values, output.last_hidden_state[:, -1]
 
-    def _continue(self, tokens: Tensor, place: Tensor | int, own: Tensor, prompt: Prompt, cache) -> Tensor:
+    def _continue(self, tokens: Tensor, position: Tensor | int, visible: Tensor, prompt: Prompt, cache) -> Tensor:
         """Hidden states (B, N, H) of answer tokens (B, N). A group's answers share a row behind the prompt, whose cache
-        is never copied: a token sees the prompt and, by own (N, C) bool, those of the row's C answer tokens that are of
-        its own answer and not after it. place (N,): where in its answer a token stands."""
+        is never copied: a token sees the prompt and, by visible (N, C) bool, those of the row's C answer tokens that
+        are of its own answer and not after it. position (N,): in its answer. G = 2 answers of T = 3 tokens at once:
+
+            a1  1 . . . . .        a1 a2 a3 are the first answer, b1 b2 b3 the second,
+            a2  1 1 . . . .        and every row also sees the whole prompt
+            a3  1 1 1 . . .
+            b1  . . . 1 . .
+            b2  . . . 1 1 .
+            b3  . . . 1 1 1
+        """
         embeds = self._embed(tokens)
         rows = *tokens.shape, -1
-        seen = torch.cat([prompt.mask.bool()[:, None].expand(rows), own.expand(rows)], -1)  # (B, N, P + C)
-        bias = torch.zeros_like(seen, dtype=embeds.dtype).masked_fill(~seen, torch.finfo(embeds.dtype).min)
-        behind = prompt.positions.view(-1, *prompt.mask.shape).amax((0, -1))[:, None] + 1  # (B, 1)
-        position_ids = (behind + place).expand_as(tokens)
+        mask = torch.cat([prompt.mask.bool()[:, None].expand(rows), visible.expand(rows)], -1)  # (B, N, P + C)
+        bias = torch.zeros_like(mask, dtype=embeds.dtype).masked_fill(~mask, torch.finfo(embeds.dtype).min)
+        start = prompt.positions.view(-1, *prompt.mask.shape).amax((0, -1))[:, None] + 1  # (B, 1)
+        position_ids = (start + position).expand_as(tokens)
         return self.vlm.get_decoder()(inputs_embeds=embeds, attention_mask=bias[:, None], position_ids=position_ids,
                                       past_key_values=cache, use_cache=True).last_hidden_state
-
-    # ------------------------------------------------ sampling and scoring
 
     @torch.no_grad()
     def sample(self, prompt: Prompt, group_size: int, poses_per_answer: int, max_tokens: int = 80,
                temperature: float = 1.0, seeds: Sequence[int] | None = None) -> Rollout:
-        """G answers a prompt and K poses an answer. temperature scales the words' logits; 0 is greedy.
+        """G answers to each prompt and K poses for each answer.
 
-        seeds: one a prompt, on which alone chance depends; fresh ones when None."""
+        temperature: divides the words' logits; 0 takes the likeliest word. Train on answers of temperature 1 only, at
+        which `log_prob` scores: drawn at another, they give a biased gradient, and the ratio, 1 at first, hides it.
+        seeds: one for each prompt, the only source of chance; fresh ones when None."""
         B, G = prompt.mask.shape[0], group_size
         seeds = torch.randint(2 ** 62, (B,)).tolist() if seeds is None else seeds
-        uniform, noise = (x.to(self.device) for x in draw_luck(seeds, G, poses_per_answer, max_tokens))
+        uniform, noise = (x.to(self.device) for x in draw_random_numbers(seeds, G, poses_per_answer, max_tokens))
         cache, last = self._prefill(prompt)
         hidden = last[:, None].expand(-1, G, -1)  # (B, G, H)
         eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
@@ -267,8 +257,8 @@ class PosePolicy(nn.Module):
             finished = finished | (token == eos)
             if finished.all():
                 break
-            own = torch.eye(G, dtype=torch.bool, device=self.device).repeat(1, t + 1)  # (G, G * (t + 1))
-            hidden = self._continue(token, t, own, prompt, cache)
+            visible = torch.eye(G, dtype=torch.bool, device=self.device).repeat(1, t + 1)  # (G, G * (t + 1))
+            hidden = self._continue(token, t, visible, prompt, cache)
             first_pose = (token == self.pose_id) & ~has_pose
             pose_hidden = torch.where(first_pose[..., None], hidden, pose_hidden)
             has_pose = has_pose | first_pose
@@ -278,17 +268,16 @@ class PosePolicy(nn.Module):
         answers = [[self.tokenizer.decode(t[m & (t != eos)]) for t, m in zip(*group)] for group in zip(tokens, masks)]
         return Rollout(tokens, masks, has_pose, samples, answers, pose.mean)
 
-    def log_prob(self, prompt: Prompt, tokens: Tensor, token_mask: Tensor, temperature: float = 1.0) -> Scores:
-        """Score answers (B, G, T), with gradient: log-probabilities of their tokens and the Gaussian at their <POSE>.
-
-        temperature must be the one sampled with, or the ratio would not be 1 on the first inner step."""
+    def log_prob(self, prompt: Prompt, tokens: Tensor, token_mask: Tensor) -> Scores:
+        """Score answers (B, G, T), with gradient: the log-probability of each token, the Gaussian at each <POSE>."""
         G, T = tokens.shape[1:]
         cache, last = self._prefill(prompt)
-        place = torch.arange(T, device=self.device).repeat(G)  # (G*T,)
-        own = torch.block_diag(*[torch.ones(T, T, dtype=torch.bool, device=self.device).tril()] * G)  # (G*T, G*T)
-        hidden = self._continue(tokens.flatten(1), place, own, prompt, cache).unflatten(1, (G, T))  # (B, G, T, H)
-        before = torch.cat([last[:, None, None].expand(-1, G, 1, -1), hidden[:, :, :-1]], 2)  # foretells token t
-        log_softmax = (self._logits(before) / temperature).log_softmax(-1)  # (B, G, T, W)
+        position = torch.arange(T, device=self.device).repeat(G)  # (G*T,)
+        visible = torch.block_diag(*[torch.ones(T, T, dtype=torch.bool, device=self.device).tril()] * G)  # (G*T, G*T)
+        hidden = self._continue(tokens.flatten(1), position, visible, prompt, cache)  # (B, G*T, H)
+        hidden = hidden.unflatten(1, (G, T))  # (B, G, T, H)
+        before = torch.cat([last[:, None, None].expand(-1, G, 1, -1), hidden[:, :, :-1]], 2)  # predicts token t
+        log_softmax = self._logits(before).log_softmax(-1)  # (B, G, T, W)
         log_prob = log_softmax.gather(-1, tokens[..., None]).squeeze(-1)
         at_pose = ((tokens == self.pose_id) & token_mask).float().argmax(-1)  # the first one; 0 where there is none
         pose = self.pose_head(hidden.take_along_dim(at_pose[..., None, None], 2).squeeze(2))
@@ -301,45 +290,3 @@ class PosePolicy(nn.Module):
         tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
         mask = torch.arange(tokens.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
         return tokens[:, None].to(self.device), mask[:, None].to(self.device)
-
-    # ------------------------------------------------ one folder in Hugging Face layout
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `folder`: VLM (or adapter) and processor as transformers and peft save them, `pose.safetensors` and
-        `pose.json` beside."""
-        head = self.pose_head
-        notes = {"covariance": head.covariance, "sigma_floor": head.sigma_floor, "picture": self.picture,
-                 "pose_id": self.pose_id, "pose_encoder": self.pose_encoder.config}
-        if self.has_adapter:
-            notes |= {"vlm": self.vlm.name_or_path, "dtype": str(self.vlm.dtype).removeprefix("torch.")}
-        ours = {name: x.contiguous() for name, x in self.state_dict().items() if not name.startswith(ELSEWHERE)}
-        with atomic_folder(folder) as partial:
-            self.vlm.save_pretrained(partial, **{"save_embedding_layers": False} if self.has_adapter else {})
-            self.processor.save_pretrained(partial)
-            save_file(ours, partial / "pose.safetensors")
-            (partial / "pose.json").write_text(json.dumps(notes))
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "PosePolicy":
-        """Read what `save_pretrained` wrote. ValueError where the parts are not of one policy."""
-        folder = Path(folder)
-        if not (folder / "pose.json").is_file():
-            raise FileNotFoundError(f"{folder} holds no policy; python train_rft.py, or train_sft.py, trains one")
-        try:
-            notes = json.loads((folder / "pose.json").read_text())
-            vlm, processor = load_vlm(notes.get("vlm", folder), notes.get("dtype", "auto"))
-            policy = cls(read_adapter(vlm, folder) if "vlm" in notes else vlm, processor,
-                         build_pose_encoder(notes["pose_encoder"]), notes["covariance"], notes["sigma_floor"],
-                         notes.get("picture", 64))
-            if notes.get("pose_id", policy.pose_id) != policy.pose_id:
-                raise ValueError(f"taught with another vocabulary, in which {POSE_TOKEN} was token {notes['pose_id']}")
-            saved, expected = load_file(folder / "pose.safetensors"), policy.state_dict()
-            wrong = [k for k in saved if k not in expected or saved[k].shape != expected[k].shape]
-            wrong += [k for k in expected if k not in saved and not k.startswith(ELSEWHERE)]
-            wrong += [k for k, tensor in {**expected, **saved}.items() if not tensor.isfinite().all()]
-            if wrong:
-                raise ValueError(f"pose.safetensors does not fit pose.json, or is not finite: {', '.join(wrong[:3])}")
-            policy.load_state_dict(saved, strict=False)
-        except Exception as error:  # json, safetensors, transformers, jinja and torch each raise their own
-            raise ValueError(f"{folder} cannot be read as a policy, train it again: {error!r}") from error
-        return policy.eval()

@@ -1,8 +1,9 @@
 """The Gaussian pose head (Pose-RFT eq. 2): from the hidden state at <POSE> to a distribution over body poses.
 
-Beside it, the drawing of words and poses from the random numbers of a seed.
-
-Read next: model.py, the policy it is the second half of.
+    N(p; mu(h), Sigma(h)),   p in R^144: the first two columns of 24 rotation matrices, raw, before Gram-Schmidt
+The density is that of the raw numbers, so it is exact, and Gram-Schmidt is left to the world that rewards the pose.
+Beside the head stand the draws of a rollout, words and poses, from random numbers that depend on a seed alone.
+Read next: rewards.py, which says how good the drawn poses and words are.
 """
 
 from collections.abc import Sequence
@@ -57,9 +58,10 @@ class PoseHead(nn.Module):
         return MultivariateNormal(mean, scale_tril=scale_tril, validate_args=False)
 
 
-def draw_luck(seeds: Sequence[int], group_size: int, poses_per_answer: int, max_tokens: int) -> tuple[Tensor, Tensor]:
-    """All that chance decides: uniform numbers (B, G, max_tokens) for the words, standard normal ones (B, G, K, 144)
-    for the poses. Each prompt has a seed of its own, so that it is answered alike in whatever batch it stands."""
+def draw_random_numbers(seeds: Sequence[int], group_size: int, poses_per_answer: int,
+                        max_tokens: int) -> tuple[Tensor, Tensor]:
+    """All chance in a rollout: uniform numbers (B, G, max_tokens) for the words, standard normal ones (B, G, K, 144) for
+    the poses. Each prompt has a seed of its own, so that it is answered alike in whatever batch it stands."""
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     return (torch.stack([torch.rand(group_size, max_tokens, generator=g) for g in generators]),
             torch.stack([torch.randn(group_size, poses_per_answer, POSE_DIM, generator=g) for g in generators]))

@@ -32,6 +32,7 @@ import captions
 from body import matrix_to_axis_angle, matrix_to_rot6d, remove_heading, rot6d_to_matrix
 from data import INSTRUCTIONS
 from engine.runtime import pick_device, run
+from engine.saving import load_policy
 from lab.prediction_picture import GHOSTS, SHOWN, draw
 from model import PosePolicy
 from pose_head import POSE_DIM, draw_poses
@@ -163,9 +164,9 @@ def main() -> None:
         raise ValueError(f"--samples must be 1 or more, not {config.samples}")
     image = read_image(config.image) if config.image is not None else None
     prompt = "" if config.interactive else config.prompt or make_prompt(words, image)
-    policy, body = PosePolicy.from_pretrained(config.model).to(pick_device(config.device)), load_body(config.body)
-    if image is not None and policy.picture != len(image):
-        image = read_image(config.image, policy.picture)
+    policy, body = load_policy(config.model).to(pick_device(config.device)), load_body(config.body)
+    if image is not None and policy.image_size != len(image):
+        image = read_image(config.image, policy.image_size)
     if not config.interactive:
         return respond(policy, body, prompt, image, config)
     print("Ask about the image" if image is not None else "Describe a pose", "(an empty line ends it).")

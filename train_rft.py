@@ -32,6 +32,7 @@ from engine.checkpoint import TrainingState, append, check_folder, read_log, war
 from engine.distributed import add_gradients, is_first, own_parts, processes, start, total
 from engine.log import SHOW_EVERY, SHOWN, mean_of, numbers, samples
 from engine.runtime import pick_device, run
+from engine.saving import load_policy, save_policy
 from lab import pictures
 from lab.metrics import respond
 from model import PosePolicy
@@ -64,6 +65,8 @@ class RFTConfig:
         default="learned", metadata={"help": "frozen: one for each number, never taught"})
     sigma_floor: float = field(default=0.02, metadata={"help": "what the head adds to each standard deviation"})
     pose_weight: float = field(default=1.0, metadata={"help": "weight of the pose's half of the loss; 0: words alone"})
+    reward_weights: list[str] | None = field(default=None, metadata={
+        "help": "weights that differ from the table in rewards.py, as statements=2 joint=1"})
     without: str | None = field(default=None, metadata={"help": "a reward to leave out"})
     retriever_steps: int = field(default=400, metadata={"help": "steps of each of the two retrieval models"})
     accumulate: int = field(default=1, metadata={"help": "parts in which a batch is run, to save memory"})
@@ -76,12 +79,10 @@ def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RF
     intervals and at the end, join the row of their step.
 
     out: folder for `log.jsonl` (the rows), `samples.jsonl`, and the state from which a run that was stopped goes on."""
-    if config.without and config.without not in rewards.WEIGHTS:
-        raise ValueError(f"--without {config.without}: the rewards are {', '.join(rewards.WEIGHTS)}")
     parts = own_parts(config.prompts, config.accumulate)
     if config.normalize == "batch" and processes() * len(parts) > 1:
         raise ValueError("--normalize batch looks at a whole batch at once: not with --accumulate or several processes")
-    weights = rewards.WEIGHTS | ({config.without: 0.0} if config.without else {})
+    weights = rewards.weights(config.reward_weights, config.without)
     policy.pose_head.sigma_floor = config.sigma_floor
     if config.sigma == "frozen":
         freeze_sigma(policy, split, seed)
@@ -202,11 +203,11 @@ def main() -> None:
         if is_first():
             pictures.curves(out / "curves.png", rows)
             pictures.progression(out / "progression.png", rows, splits["val"], drawn, world.seed)
-            policy.save_pretrained(out / "rft")
+            save_policy(policy, out / "rft")
             (out / "rft.state").unlink(missing_ok=True)
     if not is_first():
         return
-    policy = PosePolicy.from_pretrained(out / "rft").to(device)
+    policy = load_policy(out / "rft").to(device)
     policy.frozen_features = sft.frozen_features
     before, after = test(sft), test(policy)
     pictures.before_after(out / "before_after.png", splits["test"], {"SFT": sft, "RFT": policy}, drawn,

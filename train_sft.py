@@ -5,7 +5,7 @@ The second term is the beta-NLL of Seitzer et al. (2022): weighing each number b
 keeps hard numbers from being explained away by a large sigma; with b = 1 the mean learns as by squared error. Before it
 the two image encoders of `tiny`, which has no pre-trained ones, are made: the pose-aware encoder by regressing poses,
 the VLM's vision tower and projector by naming the statements of a picture (what CLIP and LLaVA's alignment stage are to
-the paper). From then on both are frozen. Any other VLM brings its own; it is given LoRA (pretrained.py).
+the paper). From then on both are frozen. Any other VLM brings its own; it is given LoRA (real/lora.py).
 
     python train_sft.py [--sft_steps 950] [--poses DIR] [--out runs]
     python train_sft.py --vlm HuggingFaceTB/SmolVLM-256M-Instruct --lora_rank 16 --picture 224 --sft_batch 8
@@ -30,12 +30,14 @@ from data import Example, Split, corpus, draw_batch, load_splits
 from engine.checkpoint import TrainingState, check_folder, warm_up_and_decay
 from engine.distributed import add_gradients, is_first, own_parts, processes, start, total, wait
 from engine.runtime import half_precision, pick_device, run
+from engine.saving import load_policy, save_policy
 from hygrpo import gaussian_log_prob_terms
 from model import PosePolicy
 from real.formats import read_data
 from real.mixture import Mixture
 from real.pose_encoders import BackbonePoseEncoder
-from real.pretrained import add_adapter, check_common_path, fetch, load_vlm
+from real.hub import check_common_path, fetch, load_vlm
+from real.lora import add_adapter
 from real.smpl import load_body
 
 BETA_NLL = 1.0
@@ -160,7 +162,7 @@ def build_policy(world: WorldConfig, config: SFTConfig, splits: dict[str, Split 
         pose_encoder = PoseEncoder()
     if config.pose_encoder:
         pose_encoder = BackbonePoseEncoder(config.pose_encoder)
-    return PosePolicy(vlm, processor, pose_encoder, config.covariance, picture=world.picture).to(device)
+    return PosePolicy(vlm, processor, pose_encoder, config.covariance, image_size=world.picture).to(device)
 
 
 def load_or_train_sft(world: WorldConfig, config: SFTConfig, splits: dict[str, Split | Mixture]) -> PosePolicy:
@@ -178,20 +180,20 @@ def load_or_train_sft(world: WorldConfig, config: SFTConfig, splits: dict[str, S
             if is_tiny or not config.pose_encoder:
                 train_encoders(policy, splits["train"], config.encoder_steps, world.seed, towers=is_tiny,
                                kept=out / "encoders.state")
-            policy.save_pretrained(out / "encoders")
+            save_policy(policy, out / "encoders")
         wait()
-        policy = PosePolicy.from_pretrained(out / "encoders").to(device)
+        policy = load_policy(out / "encoders").to(device)
         keep_features(policy, splits)
         train_sft(policy, splits.get("data", splits["train"]), config, world.seed, kept=out / "sft.state")
         if is_first():
             if "data" in splits and splits["data"].faults.count:
                 print(f"{splits['data'].faults.count} rows of --data were left out in all")
-            policy.save_pretrained(out / "sft")
+            save_policy(policy, out / "sft")
             for name in ("encoders.state", "sft.state"):
                 (out / name).unlink(missing_ok=True)
         wait()
         features = policy.frozen_features
-    policy = PosePolicy.from_pretrained(out / "sft").to(device)
+    policy = load_policy(out / "sft").to(device)
     policy.frozen_features = features
     keep_features(policy, splits)
     return policy

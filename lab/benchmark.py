@@ -34,11 +34,12 @@ import hygrpo
 import rewards
 from captions import describe
 from data import Example, corpus, make_example, make_split
+from engine.saving import load_policy
 from model import PosePolicy
 from lab.plain import PlainWay, SharedPrompt
 from pose_head import POSE_DIM, draw_poses
 from builtin.poses import sample_poses
-from real.pretrained import load_vlm
+from real.hub import load_vlm
 from builtin.retriever import Retriever
 from engine.runtime import pick_device, run
 from lab.soak import peak_memory, reset_peak_memory, soak
@@ -87,10 +88,10 @@ def build_llava(texts: Sequence[str]) -> tuple:
     return LlavaForConditionalGeneration(config), processor, pose_encoder
 
 
-def load_policy(folder: str) -> PosePolicy:
-    """A policy that PosePolicy saved, or one around any image-text-to-text checkpoint that transformers saved."""
+def load_policy_or_vlm(folder: str) -> PosePolicy:
+    """A policy that save_policy wrote, or one around any image-text-to-text checkpoint that transformers saved."""
     if (Path(folder) / "pose.json").is_file():
-        return PosePolicy.from_pretrained(folder)
+        return load_policy(folder)
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"--vlm {folder}: no checkpoint there (no config.json)")
     return PosePolicy(*load_vlm(folder, torch.float32), PoseEncoder())
@@ -133,7 +134,7 @@ def step(way, examples: Sequence, meter: Callable, config: BenchmarkConfig, refe
     with meter("rewards"):
         text_rewards, pose_rewards = rewards.score(examples, rollout, retriever)
     with meter("rest"):
-        F, Delta = hygrpo.advantages(text_rewards, pose_rewards, rollout.has_pose, rewards.WEIGHTS)
+        F, Delta = hygrpo.advantages(text_rewards, pose_rewards, rollout.has_pose, rewards.weights())
         batches = way.batches(rollout, F, Delta)
     with meter("reference"), torch.no_grad():
         references = [way.log_prob(reference, rows, rollout) for rows, rollout, _, _ in batches]
@@ -285,7 +286,7 @@ def compare(config: BenchmarkConfig, device: torch.device) -> dict:
     """Time both ways over the grid of P and G, print the tables, and return what the JSON holds."""
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
-    policy = load_policy(config.vlm) if config.vlm else PosePolicy(
+    policy = load_policy_or_vlm(config.vlm) if config.vlm else PosePolicy(
         *build_llava(corpus(make_split(sample_poses(200, rng), rng), 1000, rng)))
     policy = policy.to(device).eval()
     steer(policy)

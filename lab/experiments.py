@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 import evaluate
 from body import remove_heading
+from engine.saving import load_policy, save_policy
 from real.smpl import load_body
 from engine.checkpoint import atomic_write
 from data import Split
@@ -167,8 +168,8 @@ class Seed:
         if not folder.exists():
             policy = build_policy(self.world, self.config, self.splits)
             train_encoders(policy, self.splits["train"], self.size.encoder, self.seed)
-            policy.save_pretrained(folder)
-        return PosePolicy.from_pretrained(folder).to(self.device)
+            save_policy(policy, folder)
+        return load_policy(folder).to(self.device)
 
     def start(self, name: str) -> PosePolicy:
         """The SFT policy `gaussian`, `lowrank`, `full`, `deterministic` (sigma is the floor) or `no pose encoder`."""
@@ -185,8 +186,8 @@ class Seed:
             began = time.time()
             train_sft(policy, self.splits["train"], self.config, self.seed)
             (self.folder / f"start, {name}.seconds").write_text(str(time.time() - began))
-            policy.save_pretrained(folder)
-        policy = PosePolicy.from_pretrained(folder).to(self.device)
+            save_policy(policy, folder)
+        policy = load_policy(folder).to(self.device)
         self.share_features(policy, name)
         return policy
 

@@ -23,6 +23,7 @@ from transformers import HfArgumentParser
 
 import captions
 from body import JOINT, axis_angle_to_matrix, forward_kinematics, remove_heading, rot6d_to_matrix
+from engine.saving import load_policy
 from real.smpl import body_vertices, load_body
 from builtin.renderer import PALETTE, part_colors, render
 from data import Example, Split, load_splits
@@ -335,7 +336,7 @@ def main() -> None:
     seed, count, body = settings["seed"], settings["eval_poses"], load_body(settings["body"])
     splits = load_splits(settings["poses"], {"val": count, "test": count}, seed, body_model=body,
                          size=settings["picture"])
-    policies = {name: PosePolicy.from_pretrained(folder / name.lower()).to(pick_device()) for name in ("SFT", "RFT")}
+    policies = {name: load_policy(folder / name.lower()).to(pick_device()) for name in ("SFT", "RFT")}
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     out.mkdir(parents=True, exist_ok=True)
     method(out / "method.png", policies["SFT"], splits["test"], body, seed)

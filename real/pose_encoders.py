@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import (AutoBackbone, AutoConfig, AutoImageProcessor, CLIPImageProcessorPil, VitPoseBackbone,
                           VitPoseBackboneConfig)
 
-from real.pretrained import absolute, fetch
+from real.hub import absolute, fetch
 from engine.runtime import run
 from builtin.tiny import PoseEncoder
 

@@ -18,6 +18,7 @@ from torch.distributions import Distribution, Independent
 
 import captions
 from body import matrix_to_axis_angle, matrix_to_rot6d, remove_heading
+from engine.saving import load_policy
 from real.smpl import body_vertices, load_body
 from data import Example, load_splits
 from real.formats import read_data
@@ -153,12 +154,12 @@ def protocol_examples(config, policy: PosePolicy, task: str) -> Iterator[tuple[l
     if not config.data:
         count = config.eval_poses or 500
         split = load_splits(config.poses, {"test": count}, config.seed, body_model=load_body(config.body),
-                            size=policy.picture)["test"]
+                            size=policy.image_size)["test"]
         examples = eval_examples(split, task, count, config.seed)
         for i in range(0, len(examples), CHUNK):
             yield [str(j) for j in range(i, min(i + CHUNK, len(examples)))], examples[i:i + CHUNK]
         return
-    mixture = read_data(config.data, "test", policy.picture, config.skip_bad)
+    mixture = read_data(config.data, "test", policy.image_size, config.skip_bad)
     rows = [(source, i) for source in mixture.sources if task in source.tasks for i in range(len(source))]
     ids = [source.rows[i].id or source.rows[i].where for source, i in rows]
     if not rows:
@@ -245,8 +246,8 @@ def report_protocol(config, device: torch.device) -> dict:
     if config.protocol == "posescript":
         runs = sorted({Path(path).resolve().parent for path in (config.model, config.against) if path})
         given = load_judge(config.judge or Path(config.model).parent / "judge", runs).to(device)
-    policies = [PosePolicy.from_pretrained(path).to(device) for path in (config.model, config.against) if path]
-    if len({policy.picture for policy in policies}) > 1:
+    policies = [load_policy(path).to(device) for path in (config.model, config.against) if path]
+    if len({policy.image_size for policy in policies}) > 1:
         raise ValueError(f"{config.model} and {config.against} were taught on pictures of different sizes")
     ids, parts = [], [[] for _ in policies]
     for names, examples in protocol_examples(config, policies[0], task):

@@ -30,8 +30,9 @@ import rewards
 from builtin.retriever import Retriever
 from builtin.tiny import build_tiny
 from engine.checkpoint import check_folder
+from engine.saving import load_policy, save_policy
 from lab import prediction_picture
-from model import WORDS, PosePolicy
+from model import PLACEHOLDER, PosePolicy
 from real import photos, smpl
 from real.amass import read_amass
 
@@ -183,14 +184,14 @@ def checkpoints(folder):
     """A folder with an untrained `policy` and an untrained `retriever`, both whole."""
     torch.manual_seed(0)
     policy = PosePolicy(*build_tiny(["The left knee is bent.", captions.POSE_ANSWER] * 20, hidden_size=16, layers=1))
-    policy.save_pretrained(folder / "whole" / "policy")
+    save_policy(policy, folder / "whole" / "policy")
     Retriever(policy.tokenizer.backend_tokenizer).save_pretrained(folder / "whole" / "retriever")
     return folder / "whole"
 
 
 @pytest.fixture(scope="module")
 def policy(checkpoints):
-    return PosePolicy.from_pretrained(checkpoints / "policy")
+    return load_policy(checkpoints / "policy")
 
 
 def copy_of(whole: Path, **files: bytes) -> Path:
@@ -211,7 +212,7 @@ def asked(prompt: str, image=None):
 
 
 def read_policy(path: Path) -> PosePolicy:
-    policy = PosePolicy.from_pretrained(path)
+    policy = load_policy(path)
     assert all(parameter.isfinite().all() for parameter in policy.parameters())
     ids = policy.encode([asked("The left knee is bent.")]).ids
     assert policy.vlm.get_input_embeddings()(ids).isfinite().all()  # no id without a row
@@ -439,7 +440,7 @@ def test_a_folder_is_no_image(folder):
 
 SPECIAL = ["<POSE>", "<image>", "<pose_feature>", "</s>", "<s>", "<pad>"]
 TEXT = st.text(max_size=60) | st.lists(st.sampled_from([
-    *SPECIAL, WORDS, "<", ">", "<im", "age>", "POSE>", " ", "{}", "{0.__class__}", "{{ messages }}", "USER: ", "膝",
+    *SPECIAL, PLACEHOLDER, "<", ">", "<im", "age>", "POSE>", " ", "{}", "{0.__class__}", "{{ messages }}", "USER: ", "膝",
     "ركبة", "колено", "\0", "\x1b[2J", "\u202e", "\r\n", "e\u0301", "🧎🏽‍♀️", "a\u0300" * 9, captions.POSE_ANSWER]),
     max_size=9).map("".join)
 PIXELS = np.zeros((64, 64, 3), np.uint8)
@@ -458,7 +459,7 @@ def test_special_tokens_that_are_typed_stay_text(policy, prompt, with_image):
     for token in SPECIAL:
         prompt = prompt.replace(token, f"{token[0]} {token[1:]}")
     frame = policy.chat_frames[with_image].replace("<image>", "")
-    assert policy.tokenizer.decode(encoded[~torch.isin(encoded, special)]) == frame.replace(WORDS, prompt)
+    assert policy.tokenizer.decode(encoded[~torch.isin(encoded, special)]) == frame.replace(PLACEHOLDER, prompt)
 
 
 @cases(200)
@@ -478,7 +479,7 @@ def test_any_words_become_a_prompt_that_holds_them(words, with_image):
 def test_any_text_is_parsed_and_rewarded(text):
     made = captions.parse(text)
     assert len(set(made)) == len(made) and set(made) <= set(range(len(captions.STATEMENTS)))
-    assert {rewards.format_reward(task, text) for task in data.TASKS} <= {0.0, 1.0}
+    assert {rewards.has_form(task, text) for task in data.TASKS} <= {0.0, 1.0}
     assert captions.POSE_ANSWER not in rewards.words_of(text) or captions.POSE_ANSWER in text.replace(
         captions.POSE_ANSWER, "")
 
@@ -497,7 +498,7 @@ def test_long_texts_take_no_longer_than_their_length(piece):
     text, started = (piece * 100_000)[:100_000], time.monotonic()
     captions.parse(text)
     for task in data.TASKS:
-        rewards.format_reward(task, text)
+        rewards.has_form(task, text)
     rewards.words_of(text)
     predict.make_prompt("x" + text, None)
     assert time.monotonic() - started < 2

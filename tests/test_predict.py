@@ -16,6 +16,7 @@ import predict
 from body import JOINT, axis_angle_to_matrix, matrix_to_rot6d, remove_heading, rot6d_to_matrix
 from builtin.tiny import build_tiny
 from engine import runtime
+from engine.saving import load_policy, save_policy
 from lab import prediction_picture
 from model import PosePolicy
 from real import photos
@@ -35,7 +36,7 @@ def make(tmp_path_factory):
             policy = PosePolicy(*build_tiny([SENTENCE, captions.POSE_ANSWER] * 30), covariance)
             for parameter in policy.pose_head.parameters():  # or every sigma would be the same
                 torch.nn.init.normal_(parameter, std=.05)
-            policy.save_pretrained(folder)
+            save_policy(policy, folder)
         return folder
     return saved
 
@@ -107,7 +108,7 @@ def test_files_agree_with_each_other_and_with_the_policy(make, monkeypatch, tmp_
     # The Gaussian is the head's: its density, from mean and covariance, is what `log_prob` gives for any pose.
     assert torch.allclose(pose["covariance"], pose["covariance"].T, atol=1e-7)
     assert torch.linalg.eigvalsh(pose["covariance"].double()).min() > 0
-    policy = PosePolicy.from_pretrained(make(covariance))
+    policy = load_policy(make(covariance))
     example = data.Example("text2pose", data.INSTRUCTIONS["text2pose"][0].format(SENTENCE), "<POSE>", None, None,
                            torch.zeros(10), "", ())
     tokens, mask = policy.tokenize_answers([example])
@@ -122,7 +123,7 @@ def test_files_agree_with_each_other_and_with_the_policy(make, monkeypatch, tmp_
 
 def test_samples_come_from_the_gaussian(make, monkeypatch):
     """Their spread is that of the covariance: whitened, they are standard normal."""
-    policy = PosePolicy.from_pretrained(make("full"))
+    policy = load_policy(make("full"))
     drawn = []
     monkeypatch.setattr(predict, "draw_poses", lambda *args: drawn.append(pose_head.draw_poses(*args)) or drawn[-1])
     prediction = predict.predict(policy, SENTENCE, None, 4000, 0)
@@ -191,7 +192,7 @@ def test_special_tokens_and_strange_text_are_only_words(make, monkeypatch, tmp_p
     call(monkeypatch, strange, "--model", make("diag"), "--out", tmp_path, "--samples", 1)
     assert "of 1 samples" not in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == list(FILES)
-    policy = PosePolicy.from_pretrained(make("diag"))
+    policy = load_policy(make("diag"))
     ids = policy.encode([type("Asked", (), {"prompt": strange.replace("\udcff", ""), "image": None})]).ids
     assert not (set(ids.flatten().tolist()) & {policy.pose_id, policy.image_id, policy.tokenizer.eos_token_id})
 

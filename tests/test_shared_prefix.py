@@ -6,6 +6,7 @@ import torch
 from transformers import (Idefics3Config, Idefics3ForConditionalGeneration, Idefics3ImageProcessorPil,
                           Idefics3Processor, LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration)
 
+from engine.saving import load_policy, save_policy
 from model import PosePolicy, Rollout
 from lab.plain import PlainWay
 from test_model import CORPUS, EXAMPLES
@@ -139,8 +140,8 @@ def test_answers_of_a_group_do_not_see_each_other(policy):
 
 
 def test_a_policy_of_any_family_is_saved_and_read(policy, tmp_path):
-    policy.save_pretrained(tmp_path / "policy")
-    loaded = PosePolicy.from_pretrained(tmp_path / "policy")
+    save_policy(policy, tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy")
     tokens, mask = answers(policy)
     assert type(loaded.vlm) is type(policy.vlm) and type(loaded.processor) is type(policy.processor)
     with torch.no_grad():

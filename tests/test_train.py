@@ -19,6 +19,7 @@ from builtin.retriever import Retriever
 from builtin.tiny import build_tiny
 from data import draw_batch, make_example, make_split
 from engine.log import numbers
+from engine.saving import load_policy
 from model import PosePolicy
 from pose_head import PoseHead
 
@@ -172,7 +173,7 @@ def test_numbers_of_a_step_are_of_what_its_task_has_and_of_poses_that_were_given
 @pytest.mark.parametrize("covariance", ["diag", "lowrank", "full"])
 def test_a_frozen_sigma_is_the_mean_of_what_the_policy_gave_whatever_the_hidden_state(chain, covariance):
     torch.manual_seed(0)
-    policy = PosePolicy.from_pretrained(chain[0] / "sft")
+    policy = load_policy(chain[0] / "sft")
     policy.pose_head = head = PoseHead(policy.pose_projector[1].out_features, covariance)
     for layer in filter(None, (head.sigma, head.correlation)):  # a sigma that depends on the hidden state
         torch.nn.init.normal_(layer.weight, std=.02)
@@ -193,7 +194,7 @@ def test_a_frozen_sigma_is_the_mean_of_what_the_policy_gave_whatever_the_hidden_
 def test_a_run_with_every_option_changed(chain):
     """Two inner epochs, joint ratio, no KL, batch normalisation, frozen sigma: all finite, sigma untouched."""
     out, _ = chain
-    policy, retriever = PosePolicy.from_pretrained(out / "sft"), Retriever.from_pretrained(out / "reward")
+    policy, retriever = load_policy(out / "sft"), Retriever.from_pretrained(out / "reward")
     rng = np.random.default_rng(0)
     split = make_split(sample_poses(16, rng), rng)
     config = train_rft.RFTConfig(
@@ -212,7 +213,7 @@ def test_a_run_with_every_option_changed(chain):
 
 def test_words_alone_leave_the_pose_head_as_it_was_and_a_reward_left_out_must_exist(chain):
     out, _ = chain
-    policy, retriever = PosePolicy.from_pretrained(out / "sft"), Retriever.from_pretrained(out / "reward")
+    policy, retriever = load_policy(out / "sft"), Retriever.from_pretrained(out / "reward")
     rng = np.random.default_rng(0)
     split = make_split(sample_poses(16, rng), rng)
     before = {name: p.clone() for name, p in policy.named_parameters()}

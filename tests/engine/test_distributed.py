@@ -16,6 +16,7 @@ from engine import distributed
 import train_rft
 import train_sft
 from data import corpus, make_split
+from engine.saving import load_policy, save_policy
 from model import PosePolicy
 from pose_head import draw_tokens
 from builtin.poses import sample_poses
@@ -34,7 +35,7 @@ def start(tmp_path_factory):
     split = make_split(sample_poses(24, rng), rng)
     policy = PosePolicy(*build_tiny(corpus(split, 100, rng), hidden_size=32))
     train_sft.train_sft(policy, split, train_sft.SFTConfig(sft_steps=150, sft_batch=8), seed=0)
-    policy.save_pretrained(folder / "policy")
+    save_policy(policy, folder / "policy")
     Retriever(policy.tokenizer.backend_tokenizer).save_pretrained(folder / "retriever")
     return folder
 
@@ -46,7 +47,7 @@ def run(folder: Path, stage: str, seed: int, accumulate: int = 1) -> tuple[dict[
     """Three steps of a stage; the parameters then."""
     rng = np.random.default_rng(1)
     split = make_split(sample_poses(24, rng), rng)
-    policy = PosePolicy.from_pretrained(folder / "policy")
+    policy = load_policy(folder / "policy")
     rows = []
     if stage == "sft":
         config = train_sft.SFTConfig(sft_steps=3, sft_batch=9, sft_accumulate=accumulate)
@@ -84,7 +85,7 @@ def whole(start):
 
 
 def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], start: Path) -> None:
-    before = dict(PosePolicy.from_pretrained(start / "policy").named_parameters())
+    before = dict(load_policy(start / "policy").named_parameters())
     moved = max((theirs[name] - before[name]).abs().max().item() for name in theirs)
     assert moved > 1e-3  # much more than what they may differ by
     for name, tensor in ours.items():

@@ -23,6 +23,7 @@ from builtin.retriever import Retriever
 from data import make_split
 from engine import checkpoint, runtime
 from engine.checkpoint import TrainingState, read_log, atomic_folder, atomic_write
+from engine.saving import load_policy
 from lab import pictures
 from model import PosePolicy
 
@@ -382,7 +383,7 @@ def stage_two(whole):
 
 def run_stage_two(stage_two, steps: int = 3) -> tuple[list[dict], PosePolicy, dict]:
     whole, split, retriever = stage_two
-    policy = PosePolicy.from_pretrained(whole / "sft")
+    policy = load_policy(whole / "sft")
     before = {name: p.clone() for name, p in policy.named_parameters()}
     config = train_rft.RFTConfig(rft_steps=steps, prompts=3, group_size=2, poses_per_answer=2)
     return train_rft.train_rft(policy, split, retriever, config, 0, lambda policy: {}), policy, before

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from engine.saving import save_policy
 from lab import benchmark
 from lab import soak
 from model import PosePolicy
@@ -31,7 +32,7 @@ def folders(tmp_path_factory):
     vlm, processor, pose_encoder = build_tiny(CORPUS)
     vlm.save_pretrained(folder / "checkpoint")
     processor.save_pretrained(folder / "checkpoint")
-    PosePolicy(vlm, processor, pose_encoder).save_pretrained(folder / "policy")
+    save_policy(PosePolicy(vlm, processor, pose_encoder), folder / "policy")
     return folder
 
 
@@ -53,14 +54,14 @@ def test_the_tables_are_printed_and_written(folders, monkeypatch, tmp_path, caps
 
 
 def test_both_kinds_of_folder_are_read(folders):
-    new, saved = (benchmark.load_policy(folders / name).state_dict() for name in ("checkpoint", "policy"))
+    new, saved = (benchmark.load_policy_or_vlm(folders / name).state_dict() for name in ("checkpoint", "policy"))
     assert new.keys() == saved.keys()
     assert torch.equal(new["vlm.lm_head.weight"][:100], saved["vlm.lm_head.weight"][:100])
 
 
 def test_every_answer_has_all_its_tokens_and_most_a_pose(folders):
     torch.manual_seed(0)
-    policy = benchmark.load_policy(folders / "checkpoint").eval()
+    policy = benchmark.load_policy_or_vlm(folders / "checkpoint").eval()
     benchmark.steer(policy)
     examples = benchmark.make_examples(policy, 2, 20)
     for way in (benchmark.SharedPrompt(policy, examples, 16), benchmark.PlainWay(policy, examples, 16)):
@@ -73,7 +74,7 @@ def test_every_answer_has_all_its_tokens_and_most_a_pose(folders):
 
 def test_the_plain_step_takes_the_same_gradient(folders):
     """On one rollout: micro-batches of single answers add up to the step of whole groups."""
-    policy = benchmark.load_policy(folders / "policy").eval()
+    policy = benchmark.load_policy_or_vlm(folders / "policy").eval()
     benchmark.steer(policy)
     shared = benchmark.SharedPrompt(policy, benchmark.make_examples(policy, 2, 20), 4)
     plain = benchmark.PlainWay(policy, shared.examples, 4, micro_batch=2)

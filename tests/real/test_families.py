@@ -21,9 +21,11 @@ import model
 from engine import runtime
 import train_rft
 from data import make_split
+from engine.saving import load_policy, save_policy
 from model import PosePolicy
 from builtin.poses import sample_poses
-from real.pretrained import check_common_path, load_vlm
+from real.hub import check_common_path, load_vlm
+from real.lora import merge_adapter
 from builtin.retriever import Retriever
 from test_model import CORPUS, EXAMPLES
 from test_shared_prefix import IDEFICS_TEMPLATE
@@ -181,8 +183,8 @@ def test_a_family_is_loaded_taught_saved_and_read(family, checkpoint, tmp_path):
     changed = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
     assert changed >= {"pose_rows", "pose_projector.1.weight", "pose_head.mean.weight"}
     assert all("lora_" in name or name.startswith("pose_") for name in changed)
-    policy.save_pretrained(tmp_path / "policy")
-    loaded = PosePolicy.from_pretrained(tmp_path / "policy")
+    save_policy(policy, tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy")
     assert type(loaded.processor) is type(policy.processor) and loaded.picture == 96
     for ours, theirs in zip(log_probs(policy), log_probs(loaded)):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
@@ -311,27 +313,27 @@ def test_what_cannot_be_loaded_is_told_in_one_sentence(checkpoint, tmp_path, mon
 
 def test_a_policy_of_another_vocabulary_or_covariance_is_refused(checkpoint, tmp_path):
     policy = built(checkpoint("llava 1.5"))
-    policy.save_pretrained(tmp_path / "policy")
+    save_policy(policy, tmp_path / "policy")
 
     def refused(what, file="pose.json", **notes):
         copytree(tmp_path / "policy", tmp_path / what, dirs_exist_ok=True)
         path = tmp_path / what / file
         path.write_text(json.dumps(json.loads(path.read_text()) | notes))
         with pytest.raises(ValueError) as error:
-            PosePolicy.from_pretrained(tmp_path / what)
+            load_policy(tmp_path / what)
         return str(error.value)
     assert "does not fit pose.json" in refused("full", covariance="full")
     assert "another vocabulary, in which <POSE> was token 7" in refused("words", pose_id=7)
     assert "adapter does not fit" in refused("idefics", vlm=checkpoint("idefics3"))
     assert "neither a folder" in refused("gone", vlm=str(tmp_path / "gone base"))
     merged = tmp_path / "merged"
-    policy.merge()
-    policy.save_pretrained(merged)
+    merge_adapter(policy)
+    save_policy(policy, merged)
     other = policy.processor
     other.tokenizer.add_tokens(["never seen", "nor this"])
-    other.save_pretrained(merged)
+    save_policy(other, merged)
     with pytest.raises(ValueError, match="two different checkpoints"):
-        PosePolicy.from_pretrained(merged)
+        load_policy(merged)
 
 
 @pytest.mark.parametrize("fault", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError(
@@ -359,7 +361,7 @@ def test_what_cannot_be_is_refused_before_a_picture_is_drawn(settings, message, 
 
 def test_features_of_images_do_not_fill_the_memory(checkpoint, monkeypatch):
     policy = built(checkpoint("llava 1.5"))
-    monkeypatch.setattr(model, "KEPT_BYTES", 3 * sum(x.nbytes for x in policy.image_features(
+    monkeypatch.setattr(model, "CACHE_BYTES", 3 * sum(x.nbytes for x in policy.image_features(
         [EXAMPLES[1].image])[0][1:3]))
     images = np.random.default_rng(0).integers(0, 255, (7, 64, 64, 3), dtype=np.uint8)
     pictures = policy.image_features(images)

@@ -614,7 +614,7 @@ def test_the_second_stage_trains_on_the_mix_too(tmp_path, monkeypatch):
     text, pose = rewards.score(examples, rollout, retriever)
     assert pose["statements"].isnan().all()
     assert pose["semantic"][:2].isfinite().all() and text["text"][2:].isfinite().all()
-    for advantage in hygrpo.advantages(text, pose, rollout.has_pose, rewards.WEIGHTS):
+    for advantage in hygrpo.advantages(text, pose, rollout.has_pose, rewards.weights()):
         assert advantage.isfinite().all()
     config = train_rft.RFTConfig(rft_steps=6, prompts=3, group_size=2, poses_per_answer=2, eval_every=9)
     rows = train_rft.train_rft(policy, mixture, retriever, config, 0, lambda policy: {})

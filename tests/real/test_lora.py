@@ -9,8 +9,10 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import train_rft
+from engine.saving import load_policy, save_policy
 from model import PosePolicy
-from real.pretrained import add_adapter, check_common_path, load_vlm
+from real.hub import check_common_path, load_vlm
+from real.lora import add_adapter, merge_adapter
 from test_families import EXAMPLES, built, log_probs, one_of_each_step, save_checkpoint, world
 from builtin.tiny import PoseEncoder
 from train_sft import SFTConfig, train_sft
@@ -71,8 +73,8 @@ def test_only_the_rows_of_pose_differ_in_what_is_read_and_written(folder):
 def test_the_reference_stays_the_sft_policy_and_holds_no_second_model(folder, monkeypatch):
     policy = taught(folder)
     kept, twins = copy.deepcopy(policy), []
-    twin = PosePolicy.twin
-    monkeypatch.setattr(PosePolicy, "twin", lambda self: twins.append(frozen_copy(self)) or twins[-1])
+    frozen_copy = PosePolicy.frozen_copy
+    monkeypatch.setattr(PosePolicy, "frozen_copy", lambda self: twins.append(frozen_copy(self)) or twins[-1])
     reinforce(policy)
     reference, = twins
     for now, then in zip(log_probs(reference), log_probs(kept)):
@@ -90,12 +92,12 @@ def test_merged_is_unmerged(folder, tmp_path):
     policy = taught(folder)
     with torch.no_grad():
         policy.pose_rows.add_(.1)
-    policy.save_pretrained(tmp_path / "policy")
+    save_policy(policy, tmp_path / "policy")
     assert not (tmp_path / "policy" / "model.safetensors").exists()  # the VLM is not written again
-    exported = PosePolicy.from_pretrained(tmp_path / "policy")
-    exported.merge()
-    exported.save_pretrained(tmp_path / "merged")
-    merged = PosePolicy.from_pretrained(tmp_path / "merged")
+    exported = load_policy(tmp_path / "policy")
+    merge_adapter(exported)
+    save_policy(exported, tmp_path / "merged")
+    merged = load_policy(tmp_path / "merged")
     assert not merged.has_adapter and "vlm" not in json.loads((tmp_path / "merged" / "pose.json").read_text())
     for ours, theirs in zip(log_probs(policy), log_probs(merged)):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
@@ -108,14 +110,14 @@ def test_merged_is_unmerged(folder, tmp_path):
         torch.testing.assert_close(plain, policy.log_prob(prompt, tokens, mask).log_prob[:, 0], atol=1e-5, rtol=1e-5)
     assert tokenizer.convert_tokens_to_ids("<POSE>") == policy.pose_id
     before = log_probs(merged)
-    merged.merge()  # nothing is left to merge
+    merge_adapter(merged)  # nothing is left to merge
     assert torch.equal(before[0], log_probs(merged)[0])
 
 
 def test_a_policy_read_from_its_folder_learns_on(checkpoints, tmp_path):
     policy = taught(checkpoints["llava 1.5"])
-    policy.save_pretrained(tmp_path / "policy")
-    loaded = PosePolicy.from_pretrained(tmp_path / "policy")
+    save_policy(policy, tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy")
     teachable = lambda policy: {name for name, p in policy.named_parameters() if p.requires_grad}
     assert teachable(loaded) == teachable(policy)
     before = {name: p.clone() for name, p in loaded.named_parameters()}
@@ -129,12 +131,12 @@ def test_half_precision_is_for_what_is_not_taught(checkpoints, tmp_path, monkeyp
     monkeypatch.chdir(Path(checkpoints["llava 1.5"]).parent)
     vlm, processor = load_vlm("llava 1.5", torch.bfloat16)
     check_common_path(PosePolicy(vlm, processor, PoseEncoder(tokens=0)))
-    policy = PosePolicy(add_adapter(vlm, 4, 8.0), processor, PoseEncoder(), picture=96)
+    policy = PosePolicy(add_adapter(vlm, 4, 8.0), processor, PoseEncoder(), image_size=96)
     one_of_each_step(policy, SFTConfig(vlm="llava 1.5", sft_steps=1, sft_batch=4))
     assert {p.dtype for p in policy.parameters() if p.requires_grad} == {torch.float32}
-    policy.save_pretrained(tmp_path / "policy")
+    save_policy(policy, tmp_path / "policy")
     monkeypatch.chdir(tmp_path)
-    loaded = PosePolicy.from_pretrained("policy")
+    loaded = load_policy("policy")
     assert loaded.vlm.dtype == policy.vlm.dtype == torch.bfloat16
     for ours, theirs in zip(log_probs(policy), log_probs(loaded)):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
@@ -156,6 +158,6 @@ def test_a_vlm_without_lora_is_trained_whole(checkpoints, tmp_path):
     train_sft(policy, world()[0], SFTConfig(vlm="a folder", sft_steps=1, sft_batch=4), 0)
     changed = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
     assert "vlm.lm_head.weight" in changed and not any("vision" in name for name in changed)
-    policy.save_pretrained(tmp_path / "policy")
-    for ours, theirs in zip(log_probs(policy), log_probs(PosePolicy.from_pretrained(tmp_path / "policy"))):
+    save_policy(policy, tmp_path / "policy")
+    for ours, theirs in zip(log_probs(policy), log_probs(load_policy(tmp_path / "policy"))):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)

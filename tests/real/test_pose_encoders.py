@@ -13,8 +13,8 @@ from torch import nn
 from transformers import (CLIPImageProcessorPil, Dinov2Backbone, Dinov2Config, VitPoseBackboneConfig, VitPoseConfig,
                           VitPoseForPoseEstimation, VitPoseImageProcessorPil)
 
+from engine.saving import load_policy, save_policy
 from real.pose_encoders import BackbonePoseEncoder, convert_hmr2
-from model import PosePolicy
 from test_families import built, log_probs, one_of_each_step, save_checkpoint
 from builtin.tiny import PoseEncoder
 from train_sft import SFTConfig
@@ -69,9 +69,9 @@ def test_any_backbone_serves_and_stays_frozen(tmp_path):
     before = {name: p.clone() for name, p in encoder.named_parameters()}
     one_of_each_step(policy, SFTConfig(vlm=folder, sft_steps=1, sft_batch=4))
     assert before and all(torch.equal(p, before[name]) for name, p in encoder.named_parameters())
-    policy.save_pretrained(tmp_path / "policy")
+    save_policy(policy, tmp_path / "policy")
     assert (tmp_path / "policy" / "pose.safetensors").stat().st_size < 2_000_000
-    loaded = PosePolicy.from_pretrained(tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy")
     assert loaded.pose_encoder.config == {"name": str(tmp_path / "eye")}
     for ours, theirs in zip(log_probs(policy), log_probs(loaded)):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)

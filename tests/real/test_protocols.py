@@ -10,6 +10,7 @@ import torch
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 import evaluate
+from engine.saving import load_policy, save_policy
 from real import formats
 from lab import metrics
 from real import protocols
@@ -197,7 +198,7 @@ def policies(tmp_path_factory):
         torch.manual_seed(i)
         policy = PosePolicy(*build_tiny(corpus(split, 30, np.random.default_rng(0)), hidden_size=32))
         torch.nn.init.normal_(policy.pose_head.mean.weight, std=.2)
-        policy.save_pretrained(folder / name)
+        save_policy(policy, folder / name)
     for name in ("judge", "reward"):
         Retriever(policy.tokenizer.backend_tokenizer).save_pretrained(folder / name)
     return folder
@@ -329,7 +330,7 @@ def test_part_of_the_rows_is_spread_over_all_of_them(policies, monkeypatch, tmp_
     write(tmp_path, make())
     monkeypatch.chdir(tmp_path)
     config = evaluate.EvaluateConfig(data=[spec], eval_poses=2)
-    policy = PosePolicy.from_pretrained(policies / "rft")
+    policy = load_policy(policies / "rft")
     (ids, examples), = protocols.protocol_examples(config, policy, "text2pose")
     assert [name[-1] for name in ids] == ["0", "2"] and len(examples) == 2
     config.eval_poses = None

@@ -1,9 +1,8 @@
 """A vision-language model that others trained: by its name on the Hugging Face hub, or from a folder in that layout.
 
 Every family comes through the same two classes of transformers, AutoProcessor and AutoModelForImageTextToText, and is
-made ready for <POSE> alike. LoRA (Hu et al. 2022) is peft's: small matrices beside the linear layers of the language
-model, whose own weights stay as they were.
-Read next: model.py, which makes a policy of what comes from here.
+made ready for <POSE> alike: two new tokens, whose rows are the mean of all others.
+Read next: lora.py, which trains such a model without changing its weights, and model.py, which makes a policy of it.
 """
 
 from pathlib import Path
@@ -11,9 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
-from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from captions import POSE_TOKEN
@@ -27,16 +24,16 @@ def fetch(auto: type, name: str | Path, **options):
     try:
         return auto.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:  # transformers, huggingface_hub, safetensors and the system each raise their own
-        told = (str(error).splitlines() or [type(error).__name__])[0]
-        if "connect" in told:
+        message = (str(error).splitlines() or [type(error).__name__])[0]
+        if "connect" in message:
             fault = "no such folder, and the hub cannot be reached; give a folder with the model's files, or go online"
-        elif isinstance(error, ImportError) or "torchvision" in told or "video processor" in told:
+        elif isinstance(error, ImportError) or "torchvision" in message or "video processor" in message:
             # For videos, which nobody shows them, some processors insist on these.
             fault = "its processor needs packages that are not installed; pip install torchvision num2words"
-        elif "image processor" in told:
+        elif "image processor" in message:
             fault = "no image processor (preprocessor_config.json or processor_config.json)"
         elif Path(name).is_dir():
-            fault = f"{auto.__name__} cannot read this folder: {told}"
+            fault = f"{auto.__name__} cannot read this folder: {message}"
         else:
             fault = "neither a folder nor a model on the Hugging Face hub"
         raise ValueError(f"{name}: {fault}") from error
@@ -85,28 +82,6 @@ def add_pose_tokens(tokenizer) -> int:
                                         replace_extra_special_tokens=False)
 
 
-# ---------------------------------------------------------------- LoRA
-
-def add_adapter(vlm: nn.Module, rank: int, alpha: float, targets: list[str] | None = None) -> PeftModel:
-    """The VLM with LoRA beside the linear layers of its language model, or beside those called one of `targets`."""
-    decoder = vlm.get_decoder()
-    prefix = next(name for name, module in vlm.named_modules() if module is decoder)
-    linear = [f"{prefix}.{name}" for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
-    chosen = [name for name in linear if targets is None or name.split(".")[-1] in targets]
-    if not chosen or rank < 1:
-        kinds = sorted({name.split(".")[-1] for name in linear})
-        raise ValueError(f"LoRA needs a rank of 1 or more (it is {rank}) and targets among {', '.join(kinds)}")
-    return get_peft_model(vlm, LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen))
-
-
-def read_adapter(vlm: nn.Module, folder: str | Path) -> PeftModel:
-    """The VLM with the adapter that a policy saved in `folder`. ValueError where it fits another VLM."""
-    try:
-        return PeftModel.from_pretrained(vlm, folder, is_trainable=True)
-    except Exception as error:  # peft, torch and safetensors each raise their own
-        raise ValueError(f"{folder}: its adapter does not fit {vlm.name_or_path}, or is damaged") from error
-
-
 @torch.no_grad()
 def check_common_path(policy) -> None:
     """ValueError for a VLM whose own forward does more with an image than model.py does for all families (puts features
@@ -125,3 +100,4 @@ def check_common_path(policy) -> None:
             (own - ours).norm() <= (1e-3 if vlm.dtype == torch.float32 else 0.1) * own.norm()):
         raise ValueError(f"{vlm.name_or_path}: a {type(vlm).__name__} does more with an image than put its features "
                          "among the words, and cannot be served")
+

@@ -1,0 +1,63 @@
+"""A policy in one folder, in Hugging Face layout: written whole or not at all, and checked when it is read.
+
+The VLM (or its LoRA adapter) and the processor are as transformers and peft save them; beside them `pose.safetensors`
+holds the projector, the pose head, a pose encoder of ours and the rows of <POSE>, and `pose.json` the settings.
+
+    save_policy(policy, "runs/rft")
+    policy = load_policy("runs/rft")
+Read next: real/hub.py, which reads the VLM.
+"""
+
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from captions import POSE_TOKEN
+from engine.checkpoint import atomic_folder
+from model import PosePolicy
+from real.hub import load_vlm
+from real.lora import read_adapter
+from real.pose_encoders import build_pose_encoder
+
+ELSEWHERE = "vlm.", "pose_encoder.backbone."  # not in pose.safetensors: transformers save and read these
+
+
+def save_policy(policy: PosePolicy, folder: str | Path) -> None:
+    """Write `policy` to `folder`, in place of what may be there."""
+    settings = {"covariance": policy.pose_head.covariance, "sigma_floor": policy.pose_head.sigma_floor,
+                "picture": policy.image_size, "pose_id": policy.pose_id, "pose_encoder": policy.pose_encoder.config}
+    if policy.has_adapter:
+        settings |= {"vlm": policy.vlm.name_or_path, "dtype": str(policy.vlm.dtype).removeprefix("torch.")}
+    tensors = {name: x.contiguous() for name, x in policy.state_dict().items() if not name.startswith(ELSEWHERE)}
+    with atomic_folder(folder) as partial:
+        policy.vlm.save_pretrained(partial, **{"save_embedding_layers": False} if policy.has_adapter else {})
+        policy.processor.save_pretrained(partial)
+        save_file(tensors, partial / "pose.safetensors")
+        (partial / "pose.json").write_text(json.dumps(settings))
+
+
+def load_policy(folder: str | Path) -> PosePolicy:
+    """Read what `save_policy` wrote, onto the CPU and in evaluation mode. FileNotFoundError where there is no policy,
+    ValueError where the parts are not of one policy."""
+    folder = Path(folder)
+    if not (folder / "pose.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no policy; python train_rft.py, or train_sft.py, trains one")
+    try:
+        settings = json.loads((folder / "pose.json").read_text())
+        vlm, processor = load_vlm(settings.get("vlm", folder), settings.get("dtype", "auto"))
+        policy = PosePolicy(read_adapter(vlm, folder) if "vlm" in settings else vlm, processor,
+                            build_pose_encoder(settings["pose_encoder"]), settings["covariance"],
+                            settings["sigma_floor"], settings.get("picture", 64))
+        if settings.get("pose_id", policy.pose_id) != policy.pose_id:
+            raise ValueError(f"trained with another vocabulary, in which {POSE_TOKEN} was token {settings['pose_id']}")
+        saved, expected = load_file(folder / "pose.safetensors"), policy.state_dict()
+        wrong = [k for k in saved if k not in expected or saved[k].shape != expected[k].shape]
+        wrong += [k for k in expected if k not in saved and not k.startswith(ELSEWHERE)]
+        wrong += [k for k, tensor in {**expected, **saved}.items() if not tensor.isfinite().all()]
+        if wrong:
+            raise ValueError(f"pose.safetensors does not fit pose.json, or is not finite: {', '.join(wrong[:3])}")
+        policy.load_state_dict(saved, strict=False)
+    except Exception as error:  # json, safetensors, transformers, jinja and torch each raise their own
+        raise ValueError(f"{folder} cannot be read as a policy, train it again: {error!r}") from error
+    return policy.eval()

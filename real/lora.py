@@ -1,0 +1,46 @@
+"""LoRA (Hu et al. 2022), as peft has it: small matrices beside the linear layers of an unchanged language model.
+
+    y = W x + (alpha / rank) B A x,    W frozen, A (rank, in) and B (out, rank) trained, B = 0 at first
+So a policy of a large VLM needs little memory for its optimiser, and its reference (`PosePolicy.frozen_copy`) is the
+same W with another A and B. `merge_adapter` writes B A into W at the end.
+Read next: model.py, which trains the rows of <POSE> beside an adapter.
+"""
+
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+
+def add_adapter(vlm: nn.Module, rank: int, alpha: float, targets: list[str] | None = None) -> PeftModel:
+    """The VLM with LoRA beside the linear layers of its language model, or beside those called one of `targets`."""
+    decoder = vlm.get_decoder()
+    prefix = next(name for name, module in vlm.named_modules() if module is decoder)
+    linear = [f"{prefix}.{name}" for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
+    chosen = [name for name in linear if targets is None or name.split(".")[-1] in targets]
+    if not chosen or rank < 1:
+        kinds = sorted({name.split(".")[-1] for name in linear})
+        raise ValueError(f"LoRA needs a rank of 1 or more (it is {rank}) and targets among {', '.join(kinds)}")
+    return get_peft_model(vlm, LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen))
+
+
+def read_adapter(vlm: nn.Module, folder: str | Path) -> PeftModel:
+    """The VLM with the adapter that a policy saved in `folder`. ValueError where it fits another VLM."""
+    try:
+        return PeftModel.from_pretrained(vlm, folder, is_trainable=True)
+    except Exception as error:  # peft, torch and safetensors each raise their own
+        raise ValueError(f"{folder}: its adapter does not fit {vlm.name_or_path}, or is damaged") from error
+
+
+def merge_adapter(policy) -> None:
+    """Write a policy's adapter and its rows of <POSE> into the VLM's weights, in place, so that the VLM needs neither
+    peft nor this project to be used. A policy without an adapter stays as it is.
+
+    policy: a model.PosePolicy."""
+    if policy.has_adapter:
+        policy.vlm = policy.vlm.merge_and_unload()
+        tables = policy.vlm.get_input_embeddings().weight, policy.vlm.get_output_embeddings().weight
+        for table, row in zip(tables, policy.pose_rows):
+            table.data[policy.pose_id] += row.data.to(table)
+        policy.pose_rows, policy.has_adapter = None, False
+        policy.freeze_encoders()
