@@ -1,4 +1,6 @@
-"""Every command of the README: run here in small, or in the test that is named, or listed with the reason why not."""
+"""Every command of README and docs: run here in small, or in the test that is named, or listed with the reason why not.
+
+About this project, not about the method: a fork that changes the commands may delete this file."""
 
 import io
 import re
@@ -14,48 +16,60 @@ from engine import runtime
 from lab import prediction_picture
 
 ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SMALL = ["--train_poses", "48", "--eval_poses", "12", "--encoder_steps", "3", "--sft_steps", "4", "--sft_batch", "8",
          "--retriever_steps", "3", "--rft_steps", "2", "--prompts", "4", "--group_size", "2", "--poses_per_answer", "2"]
 
-# Run below, one after the other, in a folder of their own.
+# Run below, one after the other, in a folder of their own: the module, and its arguments.
 RUN = {
-    "pip install -r requirements.txt && python train_rft.py": ["train_rft.py", *SMALL],
+    "python toy.py": ["toy", "--steps", "2"],
+    "python train_rft.py": ["train_rft", *SMALL],
     "python evaluate.py --model runs/rft [--poses DIR] [--json FILE]":
-        ["evaluate.py", "--model", "runs/rft", "--eval_poses", "12", "--json", "m.json"],
+        ["evaluate", "--model", "runs/rft", "--eval_poses", "12", "--json", "m.json"],
     'python predict.py "kneeling on the left knee, right hand above the head"':
-        ["predict.py", "kneeling on the left knee, right hand above the head", "--samples", "3"],
+        ["predict", "kneeling on the left knee, right hand above the head", "--samples", "3"],
     'python predict.py --image photo.jpg [--prompt "Which hand is higher?"]':
-        ["predict.py", "--image", "photo.jpg", "--prompt", "Which hand is higher?"],
-    "python predict.py --interactive": ["predict.py", "--interactive", "--samples", "3"],
-    "python pictures.py --run runs --out assets": ["pictures.py", "--run", "runs", "--out", "assets"],
+        ["predict", "--image", "photo.jpg", "--prompt", "Which hand is higher?"],
+    "python predict.py --interactive": ["predict", "--interactive", "--samples", "3"],
+    "python -m lab.pictures --run runs --out assets": ["lab.pictures", "--run", "runs", "--out", "assets"],
+    "python train_rft.py --start_from runs --out runs_mine --reward_weights statements=2 joint=1":
+        ["train_rft", *SMALL, "--start_from", "runs", "--out", "runs_mine", "--reward_weights", "statements=2", "joint=1"],
 }
 ELSEWHERE = {  # the test that runs it
-    "python train_rft.py --poses DIR --out runs_mocap": "test_train.test_the_chain_runs_on_motion_capture",
-    "python experiments.py --json assets/claims.json --figure assets/claims.png":
-        "test_experiments.test_a_quick_run_makes_table_json_and_figure_and_is_kept",
-    "python experiments.py --claims N": "test_experiments.test_a_quick_run_makes_table_json_and_figure_and_is_kept",
-    "python experiments.py --stability assets/stability.png --json assets/stability.json":
-        "test_experiments.test_the_long_runs_are_drawn_and_the_furthest_fall_is_told",
-    "python benchmark.py --json assets/benchmark.json": "test_benchmark.test_the_tables_are_printed_and_written",
-    "python encoders.py epoch=35-step=1000000.ckpt hmr2_backbone":
-        "test_encoders.test_hmr2_weights_give_hmr2_features",
-    "python evaluate.py --protocol smpl-24 [--data 3dpw:DIR] [--against runs/sft] [--json FILE]":
-        "test_protocols.test_a_protocol_on_real_layouts",
-    "python evaluate.py --protocol smpl-24 --model runs_long/rft --against runs_long/sft":
-        "test_protocols.test_a_protocol_on_real_layouts",
-    "python benchmark.py --soak 1000 --json assets/soak.json": "test_benchmark.test_a_long_run_is_watched",
-    "torchrun --nproc_per_node N train_rft.py": "test_distributed.test_two_processes_are_one_with_the_whole_batch",
+    "python train_rft.py --poses DIR --out runs_mocap": "test_train.py::test_the_chain_runs_on_motion_capture",
+    "python -m lab.experiments --json assets/claims.json --figure assets/claims.png":
+        "lab/test_experiments.py::test_a_quick_run_makes_table_json_and_figure_and_is_kept",
+    "python -m lab.experiments --claims N":
+        "lab/test_experiments.py::test_a_quick_run_makes_table_json_and_figure_and_is_kept",
+    "python -m lab.experiments --stability assets/stability.png --json assets/stability.json":
+        "lab/test_experiments.py::test_the_long_runs_are_drawn_and_the_furthest_fall_is_told",
+    "python -m lab.benchmark --json assets/benchmark.json":
+        "lab/test_benchmark.py::test_the_tables_are_printed_and_written",
+    "python -m lab.benchmark --soak 1000 --json assets/soak.json": "lab/test_benchmark.py::test_a_long_run_is_watched",
+    "python -m real.pose_encoders epoch=35-step=1000000.ckpt hmr2_backbone":
+        "real/test_pose_encoders.py::test_hmr2_weights_give_hmr2_features",
+    "python -m real.protocols --protocol smpl-24 [--data 3dpw:DIR] [--against runs/sft] [--json FILE]":
+        "real/test_protocols.py::test_a_protocol_on_real_layouts",
+    "python -m real.protocols --protocol smpl-24 --model runs_long/rft --against runs_long/sft":
+        "real/test_protocols.py::test_a_protocol_on_real_layouts",
+    "torchrun --nproc_per_node N train_rft.py":
+        "engine/test_distributed.py::test_two_processes_are_one_with_the_whole_batch",
 }
 NOT_HERE = {  # why
-    "pip install -r requirements.txt && python -m pytest": "this is it",
+    "pip install -r requirements.txt": ".ci/run does it",
+    "pip install torchvision num2words": "an optional package",
+    "pip install torchvision": "an optional package",
+    "pip install scipy": "an optional package",
+    "python -m pytest": "this is it",
+    "python -m pytest -m slow": ".ci/run does it",
     "python train_rft.py --vlm HuggingFaceTB/SmolVLM-256M-Instruct --lora_rank 16 --picture 224 --sft_batch 8 --out "
     "runs_vlm": "the hub cannot be reached; test_families and test_lora take both stages on folders in its layout",
     "python train_rft.py --vlm DIR --lora_rank 16 --picture 256 --pose_encoder hmr2_backbone --out runs_hmr2":
-        "as above; test_encoders takes both stages with a backbone",
+        "as above; test_pose_encoders takes both stages with a backbone",
     "python train_rft.py --data posescript:PS,AMASS=2 images:h36m.npz,H36M=2 images:coco.npz,COCO=1 "
     "bedlam-script:captions.json,BEDLAM=1 llava:llava_instruct_150k.json,COCO=1 --out runs_paper":
         "the data need licences; test_formats takes both stages on files in each layout",
-    "python fullsize.py --json assets/fullsize.json":
+    "python -m lab.fullsize --json assets/fullsize.json":
         "it takes minutes and 8 GB; test_families takes the same steps on small models",
     "python train_rft.py --train_poses 80000 --encoder_steps 10000 --sft_steps 9500 --rft_steps 4500 --out runs_long":
         "it takes an hour; test_commands_run takes the same flags",
@@ -64,10 +78,12 @@ NOT_HERE = {  # why
 
 
 def commands() -> set[str]:
-    """Commands of the README: its indented lines and its code spans that begin like one, without their comments."""
-    text = (ROOT / "README.md").read_text()
-    found = re.findall(r"^    ((?:python|pip|torchrun) .*?)(?:  +#.*)?$", text, re.MULTILINE)
-    found += re.findall(r"`((?:python \w+\.py|torchrun) [^`]*)`", text)
+    """Commands of README and docs: indented lines and code spans that begin like one, without their comments."""
+    found = []
+    for page in PAGES:
+        text = page.read_text()
+        found += re.findall(r"^    ((?:python|pip|torchrun) .*?)(?:  +#.*)?$", text, re.MULTILINE)
+        found += re.findall(r"`((?:python (?:-m )?|pip |torchrun )[^`]*)`", text)
     return {" ".join(command.split()) for command in found}
 
 
@@ -78,8 +94,8 @@ def test_every_command_is_accounted_for():
 
 @pytest.mark.parametrize("name", sorted(set(ELSEWHERE.values())))
 def test_the_tests_that_are_named_exist(name):
-    module, function = name.split(".")
-    assert callable(getattr(import_module(module), function))
+    file, function = name.split("::")
+    assert re.search(rf"^def {function}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE)
 
 
 def test_commands_run(monkeypatch, tmp_path, capsys):
@@ -89,9 +105,9 @@ def test_commands_run(monkeypatch, tmp_path, capsys):
     for command in RUN.values():
         monkeypatch.setattr(sys, "argv", list(command))
         monkeypatch.setattr(sys, "stdin", io.StringIO("sitting\n\n"))
-        runtime.run(import_module(command[0].removesuffix(".py")).main)
+        runtime.run(import_module(command[0]).main)
     assert "R@5" in capsys.readouterr().out
-    for name in ("runs/metrics.json", "runs/progression.png", "runs/before_after.png", "m.json", "assets/method.png",
-                 "assets/before_after.png", "assets/curves.png", "assets/progression.png", "assets/uncertainty.png",
-                 "assets/uncertainty.json"):
+    for name in ("toy.png", "runs/metrics.json", "runs/progression.png", "runs/before_after.png", "m.json",
+                 "assets/method.png", "assets/before_after.png", "assets/curves.png", "assets/progression.png",
+                 "assets/uncertainty.png", "assets/uncertainty.json", "runs_mine/metrics.json"):
         assert (tmp_path / name).stat().st_size > 100, name
