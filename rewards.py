@@ -1,4 +1,4 @@
-"""What is good: the paper's four rewards, one that needs no model at all, and the text-pose retrieval model.
+"""What is good: one reward is one function and one row of the table REWARDS.
 
     joint       1 / ||J - J_true||_2                                     image tasks         (Pose-RFT eq. 7)
     semantic    cos(phi_text(q), phi_pose(p)), a retrieval model         text to pose        (eq. 8)
@@ -8,13 +8,15 @@
     description share of what the answer says that holds in the image    image to text       (ours: verifiable)
     correct     1 if the answer is the true one, else 0                  questions           (ours: verifiable)
 E of eq. 10 (the paper's is BGE-M3) is the retrieval model's own text tower. A reward must not judge itself: a second
-retrieval model, trained on other poses, is used by evaluate.py alone.
-Read next: hygrpo.py, which turns rewards into advantages.
+retrieval model, trained on other poses, is used by evaluate.py alone. How to add a reward: docs/your_own_reward.md.
+Read next: captions.py, for what `statements` and `description` check.
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,20 +24,34 @@ from torch import Tensor
 import captions
 from body import forward_kinematics, remove_heading, rot6d_to_matrix
 from builtin.retriever import Retriever
-
-# The tasks that have each reward.
-TASKS = {"joint": ("image2pose", "image2text"), "semantic": ("text2pose",), "statements": ("text2pose",),
-         "format": ("text2pose", "image2pose", "image2text", "vqa"), "text": ("image2text", "vqa"),
-         "description": ("image2text",), "correct": ("vqa",)}
-# Of the form little is to be learned, but it must not be lost. An answer half right is already similar to the true one,
-# so that a large weight of `text` costs exact answers.
-WEIGHTS = {"joint": 2.0, "semantic": 0.5, "format": 12.0, "text": 0.5, "statements": 3.5, "description": 1.0,
-           "correct": 1.0}
+from data import Example
 
 
-# ---------------------------------------------------------------- the text-pose retrieval model
+@dataclass
+class Context:
+    """What a reward may look at: n examples of one task, the G answers to each, the K poses of each answer. Metres, y
+    up, the pelvis at the origin. What is made of the poses is computed once, when the first reward asks for it."""
+    examples: Sequence[Example]  # n
+    answers: Sequence[Sequence[str]]  # n x G
+    rotmats: Tensor  # (n, G, K, 24, 3, 3), as the camera sees the pose where there is an image
+    retriever: Retriever  # phi_text, phi_pose and E; what else is the same for a whole run may stand beside it
 
-# ---------------------------------------------------------------- the rewards
+    @cached_property
+    def joints(self) -> Tensor:  # (n, G, K, 24, 3)
+        return forward_kinematics(self.rotmats)[0]
+
+    @cached_property
+    def true_joints(self) -> Tensor:  # (n, 1, 1, 24, 3)
+        return forward_kinematics(torch.stack([e.rotmats for e in self.examples]).to(self.rotmats))[0][:, None, None]
+
+    @cached_property
+    def upright(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The poses without heading: rotmats, joints (n, G, K, 24, 3) and their orientations (n, G, K, 24, 3, 3)."""
+        rotmats = remove_heading(self.rotmats)
+        return rotmats, *forward_kinematics(rotmats)
+
+
+# ---------------------------------------------------------------- the rewards: of a Context, (n, G) or (n, G, K)
 
 POSE_FORM = re.compile(re.escape(captions.POSE_ANSWER))
 DESCRIPTION_FORM = re.compile(r"\S.*\. " + re.escape(captions.POSE_ANSWER), re.DOTALL)
@@ -43,91 +59,122 @@ WORDS_FORM = re.compile(rf"(?!.*{re.escape(captions.POSE_TOKEN)})\S.*\.", re.DOT
 FORM = {"text2pose": POSE_FORM, "image2pose": POSE_FORM, "image2text": DESCRIPTION_FORM, "vqa": WORDS_FORM}
 
 
+def has_form(task: str, answer: str) -> bool:
+    """Whether the whole answer matches the form that its task asks for."""
+    return FORM[task].fullmatch(answer) is not None
+
+
+def format_reward(c: Context) -> list[list[float]]:
+    return [[float(has_form(e.task, a)) for a in answers] for e, answers in zip(c.examples, c.answers)]
+
+
 def words_of(answer: str) -> str:
     """The answer without its sentence about the pose: the description of an image-to-text answer."""
     return answer.replace(captions.POSE_ANSWER, "").strip()
 
 
-def format_reward(task: str, answer: str) -> float:
-    """Pose-RFT eq. 9: 1 if the whole answer matches its task's form, else 0."""
-    return float(FORM[task].fullmatch(answer) is not None)
+def text_reward(c: Context) -> Tensor:
+    truth = c.retriever.encode_text([words_of(e.answer) for e in c.examples])  # (n, dim)
+    answers = c.retriever.encode_text([words_of(a) for answers in c.answers for a in answers])  # (n * G, dim)
+    return (answers.unflatten(0, (len(truth), -1)) * truth[:, None]).sum(-1)
 
 
-def joint_reward(joints: Tensor, true_joints: Tensor) -> Tensor:
-    """Pose-RFT eq. 7: (..., 24, 3) in metres, pelvis at the origin, to (...); finite for a perfect pose."""
-    return 1 / (joints - true_joints).flatten(-2).norm(dim=-1).clamp_min(1e-3)
+def description_reward(c: Context) -> list[list[float]]:
+    holds = captions.pose_holds(torch.stack([e.rotmats for e in c.examples])).double()  # (n, S)
+    said = [[list(captions.parse(a)) for a in answers] for answers in c.answers]  # n x G lists of statements
+    return [[row[s].mean().item() if s else 0.0 for s in answers] for row, answers in zip(holds, said)]
 
 
-@contextmanager
-def blame(name: str, examples: Sequence) -> Iterator[None]:
-    """Whatever fails inside is said to be the fault of the reward `name` of these examples."""
+def correct_reward(c: Context) -> list[list[float]]:
+    return [[float(a == e.answer) for a in answers] for e, answers in zip(c.examples, c.answers)]
+
+
+def joint_reward(c: Context) -> Tensor:
+    return 1 / (c.joints - c.true_joints).flatten(-2).norm(dim=-1).clamp_min(1e-3)  # finite for a perfect pose
+
+
+def semantic_reward(c: Context) -> Tensor:
+    rotmats, joints, _ = c.upright
+    sentences = c.retriever.encode_text([e.caption for e in c.examples])[:, None, None]  # (n, 1, 1, dim)
+    return (c.retriever.encode_pose(rotmats, joints) * sentences).sum(-1)
+
+
+def statements_reward(c: Context) -> Tensor:
+    _, joints, orientations = c.upright
+    said = torch.zeros(len(c.examples), len(captions.STATEMENTS), device=joints.device)  # (n, S)
+    for row, example in zip(said, c.examples):
+        row[list(example.statements)] = 1.0
+    holds = captions.holds(joints, orientations).float()  # (n, G, K, S)
+    return torch.einsum("ngks,ns->ngk", holds, said) / said.sum(-1)[:, None, None]
+
+
+class Reward(NamedTuple):
+    weight: float  # of its advantage, which is in units of the group's spread: of votes, whatever the reward's unit
+    of: Literal["words", "poses"]  # one number an answer, (n, G), or one a pose, (n, G, K)
+    tasks: tuple[str, ...]  # the tasks that have it
+    function: Callable[[Context], Tensor | list]
+    needs: Callable[[Example], bool] = lambda example: True  # an example that lacks it has no such reward: NaN
+
+
+# Of the form little is to be learned, but it must not be lost. An answer half right is already similar to the true one,
+# so that a large weight of `text` costs exact answers. A caption from outside may say nothing that can be measured.
+REWARDS = {
+    "format": Reward(12.0, "words", ("text2pose", "image2pose", "image2text", "vqa"), format_reward),
+    "text": Reward(0.5, "words", ("image2text", "vqa"), text_reward),
+    "description": Reward(1.0, "words", ("image2text",), description_reward),
+    "correct": Reward(1.0, "words", ("vqa",), correct_reward),
+    "joint": Reward(2.0, "poses", ("image2pose", "image2text"), joint_reward),
+    "semantic": Reward(0.5, "poses", ("text2pose",), semantic_reward),
+    "statements": Reward(3.5, "poses", ("text2pose",), statements_reward, needs=lambda e: len(e.statements) > 0),
+}
+
+
+def weights(changes: Sequence[str] | None = None, without: str | None = None) -> dict[str, float]:
+    """The weight of each reward: the table's, but for `changes`, each "NAME=WEIGHT", and 0 for `without`."""
+    result = {name: reward.weight for name, reward in REWARDS.items()}
+    for change in [*(changes or ()), *([f"{without}=0"] if without else ())]:
+        name, _, number = change.partition("=")
+        if name not in REWARDS:
+            raise ValueError(f"there is no reward {name!r} to weigh; the rewards are {', '.join(REWARDS)}")
+        if not re.fullmatch(r"-?\d*\.?\d+", number):
+            raise ValueError(f"--reward_weights {change}: must be NAME=NUMBER")
+        result[name] = float(number)
+    return result
+
+
+def run_reward(name: str, context: Context, size: tuple[int, ...]) -> Tensor:
+    """What one reward gives, a tensor of this size. Whatever fails becomes a ValueError that names it."""
     try:
-        yield
+        given = torch.as_tensor(REWARDS[name].function(context), device=context.rotmats.device).float()
+        if given.shape != size:
+            raise ValueError(f"it gave a tensor {tuple(given.shape)} where {tuple(size)} is due")
+        return given
     except Exception as error:
-        others = f" (or one of {len(examples) - 1} others)" if len(examples) > 1 else ""
-        raise ValueError(f"the reward `{name}` failed on the {examples[0].task} example {examples[0].prompt!r}"
-                         f"{others}: {type(error).__name__}: {error}") from error
-
-
-def broken(examples: Sequence, rollout, text: dict[str, Tensor], pose: dict[str, Tensor]) -> list[str]:
-    """The names of those rewards that are not finite where their task has them (and the answer has a pose)."""
-    found = []
-    for name, reward in (text | pose).items():
-        has = torch.tensor([e.task in TASKS[name] and (name != "statements" or len(e.statements) > 0)
-                            for e in examples], device=reward.device)  # (B,)
-        if not reward[rollout.has_pose & has[:, None] if reward.dim() == 3 else has].isfinite().all():
-            found.append(name)
-    return found
+        first = context.examples[0]
+        raise ValueError(f"the reward `{name}` failed on the {first.task} example {first.prompt!r} or one beside it: "
+                         f"{type(error).__name__}: {error}") from error
 
 
 @torch.no_grad()
-def score(examples: Sequence, rollout, retriever: Retriever) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """All rewards of a rollout: of text, name -> (B, G), and of poses, name -> (B, G, K); NaN where a task has none.
-
-    Kinematics run once for all B x G x K poses; every term is one tensor operation over them.
-    """
-    B, G, K = rollout.pose.shape[:3]
-    device = rollout.pose.device
-    rows = lambda name: [i for i, example in enumerate(examples) if example.task in TASKS[name]]
-    empty = lambda *shape: torch.full(shape, torch.nan, device=device)
-
-    text = {name: empty(B, G) for name in ("format", "text", "description", "correct")}
-    for i, (example, answers) in enumerate(zip(examples, rollout.answers)):
-        with blame("format", [example]):
-            text["format"][i] = torch.tensor([format_reward(example.task, a) for a in answers])
-    if said := rows("text"):
-        with blame("text", [examples[i] for i in said]):
-            truth = retriever.encode_text([words_of(examples[i].answer) for i in said])  # (n, dim)
-            answers = retriever.encode_text([words_of(a) for i in said for a in rollout.answers[i]])
-            text["text"][said] = (answers.unflatten(0, (-1, G)) * truth[:, None]).sum(-1)
-    for i in rows("description"):
-        with blame("description", [examples[i]]):
-            holds = captions.pose_holds(examples[i].rotmats).double()  # (S,)
-            made = [list(captions.parse(a)) for a in rollout.answers[i]]
-            text["description"][i] = torch.tensor([holds[m].mean().item() if m else 0.0 for m in made])
-    for i in rows("correct"):
-        with blame("correct", [examples[i]]):
-            text["correct"][i] = torch.tensor([float(a == examples[i].answer) for a in rollout.answers[i]])
-
-    pose = {name: empty(B, G, K) for name in ("joint", "semantic", "statements")}
+def score(examples: Sequence[Example], rollout, retriever: Retriever) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """All rewards of a rollout: of words, name -> (B, G), and poses, name -> (B, G, K); NaN where a task has none."""
     rotmats = rot6d_to_matrix(rollout.pose.unflatten(-1, (24, 6)))  # (B, G, K, 24, 3, 3)
-    if seen := rows("joint"):
-        with blame("joint", [examples[i] for i in seen]):
-            true = torch.stack([examples[i].rotmats for i in seen]).to(device)
-            true_joints = forward_kinematics(true)[0][:, None, None]  # (n, 1, 1, 24, 3)
-            pose["joint"][seen] = joint_reward(forward_kinematics(rotmats[seen])[0], true_joints)
-    if told := rows("semantic"):
-        with blame("semantic", [examples[i] for i in told]):
-            upright = remove_heading(rotmats[told])
-            joints, orientations = forward_kinematics(upright)
-            truth = retriever.encode_text([examples[i].caption for i in told])[:, None, None]  # (n, 1, 1, dim)
-            pose["semantic"][told] = (retriever.encode_pose(upright, joints) * truth).sum(-1)
-        with blame("statements", [examples[i] for i in told]):
-            made = torch.zeros(len(told), len(captions.STATEMENTS), device=device)  # (n, S)
-            for row, i in zip(made, told):
-                row[list(examples[i].statements)] = 1.0
-            held = captions.holds(joints, orientations).float()  # (n, G, K, S)
-            held = torch.einsum("ngks,ns->ngk", held, made)
-            # A caption from outside may say nothing that can be measured: 0 / 0 is NaN, no reward.
-            pose["statements"][told] = held / made.sum(-1)[:, None, None]
-    return text, pose
+    scored = {name: torch.full(rotmats.shape[:2 if reward.of == "words" else 3], torch.nan, device=rotmats.device)
+              for name, reward in REWARDS.items()}
+    for task in dict.fromkeys(e.task for e in examples):
+        rows = [i for i, e in enumerate(examples) if e.task == task]
+        context = Context([examples[i] for i in rows], [rollout.answers[i] for i in rows], rotmats[rows], retriever)
+        for name, table in scored.items():
+            if task in REWARDS[name].tasks:
+                table[rows] = run_reward(name, context, (len(rows), *table.shape[1:]))
+    return tuple({name: x for name, x in scored.items() if REWARDS[name].of == of} for of in ("words", "poses"))
+
+
+def broken(examples: Sequence[Example], rollout, words: dict[str, Tensor], poses: dict[str, Tensor]) -> list[str]:
+    """The names of those rewards that are not finite where the example has them (and the answer has a pose)."""
+    found = []
+    for name, values in (words | poses).items():
+        has = torch.tensor([e.task in REWARDS[name].tasks and REWARDS[name].needs(e) for e in examples])  # (B,)
+        has = has.to(values.device) if values.dim() == 2 else has.to(values.device)[:, None] & rollout.has_pose
+        found += [] if values[has].isfinite().all() else [name]
+    return found

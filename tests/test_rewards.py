@@ -44,14 +44,15 @@ def rollout(examples, answers, poses):
     ("image2text", captions.POSE_ANSWER, 0), ("image2text", "They stand.", 0), ("image2text", "They stand " + captions.POSE_ANSWER, 0),
     ("vqa", "The left knee is bent.", 1), ("vqa", captions.POSE_ANSWER, 0), ("vqa", "", 0), ("vqa", "The left knee", 0)])
 def test_format(task, answer, good):
-    assert rewards.format_reward(task, answer) == good
+    assert rewards.has_form(task, answer) == good
 
 
 def test_joint_reward_is_one_over_the_distance_and_finite_for_a_perfect_pose():
     joints = forward_kinematics(POSES[:2])[0]
     shifted = joints + torch.tensor([.3, 0, .4]) / 24 ** .5  # |difference| over all joints: 0.5 m
-    torch.testing.assert_close(rewards.joint_reward(shifted, joints), torch.full((2,), 2.0))
-    assert torch.isfinite(rewards.joint_reward(joints, joints)).all()
+    reward = lambda joints, true: rewards.joint_reward(SimpleNamespace(joints=joints, true_joints=true))
+    torch.testing.assert_close(reward(shifted, joints), torch.full((2,), 2.0))
+    assert torch.isfinite(reward(joints, joints)).all()
 
 
 def test_each_task_gets_its_own_terms_and_nan_elsewhere(retriever):
