@@ -1,23 +1,37 @@
 """HyGRPO: group-relative policy optimisation of a hybrid action, an answer in words and a pose.
 
-For every prompt the policy gives G answers a_i, and for every answer that holds <POSE>, K poses p_ik. Its density is
-    pi(a, p | q) = pi(a | q) pi(p | q, a)                                                        (Pose-RFT eq. 1)
-so the ratio to the policy that sampled splits into a discrete and a continuous one, r = r_d r_c (eq. 3-4), each with
-an advantage of its own: F for the words, Delta for the poses (eq. 5). The objective (eq. 6) is
-    J = E[ 1/G sum_i min(r_d F_i, clip(r_d) F_i) + 1/V sum_i min(r_c Delta_i, clip(r_c) Delta_i) - b KL(pi || pi_ref) ]
-Pure functions of tensors: nothing here knows of a model, a tokenizer or a body.
+For every prompt the policy gives G answers a_i, and for every answer that holds <POSE>, K poses p_ik; the density is
+pi(a, p | q) = pi(a | q) N(p; mu, Sigma) (Pose-RFT eq. 1-2). As it is computed here, to be made large (eq. 3-6):
+
+    J = 1/(B G) sum_i 1/T_i sum_t [ min(r_it F_i, clip(r_it) F_i) - beta_text KL_it ]
+      + w/(V D) sum_i [ 1/K sum_k sum_j min(r_ikj Delta_ik, clip(r_ikj) Delta_ik) - beta_pose KL_i ]
+    r_it = pi(a_it) / pi_old(a_it),   r_ikj = N(p_ikj) / N_old(p_ikj),   KL from the SFT policy, in nats, exact
+    A(R_i) = (R_i - mean of the others in the group) / (spread of the group)
+    F_i = sum_m w_m A(R_m(a_i)) + sum_n w_n A(1/K sum_k R_n(p_ik)),   Delta_ik = sum_n w_n A(R_n(p_ik))
+i: the B G answers, in the second line the V that hold a pose; t: the T_i tokens of an answer; j: the 24 joints of a
+pose, six numbers each; m, n: rewards of words and of poses, with their weights; w: `pose_weight`.
+
+Two advantages: a lucky sample of a pose is no merit of the words before it, and K poses of one answer differ in nothing
+else. Two clips: a ratio of one token hardly moves, that of a Gaussian's many numbers does at once, so that the product
+r_d r_c of eq. 3-4 would clip the words for what the pose did. "Old" is the policy that sampled; its densities are those
+of the first epoch's own pass. With one inner epoch, the default, every ratio is therefore exactly 1, no clip does
+anything, and only the gradient matters: that of F log pi + Delta log N. Actions made of a choice and of numbers that go
+with it are older than language models: parameterised actions (Masson et al. 2016, Hausknecht & Stone 2016); H-PPO (Fan
+et al. 2019) clips the ratios of both halves apart, as here.
 
 Departures from the paper:
-- K poses for an answer instead of one. They come from one hidden state, so they cost next to nothing. The paper: K = 1.
+- K poses for an answer instead of one: they come from one hidden state, so they cost next to nothing.
 - F also holds the mean reward of an answer's poses: a description that leads to better poses is a better description.
 - r_d is taken for each token, as in GRPO (Shao et al. 2024), and r_c for each joint: the density ratio of a
   144-dimensional Gaussian leaves any clip range after one small step. `pose_ratio="joint"` is the paper's literal form.
+- The ratio's denominator is the policy that sampled, as in PPO. One reading of eq. 3-4 has pi_ref there; the full text
+  was not at hand, so this may be no departure.
 - The pose terms are divided by the D numbers of a pose, as the text terms are by the number of tokens.
 - Each reward is compared within its group first and the comparisons are then weighed and added (GDPO, Liu et al. 2026),
   so that a reward with a large spread does not drown the others; the group's mean leaves out the sample itself.
 - The KL terms are exact (all logits and both Gaussians are at hand), text and pose with a coefficient each.
 
-Shapes: B prompts, G answers, K poses, T answer tokens, W words in the vocabulary, D = 144 numbers of a pose.
+Pure functions of tensors. Shapes: B prompts, G answers, K poses, T answer tokens, W words, D = 144 numbers of a pose.
 Read next: train_rft.py, where these functions stand in the loop.
 """
 
@@ -51,14 +65,14 @@ def group_advantage(reward: Tensor, valid: Tensor, normalize: str = "std", basel
     centred = (reward - mean).masked_fill(~valid, 0.0)  # (B, n)
     std = (centred.square().sum(-1, keepdim=True) / (count - 1).clamp_min(1)).sqrt()
     # Below the rounding error of its rewards a group has no spread: it says nothing, and must not be blown up.
-    told = valid & (std > 1e-6 * (1 + mean.abs()))
-    advantage = centred.masked_fill(~told, 0.0)
+    has_spread = valid & (std > 1e-6 * (1 + mean.abs()))
+    advantage = centred.masked_fill(~has_spread, 0.0)
     if baseline == "leave_one_out":  # r_i - mean of the others = (r_i - mean of all) n / (n - 1)
         advantage = advantage * count / (count - 1).clamp_min(1)
     if normalize == "std":
         return advantage / (std + 1e-4)
     if normalize == "batch":
-        return advantage / (advantage.square().sum() / told.sum().clamp_min(1)).sqrt().clamp_min(1e-8)
+        return advantage / (advantage.square().sum() / has_spread.sum().clamp_min(1)).sqrt().clamp_min(1e-8)
     return advantage
 
 
@@ -120,19 +134,13 @@ def categorical_kl(log_softmax: Tensor, ref_log_softmax: Tensor) -> Tensor:
     return (log_softmax.exp() * (log_softmax - ref_log_softmax)).sum(-1)
 
 
-def k3_kl(log_prob: Tensor, ref_log_prob: Tensor) -> Tensor:
-    """GRPO's estimate r - 1 - log r, r = pi_ref / pi (Schulman 2020): its value is unbiased, its gradient is not."""
-    log_ratio = ref_log_prob - log_prob
-    return log_ratio.exp() - 1 - log_ratio
-
-
 # ---------------------------------------------------------------- the loss (eq. 6)
 
 def clipped(log_ratio: Tensor, advantage: Tensor, clip_low: float, clip_high: float) -> tuple[Tensor, Tensor]:
     """min(r A, clip(r) A) of PPO, and where the clip is active: bool, of the same (broadcast) shape."""
     ratio = log_ratio.exp()
-    free, held = ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage
-    return torch.minimum(free, held), held < free
+    free, bounded = ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage
+    return torch.minimum(free, bounded), bounded < free
 
 
 @torch.no_grad()
@@ -147,10 +155,11 @@ def ratio_metrics(kind: str, log_ratio: Tensor, advantage: Tensor, active: Tenso
 
 
 def aggregate(per_token: Tensor, mask: Tensor, aggregation: str = "grpo") -> Tensor:
-    """One number from the tokens (..., T) of many answers. mask: (..., T), by length.
+    """One number from the tokens (..., T) of many answers. mask: (..., T), by length: for G = 2 answers of 3 and of 2
+    tokens, [[1, 1, 1], [1, 1, 0]].
 
-    `grpo`: mean of each answer's mean; `bnpo`: mean over all tokens; `dr_grpo`: sum over answers x T, the longest
-    possible length, free of the length bias (Liu et al. 2025).
+    `grpo`: mean of each answer's mean, in which a token of a short answer weighs more; `bnpo`: mean over all tokens;
+    `dr_grpo`: sum over answers x T, free of the length bias (Liu et al. 2025).
     """
     mask = mask.to(per_token.dtype)
     total = (per_token * mask).sum(-1)  # (...,)
@@ -180,14 +189,15 @@ def pose_loss(pose: Distribution, old_terms: Tensor, ref_pose: Distribution, sam
     """The continuous half of eq. 6, negated, over the V answers that hold a pose (zero when none does).
 
     pose, ref_pose: batch shape (...,), event shape (D,). old_terms, sample: (..., K, D). Delta: (..., K).
-    has_pose: (...,) bool. Whatever the ratio, at ratio 1 the gradient is that of Delta log pi / D, mean over V and K.
+    has_pose: (...,) bool. At ratio 1 each `pose_ratio` gives the gradient of Delta log N / D. For two numbers of slopes
+    a and b, joint: r = r_1 r_2, slope a + b; number by number: r_1 + r_2, a + b; `mean`: sqrt(r_1 r_2), (a + b) / 2, so
+    it is multiplied by D = 2.
     """
     D = sample.shape[-1]
     terms = gaussian_log_prob_terms(pose, sample.movedim(-2, 0))  # (K, ..., D): the distribution broadcasts over K
     log_ratio = pose_log_ratio(terms, old_terms.movedim(-2, 0), pose_ratio)  # (K, ..., 1 or 24)
     advantage = Delta.movedim(-1, 0)[..., None]  # (K, ..., 1)
     surrogate, active = clipped(log_ratio, advantage, clip_low, clip_high)
-    # A ratio of the whole density, or of each joint's, moves all D numbers; the mean over numbers each by only 1/D.
     surrogate = surrogate.sum(-1).mean(0) * (D if pose_ratio == "mean" else 1)  # (...,)
     kl = kl_divergence(pose, ref_pose)  # (...,) nats
     V = has_pose.sum().clamp_min(1)
@@ -205,16 +215,17 @@ def detached(new, sample: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def loss(new, old_log_prob: Tensor, old_terms: Tensor, reference, rollout, F: Tensor, Delta: Tensor, *, clip_low: float,
-         clip_high: float, beta_text: float, beta_pose: float, pose_ratio: str = "per_joint",
-         aggregation: str = "grpo", pose_weight: float = 1.0, text_share: float = 1.0,
-         pose_share: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+         clip_high: float, pose_clip_low: float | None = None, pose_clip_high: float | None = None, beta_text: float,
+         beta_pose: float, pose_ratio: str = "per_joint", aggregation: str = "grpo", pose_weight: float = 1.0,
+         text_share: float = 1.0, pose_share: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
     """Eq. 6, negated: the discrete half plus `pose_weight` times the continuous half. Returns the scalar
     and diagnostics of both halves, `valid`, the share of answers that hold a pose, and `flat_groups`, that of prompts
     with nothing to compare.
 
     new, reference: scores with `log_prob` (B, G, T), `log_softmax` (B, G, T, W) and `pose`, a Gaussian of batch shape
     (B, G). old_log_prob (B, G, T), old_terms (B, G, K, D): under the policy that sampled. rollout: `token_mask`
-    (B, G, T), `pose` (B, G, K, D) raw samples, `has_pose` (B, G). F: (B, G). Delta: (B, G, K). text_share, pose_share:
+    (B, G, T), `pose` (B, G, K, D) raw samples, `has_pose` (B, G). F: (B, G). Delta: (B, G, K). pose_clip_low,
+    pose_clip_high: the poses' own clip; None: clip_low, clip_high. text_share, pose_share:
     where these prompts are a part of a batch, their share of its B G answers and of its V poses: the losses of the
     parts, and so their gradients, then add up to those of the batch.
     """
@@ -222,8 +233,9 @@ def loss(new, old_log_prob: Tensor, old_terms: Tensor, reference, rollout, F: Te
         new.log_prob, old_log_prob, categorical_kl(new.log_softmax, reference.log_softmax), F, rollout.token_mask,
         clip_low=clip_low, clip_high=clip_high, beta=beta_text, aggregation=aggregation)
     pose, pose_metrics = pose_loss(
-        new.pose, old_terms, reference.pose, rollout.pose, Delta, rollout.has_pose,
-        clip_low=clip_low, clip_high=clip_high, beta=beta_pose, pose_ratio=pose_ratio)
+        new.pose, old_terms, reference.pose, rollout.pose, Delta, rollout.has_pose, pose_ratio=pose_ratio,
+        beta=beta_pose, clip_low=clip_low if pose_clip_low is None else pose_clip_low,
+        clip_high=clip_high if pose_clip_high is None else pose_clip_high)
     entropy = -(new.log_softmax.detach().exp() * new.log_softmax.detach()).sum(-1)  # (B, G, T) nats
     metrics = {"loss_text": text, "loss_pose": pose} | text_metrics | pose_metrics | {
         "text_entropy": entropy[rollout.token_mask].mean(), "valid": rollout.has_pose.float().mean(),

@@ -27,6 +27,12 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def k3_kl(log_prob: torch.Tensor, ref_log_prob: torch.Tensor) -> torch.Tensor:
+    """GRPO's estimate r - 1 - log r, r = pi_ref / pi (Schulman 2020): its value is unbiased, its gradient is not."""
+    log_ratio = ref_log_prob - log_prob
+    return log_ratio.exp() - 1 - log_ratio
+
+
 # ---------------------------------------------------------------- the loss of the words
 
 def padded(x: torch.Tensor, length: int) -> torch.Tensor:
@@ -36,7 +42,7 @@ def padded(x: torch.Tensor, length: int) -> torch.Tensor:
 
 def golden(aggregation: str, length: int = 3):
     pi, old, ref, mask = (padded(x, length) for x in (PI, OLD, REF, MASK))
-    return hygrpo.text_loss(pi.log(), old.log(), hygrpo.k3_kl(pi.log(), ref.log()), ADVANTAGE, mask, clip_low=.2,
+    return hygrpo.text_loss(pi.log(), old.log(), k3_kl(pi.log(), ref.log()), ADVANTAGE, mask, clip_low=.2,
                             clip_high=.28, beta=.04, aggregation=aggregation)
 
 
@@ -69,7 +75,7 @@ def test_text_loss_ignores_padding(aggregation):
 def test_nothing_that_stands_in_the_padding_reaches_the_loss_or_a_gradient():
     behind = lambda x: torch.where(MASK, x, torch.nan)
     leaves = [behind(PI.log()).requires_grad_(), behind(REF.log()).requires_grad_()]
-    loss, metrics = hygrpo.text_loss(leaves[0], behind(OLD.log()), hygrpo.k3_kl(*leaves), ADVANTAGE, MASK, clip_low=.2,
+    loss, metrics = hygrpo.text_loss(leaves[0], behind(OLD.log()), k3_kl(*leaves), ADVANTAGE, MASK, clip_low=.2,
                                      clip_high=.28, beta=.04)
     assert loss.item() == pytest.approx(.111978, abs=1e-6) and all(torch.isfinite(m) for m in metrics.values())
     assert torch.isfinite(torch.autograd.grad(loss, leaves[0])[0][MASK]).all()
@@ -263,7 +269,7 @@ def test_k3_has_the_value_of_the_kl_but_not_its_gradient():
     x = torch.linspace(-9, 9, 20_001, dtype=torch.float64)
     mu = torch.tensor(.3, dtype=torch.float64, requires_grad=True)
     pi, ref = Normal(mu, .8), Normal(0.0, 1.0)
-    k3 = (pi.log_prob(x).exp().detach() * hygrpo.k3_kl(pi.log_prob(x), ref.log_prob(x))).sum() * 18 / 20_000
+    k3 = (pi.log_prob(x).exp().detach() * k3_kl(pi.log_prob(x), ref.log_prob(x))).sum() * 18 / 20_000
     for kl, gradient in ((k3, .46875), (kl_divergence(pi, ref), .300)):
         assert kl.item() == pytest.approx(.08814, abs=2e-5)
         assert torch.autograd.grad(kl, mu)[0].item() == pytest.approx(gradient, abs=1e-5)
