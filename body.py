@@ -1,10 +1,11 @@
-"""The body: rotations, SMPL's skeleton, the posed mesh, and a small renderer.
+"""The body: rotations, SMPL's skeleton, and kinematics, from the joints' rotations to where the joints are.
 
 SMPL (Loper et al. 2015) poses a body by one rotation per joint, each relative to its parent:
     global(j) = global(parent(j)) R(j),    position(j) = position(parent(j)) + global(parent(j)) offset(j)
 Everywhere in this project a pose is a tensor of rotation matrices (..., 24, 3, 3) in one frame: y up, an upright
-person with the identity at the root faces +z, the body's left is +x. Lengths are metres, angles radians.
-Read next: captions.py, which puts a pose into words.
+person with the identity at the root faces +z, the body's left is +x. Lengths are metres, angles radians. The root has
+no position: the pelvis is the origin, and where a height above the ground is needed, the lowest joint is the ground.
+Read next: data.py, which makes training examples of poses.
 """
 
 import torch
@@ -34,6 +35,13 @@ def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
     eye = torch.eye(3, dtype=a.dtype, device=a.device).expand(*axis_angle.shape, 3)
     k = torch.linalg.cross(axis_angle[..., None].expand_as(eye), eye, dim=-2)  # (..., 3, 3), takes v to axis_angle x v
     return eye + a * k + b * (k @ k)
+
+
+def axis_rotation(axis: int, degrees: Tensor) -> Tensor:
+    """Rotation matrices (..., 3, 3) about x, y or z (axis 0, 1, 2) by angles (...) in degrees."""
+    vector = torch.zeros(*degrees.shape, 3)
+    vector[..., axis] = torch.deg2rad(degrees)
+    return axis_angle_to_matrix(vector)
 
 
 def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
@@ -109,17 +117,5 @@ def remove_heading(rotmats: Tensor) -> Tensor:
     hip line's angle is sturdier than an Euler angle, which is ill-posed for a body lying down."""
     left = rotmats[..., 0, :, 0]  # the root's x axis: the hip line
     heading = torch.atan2(-left[..., 2], left[..., 0])  # turn about +y that takes +x to the hip line
-    turn = axis_angle_to_matrix(torch.stack([torch.zeros_like(heading), -heading, torch.zeros_like(heading)], -1))
-    return torch.cat([(turn @ rotmats[..., 0, :, :]).unsqueeze(-3), rotmats[..., 1:, :, :]], -3)
-
-
-# ---------------------------------------------------------------- a body made in code
-
-# ---------------------------------------------------------------- pictures
-
-
-def turn(axis: int, degrees: Tensor) -> Tensor:
-    """Rotation matrices (..., 3, 3) about x, y or z (axis 0, 1, 2) by `degrees` (...)."""
-    vector = torch.zeros(*degrees.shape, 3)
-    vector[..., axis] = torch.deg2rad(degrees)
-    return axis_angle_to_matrix(vector)
+    back = axis_angle_to_matrix(torch.stack([torch.zeros_like(heading), -heading, torch.zeros_like(heading)], -1))
+    return torch.cat([(back @ rotmats[..., 0, :, :]).unsqueeze(-3), rotmats[..., 1:, :, :]], -3)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from body import forward_kinematics
-from builtin.posecodes import _named_measurements, measure
+from builtin.posecodes import named_measurements, measure
 
 POSE_TOKEN = "<POSE>"
 POSE_ANSWER = f"The SMPL pose of this person is {POSE_TOKEN}."
@@ -34,7 +34,7 @@ def swap_sides(text: str) -> str:
         match[0], match[0]), text, flags=re.IGNORECASE)
 
 
-_REST = _named_measurements(*forward_kinematics(torch.eye(3).expand(24, 3, 3)))
+_REST = named_measurements(*forward_kinematics(torch.eye(3).expand(24, 3, 3)))
 MEASURES = tuple(side for name in _REST for side in dict.fromkeys((name, swap_sides(name))))
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 import body
 import captions
-from body import turn
+from body import axis_rotation
 from builtin.poses import sample_poses
-from builtin.questions import questions
+from builtin.questions import draw_question
 from builtin.scene import photograph
 from real import smpl
 from real.amass import SPLITS, amass_files, load_amass, read_amass
@@ -49,7 +49,7 @@ def make_split(rotmats: Tensor, rng: np.random.Generator, size: int = 64, images
     betas = torch.from_numpy(rng.standard_normal((n, 10))).float()
     seen = rotmats.clone()
     # The camera looks down by `tilt` degrees; in its frame the whole body leans towards it by as much.
-    seen[:, 0] = turn(0, tilt) @ turn(1, heading) @ rotmats[:, 0]
+    seen[:, 0] = axis_rotation(0, tilt) @ axis_rotation(1, heading) @ rotmats[:, 0]
     pictures = None
     if images:
         model = body_model if body_model is not None else smpl.load_body()
@@ -141,7 +141,7 @@ def make_example(split: Split, task: str, index: int, rng: np.random.Generator) 
         image, rotmats, holds = split.images[index], split.image_rotmats[index], split.image_holds[index]
     caption, statements = "", ()
     if task == "vqa":
-        prompt, answer = questions(holds, rng)
+        prompt, answer = draw_question(holds, rng)
     else:
         prompt, answer = rng.choice(INSTRUCTIONS[task]), captions.POSE_ANSWER
         if task != "image2pose":

@@ -1,13 +1,19 @@
-"""TODO header."""
+"""The built-in body: SMPL's arrays (template, shapes, skinning weights, joint regressor), made without SMPL's licence.
+
+    surface = {x : -s log sum_c exp(-d_c(x) / s) = 0},   d_c the signed distance to round cone c, s = 12 mm
+The cones of a body are melted into one signed distance field, which is meshed; skinning weights spread along the mesh.
+It has SMPL's 24 joints and 10 shape coefficients, so the same code (real/smpl.py) poses it and the true SMPL.
+Read next: renderer.py, which draws such a mesh.
+"""
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool3d, normalize, one_hot
 
 from body import JOINT, JOINT_NAMES, MIRRORED, PARENTS, REST_JOINTS
 
-# SMPL's own arrays need a licence, so the built-in body is made here: round cones, melted into one signed distance
-# field and meshed. Rows: the joint that moves a cone, its two ends, the radius at each; in cm, the right side mirrored.
+# The body's cones: the joint that moves it, its two ends, the radius at each; in cm, the right side mirrored.
 _CONES = (
     ("pelvis", (0, 2, -2), (0, -5, -2), 10.3, 10), ("pelvis", (7, 2, -2.5), (8.5, -7, -2), 9.6, 9.4),
     ("pelvis", (7, -10, -5.5), (7, -6, -6), 7.2, 7.4), ("spine1", (0, 5, -2), (0, 13, -1.5), 10.3, 9.7),
@@ -42,6 +48,21 @@ _SHAPES = (
 )
 
 
+def built_in_arrays() -> dict[str, np.ndarray]:
+    """SMPL's arrays, as smpl_pickle.read_smpl lists them, for the body made of cones."""
+    vertices, quads, mirrored = _surface_net()
+    average = _average_of_neighbours(quads, len(vertices))
+    vertices = _even_out(vertices, average, mirrored)
+    across = (vertices[quads] - vertices[quads.roll(2, 1)]).norm(dim=-1)  # (Q, 4): cut quads along the shorter diagonal
+    faces = torch.where(across[:, :1] < across[:, 1:2], quads[:, [0, 1, 2, 0, 2, 3]], quads[:, [0, 1, 3, 1, 2, 3]])
+    weights = _skinning_weights(vertices, average, mirrored)
+    from_joint = vertices[:, None] - REST_JOINTS  # (V, 24, 3)
+    arrays = dict(v_template=vertices, shapedirs=_shape_directions(weights, from_joint),
+                  posedirs=torch.zeros(*vertices.shape, 207), weights=weights, f=faces.view(-1, 3),
+                  J_regressor=_joint_regressor(from_joint), kintree_table=torch.tensor([PARENTS, range(24)]))
+    return {name: array.numpy() for name, array in arrays.items()}
+
+
 def _field(points: Tensor) -> tuple[Tensor, Tensor]:
     """Signed distance (...), metres, of points (..., 3) to the body; the joint (...) that moves the nearest cone."""
     distances, joints = [], []
@@ -56,49 +77,64 @@ def _field(points: Tensor) -> tuple[Tensor, Tensor]:
     return torch.maximum(melted, -.985 - points[..., 1]), torch.tensor(joints)[distances.argmin(-1)]  # flat soles
 
 
-def _stand_in_arrays() -> dict[str, np.ndarray]:
-    """SMPL's arrays, as smpl_pickle.read_smpl lists them, for the body made of cones."""
-    # Surface nets (Gibson 1998): a vertex in every grid cell, a quad around every grid edge that the surface crosses.
+def _surface_net() -> tuple[Tensor, Tensor, Tensor]:
+    """Surface nets (Gibson 1998): a vertex in every grid cell that the surface passes through, a quad around every grid
+    edge that it crosses. Vertices (V, 3), quads (Q, 4), and of each vertex its mirror image (V,)."""
     x, y, z = (torch.cat([torch.arange(a, b, step) for (a, step), (b, _) in zip(s, s[1:])]) for s in _GRID)
     planes = torch.cat([-x.flip(0), x]), y, z  # none at x = 0, so that the midline gets vertices of its own
     inside = _field(torch.stack(torch.meshgrid(*planes, indexing="ij"), -1))[0] < 0
-    crossed = (torch.nn.functional.avg_pool3d(inside[None].float(), 2, stride=1)[0] - .5).abs() < .5  # grid cells
+    crossed = (avg_pool3d(inside[None].float(), 2, stride=1)[0] - .5).abs() < .5  # grid cells
     index = crossed.flatten().cumsum(0).view_as(crossed) - 1  # a crossed cell's vertex
-    mirrored = index.flip(0)[crossed]
     quads = []
     for order in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):  # grid edges along x, y and z
         solid, cell = inside.permute(order), index.permute(order)
         here, there = solid[:-1, 1:-1, 1:-1], solid[1:, 1:-1, 1:-1]
         around = torch.stack([cell[:, :-1, :-1], cell[:, 1:, :-1], cell[:, 1:, 1:], cell[:, :-1, 1:]], -1)
         quads += [around[here & ~there], around[~here & there].flip(-1)]  # counter-clockwise seen from outside
-    quads = torch.cat(quads)  # (Q, 4)
-    average = torch.zeros(len(mirrored), len(mirrored))  # (V, V), replaces a value by its mean with its neighbours'
-    average[quads, quads.roll(1, 1)] = 1  # every edge lies in two quads, once each way round
-    average = (average / average.sum(1, keepdim=True) + torch.eye(len(mirrored))) / 2
     vertices = torch.stack(torch.meshgrid(*[(p[1:] + p[:-1]) / 2 for p in planes], indexing="ij"), -1)[crossed]
-    for step in range(8):  # even the vertices out, then step back onto the surface (Newton)
+    return vertices, torch.cat(quads), index.flip(0)[crossed]
+
+
+def _average_of_neighbours(quads: Tensor, V: int) -> Tensor:
+    """The matrix (V, V) that replaces a vertex's value half by itself, half by the mean of its neighbours."""
+    average = torch.zeros(V, V)
+    average[quads, quads.roll(1, 1)] = 1  # every edge lies in two quads, once each way round
+    return (average / average.sum(1, keepdim=True) + torch.eye(V)) / 2
+
+
+def _even_out(vertices: Tensor, average: Tensor, mirrored: Tensor) -> Tensor:
+    """The vertices (V, 3) at even distances, then stepped back onto the surface (Newton)."""
+    for step in range(8):
         vertices = (average @ vertices if step < 6 else vertices).requires_grad_()
         distance = _field(vertices)[0]
         slope, = torch.autograd.grad(distance.sum(), vertices)
         vertices = (vertices - distance[:, None] * slope / slope.square().sum(-1, keepdim=True)).detach()
         vertices = (vertices + vertices[mirrored] * torch.tensor([-1, 1, 1])) / 2
-    across = (vertices[quads] - vertices[quads.roll(2, 1)]).norm(dim=-1)  # (Q, 4): cut quads along the shorter diagonal
-    faces = torch.where(across[:, :1] < across[:, 1:2], quads[:, [0, 1, 2, 0, 2, 3]], quads[:, [0, 1, 3, 1, 2, 3]])
-    from_joint = vertices[:, None] - REST_JOINTS  # (V, 24, 3)
-    # Skinning: every vertex starts with the joint of its nearest cone, then weights spread along the surface, never
-    # through the air, so that no arm pulls the chest and no leg the other.
-    weights = torch.nn.functional.one_hot(_field(vertices)[1], 24).float()  # (V, 24)
+    return vertices
+
+
+def _skinning_weights(vertices: Tensor, average: Tensor, mirrored: Tensor) -> Tensor:
+    """How much each joint moves a vertex, (V, 24). Each starts with the joint of its nearest cone, then weights spread
+    along the surface, never through the air, so that no arm pulls the chest and no leg the other."""
+    weights = one_hot(_field(vertices)[1], 24).float()
     for _ in range(12):
         weights = average @ weights
     weights = weights + weights[mirrored][:, MIRRORED]
     four = weights >= weights.topk(4).values[:, -1:]  # joints a vertex, or more if they tie
-    weights = torch.nn.functional.normalize(weights * four, p=1, dim=-1)
-    # Joint regressor: a Gaussian window around the joint, tilted so that it returns the joint exactly; such a row also
-    # follows every affine change of the flesh around the joint, hence the shape coefficients.
+    return normalize(weights * four, p=1, dim=-1)
+
+
+def _joint_regressor(from_joint: Tensor) -> Tensor:
+    """Weights (24, V) that give each joint as a mean of vertices: a Gaussian window around the joint, tilted so that it
+    returns the joint exactly; such a row also follows every affine change of the flesh around it, hence the shapes."""
     window = torch.exp(-from_joint.square().sum(-1) / .02)[..., None]  # (V, 24, 1)
     basis = (window * torch.cat([torch.ones_like(window), from_joint], -1)).transpose(0, 1)  # (24, V, 4)
-    regressor = torch.linalg.pinv(basis)[:, 0] * window[..., 0].T  # (24, V)
-    shapedirs = torch.zeros(*vertices.shape, 10)
+    return torch.linalg.pinv(basis)[:, 0] * window[..., 0].T
+
+
+def _shape_directions(weights: Tensor, from_joint: Tensor) -> Tensor:
+    """How a vertex moves by each shape coefficient, (V, 3, 10)."""
+    shapedirs = torch.zeros(len(weights), 3, 10)
     for k, row in enumerate(_SHAPES):
         growth, moved = torch.zeros(24, 3), torch.zeros(24, 3)
         for words, amount in row.items():
@@ -106,6 +142,4 @@ def _stand_in_arrays() -> dict[str, np.ndarray]:
         for j in range(1, 24):
             moved[j] = moved[PARENTS[j]] + growth[PARENTS[j]] * (REST_JOINTS[j] - REST_JOINTS[PARENTS[j]])
         shapedirs[..., k] = (weights[..., None] * (moved + growth * from_joint)).sum(1)
-    arrays = dict(v_template=vertices, shapedirs=shapedirs, posedirs=torch.zeros(*vertices.shape, 207), weights=weights,
-                  f=faces.view(-1, 3), J_regressor=regressor, kintree_table=torch.tensor([PARENTS, range(24)]))
-    return {name: array.numpy() for name, array in arrays.items()}
+    return shapedirs

@@ -24,7 +24,7 @@ def _bend(first: Tensor, middle: Tensor, last: Tensor) -> Tensor:
     return _degrees(torch.linalg.cross(u, v).norm(dim=-1), (u * v).sum(-1))
 
 
-def _named_measurements(joints: Tensor, rotmats: Tensor) -> dict[str, Tensor]:
+def named_measurements(joints: Tensor, rotmats: Tensor) -> dict[str, Tensor]:
     """Name with its unit -> values (...,), or (..., 2) = (left, right) for a name with "left". NaN where the words mean
     nothing; a comparison with NaN is false. Three frames, each of axes (left, up, forward), take the heading away:
     world - up against gravity, left along the hip line on the ground (or, if that is vertical, square to the front);
@@ -104,5 +104,5 @@ def _named_measurements(joints: Tensor, rotmats: Tensor) -> dict[str, Tensor]:
 
 def measure(joints: Tensor, global_rotmats: Tensor) -> Tensor:
     """Measurements (..., M), in the order and units of MEASURES; arguments as for `holds`."""
-    named = _named_measurements(joints, global_rotmats)
+    named = named_measurements(joints, global_rotmats)
     return torch.cat([value if "left" in name else value[..., None] for name, value in named.items()], -1)

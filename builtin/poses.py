@@ -1,18 +1,18 @@
-"""Where poses come from: a table of made-up ones, and motion capture in AMASS's layout (Mahmood et al. 2019).
+"""Made-up poses, so that everything runs with no motion capture at hand.
 
     made-up pose = action's ranges + noise, some limbs those of another action, clamped to what joints allow, mirrored
-So everything runs with no motion capture at hand. Angles are those a coach would name (raise the arm, bend the knee);
-`sample_poses` turns them into SMPL's rotations, `load_amass` reads those of a motion.
-
-Read next: data.py, which makes pictures and examples of these poses and of captured ones.
+Angles are those a coach would name (raise the arm, bend the knee); `sample_poses` turns them into SMPL's rotations.
+Captured poses are read by real/amass.py instead.
+Read next: scene.py, which makes pictures of these poses and of captured ones.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import body
-from body import turn
+from body import JOINT, axis_rotation, mirror, remove_heading
 
 # All angles in degrees, (lowest, highest), of a left limb; a right limb is its mirror image.
 # raise: from hanging 0 through level 90 to overhead 180. front: where to, 0 sideways, 90 forward, -90 backward.
@@ -138,19 +138,33 @@ HEAD_LIMITS = ((-50, 55), (-35, 35), (-75, 75))  # the same, over the neck and t
 WRIST_LIMITS = ((-70, 70), (-25, 25), (-60, 60))  # about the forearm, about the vertical and z of the T-pose
 
 
+class Angles(NamedTuple):
+    """A pose in a coach's words, degrees; the columns are those of the tables above."""
+    base: Tensor  # (n, 2) turns of the whole body about x and z
+    spine: Tensor  # (n, 3) bend, lean and turn of each of three joints
+    head: Tensor  # (n, 3) the same, of neck and head each
+    arms: Tensor  # (n, 2, 4) left and right
+    legs: Tensor  # (n, 2, 5)
+    wrists: Tensor  # (n, 2, 3)
+
+
 def sample_poses(n: int, generator: np.random.Generator) -> Tensor:
     """Draw n made-up human poses (n, 24, 3, 3): an action of the table, its limbs now and then those of another.
 
     Angles are uniform in the table's ranges plus 3 degrees of noise, clamped to the joints' limits; half of the poses
     are mirrored. The heading is removed. Nothing keeps two limbs from meeting.
     """
-    rng, rows = generator, list(ACTIONS.values())
+    rotmats = _rotations(_draw_angles(n, generator))
+    mirrored = torch.from_numpy(generator.random(n) < 0.5)[:, None, None, None]
+    return remove_heading(torch.where(mirrored, mirror(rotmats), rotmats))
+
+
+# ---------------------------------------------------------------- angles
+
+def _draw_angles(n: int, rng: np.random.Generator) -> Angles:
+    rows = list(ACTIONS.values())
     often = np.array([row[0] for row in rows]) / sum(row[0] for row in rows)
     action, other = rng.choice(len(rows), (2, n), p=often)
-
-    def draw(ranges) -> np.ndarray:
-        low, high = np.moveaxis(np.asarray(ranges, float), -1, 0)
-        return rng.uniform(low, high) + 3 * rng.standard_normal(low.shape)
 
     def limbs(table: dict, column: int, swapped: np.ndarray) -> np.ndarray:
         """Angles (n, 2, columns of the table) of both arms or both legs."""
@@ -159,52 +173,64 @@ def sample_poses(n: int, generator: np.random.Generator) -> Tensor:
         # A swapped limb is that of another action two times in three, else any of the table.
         new = np.where(rng.random((n, 2)) < 2 / 3, of_action[other], rng.integers(len(names), size=(n, 2)))
         index = np.where(rng.random((n, 2)) < swapped[:, None], new, of_action[action])
-        return draw(np.array(list(table.values()))[index])
+        return _draw(np.array(list(table.values()))[index], rng)
 
-    def clamp(angles: np.ndarray, limits: tuple) -> Tensor:
-        low, high = np.array(limits, float).T
-        return torch.from_numpy(np.clip(angles, low, high)).float()
-
-    def wide(share: float, *limits: tuple) -> np.ndarray:
-        """Mostly small angles about zero; a `share` of the poses goes through the whole range of the limits."""
-        scale = np.where(rng.random((n, 1)) < share, 0.5, 0.12) * np.array([high for _, high in limits])
-        return scale * rng.standard_normal((n, len(limits)))
-
-    lean = draw(np.array([row[2] for row in rows])[action])  # (n,)
+    lean = _draw(np.array([row[2] for row in rows])[action], rng)  # (n,)
     free = np.array([1.0 if row[1] == "upright" else 0.2 for row in rows])[action]  # the ground holds the others
     legs = limbs(LEGS, 4, swapped=0.12 * free)
     legs[..., 0] += lean[:, None]  # the thighs keep their place in the world while the pelvis leans
-    spine = wide(0.3, *SPINE_LIMITS)
-    spine[:, 0] = draw(np.array([row[3] for row in rows])[action])
-    arms, legs = clamp(limbs(ARMS, 6, swapped=0.35 * free), ARM_LIMITS), clamp(legs, LEG_LIMITS)
-    spine, head = clamp(spine, SPINE_LIMITS) / 3, clamp(wide(0.4, *HEAD_LIMITS), HEAD_LIMITS) / 2
-    wrists = clamp(0.4 * rng.standard_normal((n, 2, 3)) * [high for _, high in WRIST_LIMITS], WRIST_LIMITS)
+    spine = _around_zero(n, 0.3, SPINE_LIMITS, rng)
+    spine[:, 0] = _draw(np.array([row[3] for row in rows])[action], rng)
+    arms, legs = _clamp(limbs(ARMS, 6, swapped=0.35 * free), ARM_LIMITS), _clamp(legs, LEG_LIMITS)
+    spine, head = _clamp(spine, SPINE_LIMITS) / 3, _clamp(_around_zero(n, 0.4, HEAD_LIMITS, rng), HEAD_LIMITS) / 2
+    wrists = _clamp(0.4 * rng.standard_normal((n, 2, 3)) * [high for _, high in WRIST_LIMITS], WRIST_LIMITS)
     base = np.array([BASES[row[1]] for row in rows])[action] + 5 * rng.standard_normal((n, 2)) + lean[:, None] * [1, 0]
+    return Angles(torch.from_numpy(base).float(), spine, head, arms, legs, wrists)
 
-    rotmats = torch.eye(3).repeat(n, 24, 1, 1)
-    base = torch.from_numpy(base).float()
-    rotmats[:, 0] = turn(2, base[:, 1]) @ turn(0, base[:, 0])
-    for joints, angles in (("spine1", "spine2", "spine3"), spine), (("neck", "head"), head):
+
+def _draw(ranges: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Angles (...) of ranges (..., 2): uniform in them, and 3 degrees of noise."""
+    low, high = np.moveaxis(np.asarray(ranges, float), -1, 0)
+    return rng.uniform(low, high) + 3 * rng.standard_normal(low.shape)
+
+
+def _around_zero(n: int, share: float, limits: tuple, rng: np.random.Generator) -> np.ndarray:
+    """Mostly small angles about zero; a `share` of the poses goes through the whole range of the limits."""
+    scale = np.where(rng.random((n, 1)) < share, 0.5, 0.12) * np.array([high for _, high in limits])
+    return scale * rng.standard_normal((n, len(limits)))
+
+
+def _clamp(angles: np.ndarray, limits: tuple) -> Tensor:
+    low, high = np.array(limits, float).T
+    return torch.from_numpy(np.clip(angles, low, high)).float()
+
+
+# ---------------------------------------------------------------- rotations
+
+def _rotations(angles: Angles) -> Tensor:
+    """Angles as rotation matrices (n, 24, 3, 3)."""
+    turn_x, turn_y, turn_z = (lambda degrees, axis=axis: axis_rotation(axis, degrees) for axis in range(3))
+    rotmats = torch.eye(3).repeat(len(angles.base), 24, 1, 1)
+    rotmats[:, 0] = turn_z(angles.base[:, 1]) @ turn_x(angles.base[:, 0])
+    for joints, (bend, lean, turn) in ((("spine1", "spine2", "spine3"), angles.spine.unbind(-1)),
+                                       (("neck", "head"), angles.head.unbind(-1))):
         for name in joints:
-            rotmats[:, body.JOINT[name]] = turn(1, angles[:, 2]) @ turn(2, -angles[:, 1]) @ turn(0, angles[:, 0])
+            rotmats[:, JOINT[name]] = turn_y(turn) @ turn_z(-lean) @ turn_x(bend)
 
     # Limbs are posed as left ones, (n, 2, 3, 3), and the second is then mirrored.
-    swing, out, outward, knee, toes = legs.unbind(-1)
-    rise, front, twist, elbow = arms.unbind(-1)
-    collar = turn(2, 0.2 * (rise - 60).clamp_min(0))  # the collarbone takes a fifth of a high raise
+    swing, out, outward, knee, toes = angles.legs.unbind(-1)
+    rise, front, twist, elbow = angles.arms.unbind(-1)
+    wrist_x, wrist_y, wrist_z = angles.wrists.unbind(-1)
+    collar = turn_z(0.2 * (rise - 60).clamp_min(0))  # the collarbone takes a fifth of a high raise
     # An arm swung straight to its place, with no twist of its own, bends as it did hanging: hence front inside twist.
-    upper_arm = turn(1, -front) @ turn(2, rise - 90) @ turn(0, -front - twist)
-    limb_rotations = {
-        "hip": turn(0, -swing) @ turn(2, out) @ turn(1, outward), "knee": turn(0, knee), "ankle": turn(0, toes),
-        "collar": collar, "shoulder": collar.mT @ upper_arm, "elbow": turn(1, -elbow),
-        "wrist": turn(0, wrists[..., 0]) @ turn(1, wrists[..., 1]) @ turn(2, wrists[..., 2]),
+    upper_arm = turn_y(-front) @ turn_z(rise - 90) @ turn_x(-front - twist)
+    limbs = {
+        "hip": turn_x(-swing) @ turn_z(out) @ turn_y(outward), "knee": turn_x(knee), "ankle": turn_x(toes),
+        "collar": collar, "shoulder": collar.mT @ upper_arm, "elbow": turn_y(-elbow),
+        "wrist": turn_x(wrist_x) @ turn_y(wrist_y) @ turn_z(wrist_z),
     }
     flip = torch.tensor([-1.0, 1.0, 1.0])
-    for name, rotation in limb_rotations.items():
-        rotmats[:, body.JOINT["left_" + name]] = rotation[:, 0]
-        rotmats[:, body.JOINT["right_" + name]] = flip[:, None] * rotation[:, 1] * flip
-    mirrored = torch.from_numpy(rng.random(n) < 0.5)[:, None, None, None]
-    return body.remove_heading(torch.where(mirrored, body.mirror(rotmats), rotmats))
-
-
-# ---------------------------------------------------------------- poses from motion capture
+    for name, rotation in limbs.items():
+        rotmats[:, JOINT["left_" + name]] = rotation[:, 0]
+        rotmats[:, JOINT["right_" + name]] = flip[:, None] * rotation[:, 1] * flip
+    return rotmats

@@ -1,4 +1,9 @@
-"""TODO header."""
+"""Questions about a pose whose answer is one statement: "Which hand is higher?", "The left hand is higher ...".
+
+    answer(question, pose) = the statement of the question's topic that holds of the pose, else a fixed sentence
+So an answer can be checked word for word, which the reward `correct` does.
+Read next: poses.py, where the poses come from.
+"""
 
 import numpy as np
 
@@ -29,10 +34,12 @@ def _answers() -> list[tuple[str, dict[int, str], str]]:
             answers |= {i: s.key.capitalize() + "." for i, s in enumerate(STATEMENTS) if s.topic == about}
             answers |= {i: f"Yes, {s.key}." for i, s in enumerate(STATEMENTS) if s.key == about}
     return [(question, *answers) for question, answers in made.items()]
+
+
 _ANSWERS = _answers()
 
 
-def questions(row: np.ndarray, rng: np.random.Generator) -> tuple[str, str]:
+def draw_question(row: np.ndarray, rng: np.random.Generator) -> tuple[str, str]:
     """A random question about a pose and its answer, which depends on nothing else. row: bool (S,), of `holds`."""
     question, answers, otherwise = _ANSWERS[rng.integers(len(_ANSWERS))]
     return question, next((answer for i, answer in answers.items() if row[i]), otherwise)

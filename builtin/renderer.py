@@ -1,8 +1,14 @@
-"""TODO header."""
+"""A small renderer: pictures of a triangle mesh with a z-buffer, in plain tensor operations; and the clothes it wears.
+
+    pixel = colour * (ambient + (1 - ambient) max(0, n . l)) of the nearest triangle that holds the pixel's centre
+So that a run needs no graphics driver, and a seed gives the same pictures to the last bit wherever torch runs alike.
+Read next: scene.py, which chooses clothes, light, background and crop.
+"""
 
 import smplx
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from body import JOINT
 
@@ -41,51 +47,67 @@ def render(vertices: Tensor, faces: Tensor, colors: Tensor, size: int, center: T
     the mean of that many squared. Raises ValueError for a vertex that is not finite."""
     if not torch.isfinite(vertices).all():
         raise ValueError("a vertex to render is not finite; check the pose and the shape it came from")
-    B, V, side, device = *vertices.shape[:2], size * supersample, vertices.device
-    p, q, r = (vertices[:, faces[:, i]] for i in range(3))
-    cross = torch.linalg.cross(q - p, r - p).repeat(1, 3, 1)  # twice a triangle's area long, once for each corner
-    normals = torch.zeros_like(vertices).index_add_(1, faces.T.flatten(), cross)
-    normals, light = (torch.nn.functional.normalize(v, dim=-1) for v in (normals, light))
-    shade = .45 + .55 * (normals @ light[:, :, None]).clamp(min=0)  # (B, V, 1) ambient and Lambert
-    colors, z = (colors * shade).flatten(0, 1), vertices[..., 2]  # (B V, 3), (B, V)
+    B, V, side = *vertices.shape[:2], size * supersample
+    colors, z = _shade(vertices, faces, colors, light).flatten(0, 1), vertices[..., 2]  # (B V, 3), (B, V)
     depth = 1 - z / (torch.inf if distance is None else distance[:, None])  # (B, V), in units of the camera's distance
     zoom = 1 / depth.clamp(min=1e-3)  # what is nearer looks larger
     right, up = ((vertices[..., :2] - center[:, None]) * (zoom * side / view_height[:, None])[..., None]).unbind(-1)
     screen = side / 2 + torch.stack([right, -up]).flatten(1)  # (2, B V) pixels, x right and y down
     # Triangles to draw, M of them: turned to the camera (clockwise, since y points down) and wholly in front of it.
-    corner = (torch.arange(B, device=device)[:, None, None] * V + faces).view(-1, 3).T  # (3, B F) index into B V
+    corner = (torch.arange(B, device=z.device)[:, None, None] * V + faces).view(-1, 3).T  # (3, B F) index into B V
     (ax, bx, cx), (ay, by, cy) = screen[:, corner]
     shown = ((bx - ax) * (cy - ay) < (by - ay) * (cx - ax)) & (depth.flatten()[corner] > 1e-3).all(0)
     corner = corner[:, shown]  # (3, M)
-    points = screen[:, corner] - .5  # (2, 3, M), pixel centres at whole numbers
+    triangle, column, line, bary = _candidates(screen[:, corner] - .5, side)  # N pixels, perhaps several of one place
+    vertex = corner[:, triangle]  # (3, N)
+    slot = (vertex[0] // V * side + line) * side + column  # (N,) index into B side side
+    bary = bary * zoom.flatten()[vertex]  # perspective-correct: what is linear on the screen is 1 / depth
+    bary = bary / bary.sum(0)
+    won = _nearest(slot, (bary * z.flatten()[vertex]).sum(0), triangle, B * side * side)
+    slot, vertex, bary = slot[won], vertex[:, won], bary[:, won, None]
+    seen = torch.cat([(bary * colors[vertex]).sum(0), torch.ones_like(bary[0])], -1)  # (pixels, 4) colour and coverage
+    pixel = slot // side // supersample * size + slot % side // supersample  # index into B size size
+    canvas = torch.zeros(B * size * size, 4, device=z.device).index_add_(0, pixel, seen / supersample ** 2)
+    color, coverage = canvas.view(B, size, size, 4).split([3, 1], -1)
+    background = background if background.dim() == 4 else background[:, None, None]
+    return ((color + (1 - coverage) * background).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _shade(vertices: Tensor, faces: Tensor, colors: Tensor, light: Tensor) -> Tensor:
+    """The colours (B, V, 3) in that light: ambient and Lambert."""
+    p, q, r = (vertices[:, faces[:, i]] for i in range(3))
+    cross = torch.linalg.cross(q - p, r - p).repeat(1, 3, 1)  # twice a triangle's area long, once for each corner
+    normals = torch.zeros_like(vertices).index_add_(1, faces.T.flatten(), cross)
+    normals, light = (normalize(v, dim=-1) for v in (normals, light))
+    return colors * (.45 + .55 * (normals @ light[:, :, None]).clamp(min=0))
+
+
+def _candidates(points: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The pixels inside each of M triangles, N in all: triangle (N,), column and line of the pixel (N,), barycentric
+    coordinates (3, N). points: (2, 3, M), x and y of the corners, in units in which pixel centres are whole numbers."""
     first = points.amin(1).ceil().clamp(min=0)  # (2, M) of the box around a triangle
     columns, lines = (points.amax(1).floor().clamp(max=side - 1) - first + 1).clamp(min=0).long()
     # A barycentric coordinate is a plane: slope_x * i + slope_y * j + offset at column i, line j of the box.
     (x1, y1), (x2, y2) = ((points - first[:, None]).roll(-k, 1) for k in (1, 2))
     planes = torch.stack([y1 - y2, x2 - x1, x1 * y2 - x2 * y1])  # (3, 3, M)
     planes = planes / planes[2].sum(0)
-    # Candidates, N of them: every pixel of every box in one flat list, kept if inside its triangle.
+    # Every pixel of every box in one flat list, kept if inside its triangle.
     count = columns * lines
-    triangle = torch.repeat_interleave(count)  # (N,) index into M
-    nth = torch.arange(len(triangle), device=device) - (count.cumsum(0) - count)[triangle]
+    triangle = torch.repeat_interleave(count)  # index into M
+    nth = torch.arange(len(triangle), device=points.device) - (count.cumsum(0) - count)[triangle]
     i, j = nth % columns[triangle], nth // columns[triangle]
     slope_x, slope_y, offset = planes[:, :, triangle]
-    bary = slope_x * i + slope_y * j + offset  # (3, N)
+    bary = slope_x * i + slope_y * j + offset
     inside = (bary.amin(0) > -1e-5).nonzero().squeeze(1)  # a hair wider, lest rounding open a crack
-    triangle, i, j, bary = triangle[inside], i[inside], j[inside], bary[:, inside]
-    vertex, (left, top) = corner[:, triangle], first.long()[:, triangle]
-    slot = (vertex[0] // V * side + top + j) * side + left + i  # index into B side side
-    bary = bary * zoom.flatten()[vertex]  # perspective-correct: what is linear on the screen is 1 / depth
-    bary = bary / bary.sum(0)
-    # z-buffer: one integer a candidate, nearness in the high half and the triangle in the low half; the largest wins.
-    bits = (bary * z.flatten()[vertex]).sum(0).view(torch.int32)
+    triangle = triangle[inside]
+    left, top = first.long()[:, triangle]
+    return triangle, left + i[inside], top + j[inside], bary[:, inside]
+
+
+def _nearest(slot: Tensor, z: Tensor, triangle: Tensor, slots: int) -> Tensor:
+    """The z-buffer: which candidates (N,) are the nearest of their slot. One integer a candidate, nearness in the high
+    half and the triangle in the low half; the largest wins, so that a tie has one winner too."""
+    bits = z.view(torch.int32)
     key = (bits ^ (bits >> 31 & 0x7FFFFFFF)).long() << 32 | triangle  # floats sort as their bits do, negatives flipped
-    best = torch.full((B * side * side,), torch.iinfo(torch.int64).min, device=device)
-    won = (best.scatter_reduce_(0, slot, key, "amax")[slot] == key).nonzero().squeeze(1)
-    slot, vertex, bary = slot[won], vertex[:, won], bary[:, won, None]
-    seen = torch.cat([(bary * colors[vertex]).sum(0), torch.ones_like(bary[0])], -1)  # (pixels, 4) colour and coverage
-    pixel = slot // side // supersample * size + slot % side // supersample  # index into B size size
-    canvas = torch.zeros(B * size * size, 4, device=device).index_add_(0, pixel, seen / supersample ** 2)
-    color, coverage = canvas.view(B, size, size, 4).split([3, 1], -1)
-    background = background if background.dim() == 4 else background[:, None, None]
-    return ((color + (1 - coverage) * background).clamp(0, 1) * 255).round().to(torch.uint8)
+    best = torch.full((slots,), torch.iinfo(torch.int64).min, device=z.device)
+    return (best.scatter_reduce_(0, slot, key, "amax")[slot] == key).nonzero().squeeze(1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import captions
 from body import forward_kinematics, matrix_to_rot6d, remove_heading
-from builtin.questions import questions
+from builtin.questions import draw_question
 from data import retrieval_poses
 from engine.checkpoint import TrainingState, atomic_folder
 from engine.distributed import is_first, wait
@@ -115,7 +115,7 @@ def train_retriever(rotmats: Tensor, tokenizer: Tokenizer, steps: int, seed: int
     state = TrainingState(kept, retriever, optimizer, schedule, rng)
     for bar in state.steps(steps, f"retrieval model: {name}"):
         rows = rng.choice(len(holds), batch_size, replace=len(holds) < batch_size)
-        texts = [questions(holds[i], rng)[1] if rng.random() < 0.2 else captions.describe(holds[i], rng)[0]
+        texts = [draw_question(holds[i], rng)[1] if rng.random() < 0.2 else captions.describe(holds[i], rng)[0]
                  for i in rows]
         rows = torch.from_numpy(rows).to(device)
         similarity = retriever.encode_text(texts) @ retriever.encode_pose(rotmats[rows], joints[rows]).T  # (N, N)

@@ -1,23 +1,28 @@
-"""TODO header."""
+"""Pictures of the built-in world: a posed body in clothes, light, background and a crop that are drawn at random.
+
+The crop is a square around the body, as a person detector would cut it out of a photo. The camera looks at the body's
+middle along -z; that it looks down a little is in the pose (data.py turns the root), so the picture is of the pose as
+the camera sees it, and the body leans in it by that much.
+Read next: ../data.py, which makes examples of these pictures.
+"""
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from builtin import renderer
-from real import smpl
+from real.smpl import body_vertices
 
 
-
-def photograph(model: torch.nn.Module, rotmats: Tensor, betas: Tensor, size: int,
-                rng: np.random.Generator) -> np.ndarray:
-    """Pictures (B, size, size, 3) of posed bodies with clothes, light, background and a crop drawn at random."""
+def photograph(body: torch.nn.Module, rotmats: Tensor, betas: Tensor, size: int,
+               rng: np.random.Generator) -> np.ndarray:
+    """Pictures (B, size, size, 3) uint8 of poses (B, 24, 3, 3) and shapes (B, 10). body: from `smpl.load_body`."""
     B = len(rotmats)
 
     def draw(low: float, high: float, *shape: int) -> Tensor:
         return torch.from_numpy(rng.uniform(low, high, (B, *shape))).float()
 
-    vertices, _ = smpl.body_vertices(model, rotmats, betas)
+    vertices, _ = body_vertices(body, rotmats, betas)
     palette = (renderer.PALETTE + draw(-.1, .1, 7, 3)) * draw(.8, 1.15, 7, 1)
     palette[:, renderer.PARTS.index("skin")] *= draw(.4, 1.1, 1)
     light = torch.stack([draw(-1, 1), draw(0, 1.2), draw(.5, 1)], -1)  # from the camera's side, never from below
@@ -33,6 +38,6 @@ def photograph(model: torch.nn.Module, rotmats: Tensor, betas: Tensor, size: int
     center = (low + high) / 2 + draw(-.05, .05, 2) * (high - low)
     nearer = (distance[:, None] / (distance[:, None] - vertices[..., 2]))[..., None]  # perspective
     reach = ((vertices[..., :2] - center[:, None]) * nearer).abs().amax((1, 2))
-    pictures = renderer.render(vertices, model.faces_tensor, renderer.part_colors(model, palette), size, center,
-                           2 * reach * draw(1.02, 1.3), distance, light=light, background=background)
+    pictures = renderer.render(vertices, body.faces_tensor, renderer.part_colors(body, palette), size, center,
+                               2 * reach * draw(1.02, 1.3), distance, light=light, background=background)
     return pictures.numpy()

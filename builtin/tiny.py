@@ -2,8 +2,8 @@
 
 LLaVA (a CLIP vision tower, a projector, a Llama) with a tokenizer that learns its words from the built-in text, and a
 residual CNN as the pose-aware encoder, where the paper has LLaVA-1.5-7B and HMR2.0's ViT. model.py makes a policy of
-them as it would of any checkpoint; train_sft.py trains the two image encoders before anything else.
-Read next: model.py.
+them as it would of any checkpoint; tiny_encoders.py trains the two image encoders before anything else.
+Read next: tiny_encoders.py.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,6 @@ from body import rot6d_to_matrix
 
 CHAT_TEMPLATE = ("{% for message in messages %}USER: {% for part in message.content %}{% if part.type == 'image' %}"
                  "<image>\n{% else %}{{ part.text }}{% endif %}{% endfor %} {% endfor %}ASSISTANT:")
-
 CHAT_WORDS = ["USER: ", " ASSISTANT:"]
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import body
-from body import turn
+from body import axis_rotation
 
 SPLITS = ("train", "val", "test")
 
@@ -41,7 +41,7 @@ def amass_rotmats(poses: np.ndarray) -> Tensor:
     rotmats = torch.eye(3).repeat(len(poses), 24, 1, 1)
     axis_angle = torch.from_numpy(poses[:, :66].astype(np.float32)).unflatten(1, (22, 3))
     rotmats[:, :22] = body.axis_angle_to_matrix(axis_angle)
-    rotmats[:, 0] = turn(0, torch.tensor(-90.0)) @ rotmats[:, 0]
+    rotmats[:, 0] = axis_rotation(0, torch.tensor(-90.0)) @ rotmats[:, 0]
     return rotmats
 
 

@@ -18,7 +18,7 @@ import body
 import captions
 from real.mixture import Faults, Mixture, Row, Source
 from real.amass import amass_files, amass_poses, amass_rotmats, read_amass
-from body import turn
+from body import axis_rotation
 from real.smpl_pickle import restricted_load
 
 # PoseScript knows AMASS's folders by their first names.
@@ -130,7 +130,7 @@ def _rotmats(pose: np.ndarray, degrees: float, camera: np.ndarray | None = None)
         axis_angle = torch.from_numpy(pose[start:start + 10_000, :3 * joints]).unflatten(1, (joints, 3))
         rotmats[start:start + 10_000, :joints] = body.axis_angle_to_matrix(axis_angle)
     root = rotmats[:, 0] if camera is None else torch.from_numpy(camera) @ rotmats[:, 0]
-    rotmats[:, 0] = turn(0, torch.tensor(degrees)) @ root
+    rotmats[:, 0] = axis_rotation(0, torch.tensor(degrees)) @ root
     return rotmats
 
 

@@ -26,7 +26,7 @@ from lab.metrics import (CHUNK, RECALL_AT, best_of, bootstrap, compare, errors_2
                      pa_mpjpe, respond)
 from model import PosePolicy
 from lab.pictures import BLUE, finish
-from body import turn
+from body import axis_rotation
 from builtin.retriever import load_judge
 
 # Of the 17 joints that Human3.6M's regressor gives, the 14 that 3DPW is measured on, in LSP's order; its joint 0 is the
@@ -203,7 +203,7 @@ def follow_protocol(name: str, policy: PosePolicy, examples: Sequence[Example], 
                        "pose": given.encode_pose(upright[:, 0]), "truth": given.encode_pose(remove_heading(true))}
     if name == "rpe":  # as SMPL's files have it, in the camera's frame
         camera = out["mean"].clone()
-        camera[:, 0] = turn(0, torch.tensor(180.0)).to(true) @ camera[:, 0]
+        camera[:, 0] = axis_rotation(0, torch.tensor(180.0)).to(true) @ camera[:, 0]
         each["predictions"] = matrix_to_axis_angle(camera).flatten(1)  # (n, 72)
     return each | errors_24(out, true, betas, body)
 

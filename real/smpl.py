@@ -1,4 +1,8 @@
-"""TODO header."""
+"""SMPL's mesh: a body of your own from the official files, or the built-in one, and the vertices of a posed body.
+
+    vertices = skinning(template + shapes betas + pose correctives, rotations)        (Loper et al. 2015, by smplx)
+Read next: smpl_pickle.py, which reads the official files without chumpy, and builtin/mesh.py, the body in their place.
+"""
 
 import functools
 
@@ -7,9 +11,8 @@ import smplx
 from torch import Tensor
 
 from body import PARENTS
-from builtin.mesh import _stand_in_arrays
-from real import smpl_pickle
-
+from builtin.mesh import built_in_arrays
+from real.smpl_pickle import read_smpl
 
 
 @functools.lru_cache
@@ -18,7 +21,7 @@ def load_body(path: str | None = None) -> smplx.SMPL:
     `smpl_pickle.read_smpl` finds and checks them; without a path the built-in body in its place.
 
     SMPL's own rest pose stands in this project's frame. Raises FileNotFoundError, or ValueError for any other file."""
-    arrays = _stand_in_arrays() if path is None else smpl_pickle.read_smpl(path)
+    arrays = built_in_arrays() if path is None else read_smpl(path)
     if tuple(arrays["kintree_table"][0, 1:]) != PARENTS[1:]:
         raise ValueError(f"{path}: kintree_table is not that of SMPL's 24 joints")
     # smplx takes 10 shape coefficients, but prints a warning unless there are 300. The points it reads off the skin

@@ -8,7 +8,7 @@ import torch
 import captions
 from body import JOINT, axis_angle_to_matrix, mirror
 from captions import MIRRORED_STATEMENT, STATEMENTS, check, describe, parse, pose_holds, swap_sides
-from builtin.questions import questions
+from builtin.questions import draw_question
 
 PHRASE = {phrase: i for i, s in enumerate(STATEMENTS) for phrase in s.phrases}
 
@@ -204,7 +204,7 @@ def test_check():
 def test_questions(rows):
     rng, answers = np.random.default_rng(0), {}
     for row in islice(rows, 0, None, 2):
-        for question, answer in (questions(row, rng) for _ in range(5)):
+        for question, answer in (draw_question(row, rng) for _ in range(5)):
             answers.setdefault(question, set()).add(answer)
             said = parse(answer)
             assert row[list(said)].all() and len(said) <= 1 and re.fullmatch(r"[A-Z].*\.", answer), answer
@@ -212,11 +212,11 @@ def test_questions(rows):
     assert len(answers) == 13 and [a for a in answers.values() if len(a) < 2] == []
     # The same question about the same pose: the same answer.
     row, seen = rows[7], {}
-    for question, answer in (questions(row, rng) for _ in range(300)):
+    for question, answer in (draw_question(row, rng) for _ in range(300)):
         assert seen.setdefault(question, answer) == answer
     assert len(seen) == len(answers)
     row = pose_holds(POSES["the person is kneeling on the left knee"][0]).numpy()
-    asked = dict(questions(row, rng) for _ in range(300))
+    asked = dict(draw_question(row, rng) for _ in range(300))
     posture = asked["Is the person standing, sitting, squatting, kneeling or lying?"]
     assert posture == "The person is kneeling on the left knee."
     assert asked["Which foot is in front?"] == "The right foot is in front of the left foot."

@@ -125,9 +125,9 @@ def white_on_black(monkeypatch):
 
 def test_a_raised_left_hand_is_left_in_picture_and_words(white_on_black, monkeypatch):
     rotmats = torch.eye(3).repeat(8, 24, 1, 1)
-    rotmats[:, body.JOINT["left_shoulder"]] = body.turn(2, torch.tensor(60.0))
-    rotmats[:, body.JOINT["right_shoulder"]] = body.turn(2, torch.tensor(75.0))
-    monkeypatch.setattr(data, "turn", lambda axis, degrees: body.turn(axis, 0 * degrees))  # face the camera
+    rotmats[:, body.JOINT["left_shoulder"]] = body.axis_rotation(2, torch.tensor(60.0))
+    rotmats[:, body.JOINT["right_shoulder"]] = body.axis_rotation(2, torch.tensor(75.0))
+    monkeypatch.setattr(data, "axis_rotation", lambda axis, degrees: body.axis_rotation(axis, 0 * degrees))  # face the camera
     split = data.make_split(rotmats, np.random.default_rng(0))
     for image in split.images.max(-1) > 128:
         rows, columns = np.nonzero(image)
@@ -215,7 +215,7 @@ def test_amass_frame_joints_and_frame_rate(tmp_path):
     rotmats = amass.read_amass(amass(tmp_path / "a.npz", raw, mocap_framerate=120.0))
     assert rotmats.shape == (10, 24, 3, 3)
     assert torch.allclose(rotmats[:, 0], torch.eye(3).expand(10, 3, 3), atol=1e-6)
-    assert torch.allclose(rotmats[0, 18], body.turn(0, torch.rad2deg(torch.tensor(-1.0))), atol=1e-5)
+    assert torch.allclose(rotmats[0, 18], body.axis_rotation(0, torch.rad2deg(torch.tensor(-1.0))), atol=1e-5)
     assert torch.equal(rotmats[:, 22:], torch.eye(3).expand(10, 2, 3, 3))
     thinned = amass(tmp_path / "b.npz", raw, mocap_framerate=120.0, frame_idx=np.arange(100))
     assert len(amass.read_amass(thinned)) == 100

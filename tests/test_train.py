@@ -13,7 +13,7 @@ from torch.distributions import Independent, Normal
 import evaluate
 import train_rft
 import train_sft
-from body import matrix_to_axis_angle, matrix_to_rot6d, turn
+from body import matrix_to_axis_angle, matrix_to_rot6d, axis_rotation
 from builtin.poses import sample_poses
 from builtin.retriever import Retriever
 from builtin.tiny import build_tiny
@@ -38,7 +38,7 @@ def write_amass(folder: Path) -> None:
     rng = np.random.default_rng(5)
     for name, count in (("train/a", 30), ("train/b", 30), ("val/c", 12), ("test/d", 12)):
         rotmats = sample_poses(count, rng)
-        rotmats[:, 0] = turn(0, torch.tensor(90.0)) @ rotmats[:, 0]
+        rotmats[:, 0] = axis_rotation(0, torch.tensor(90.0)) @ rotmats[:, 0]
         poses = np.zeros((count, 156), np.float32)
         poses[:, :66] = matrix_to_axis_angle(rotmats)[:, :22].flatten(1).numpy()
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
