@@ -1,11 +1,11 @@
-"""A pose in words: statements that can be measured, their sentences, their questions, and the checker.
+"""A pose in words: statements that can be measured, their sentences, and the checker.
 
     statement s holds of a pose  <=>  low_s <= m_s(pose) < high_s
 Every statement is one row of a table: a measurement m_s of the posed skeleton, two thresholds, some phrasings. So a
 sentence is written from a pose (`describe`), read back into statements (`parse`) and checked against another pose
-(`check`) by one and the same table. Nothing depends on the heading; gravity counts where everyday words mean it.
-
-Read next: data.py, which makes training examples of these words.
+(`check`) by one and the same table. Nothing depends on the heading; gravity counts where everyday words mean it, and
+the ground is the lowest joint. The measurements themselves are in builtin/posecodes.py.
+Read next: body.py, the skeleton that is measured.
 """
 
 import re
@@ -18,13 +18,11 @@ import torch
 from torch import Tensor
 
 from body import forward_kinematics
-from builtin.posecodes import named_measurements, measure
+from builtin.posecodes import measure, named_measurements
 
 POSE_TOKEN = "<POSE>"
 POSE_ANSWER = f"The SMPL pose of this person is {POSE_TOKEN}."
 
-
-# ---------------------------------------------------------------- measurements
 
 def swap_sides(text: str) -> str:
     """The text with left and right exchanged: what it says of the mirrored pose. A right angle stays one."""
@@ -34,9 +32,10 @@ def swap_sides(text: str) -> str:
         match[0], match[0]), text, flags=re.IGNORECASE)
 
 
-_REST = named_measurements(*forward_kinematics(torch.eye(3).expand(24, 3, 3)))
-MEASURES = tuple(side for name in _REST for side in dict.fromkeys((name, swap_sides(name))))
+_AT_REST = named_measurements(*forward_kinematics(torch.eye(3).expand(24, 3, 3)))
+MEASURES = tuple(side for name in _AT_REST for side in dict.fromkeys((name, swap_sides(name))))
 
+# ---------------------------------------------------------------- the table of statements
 
 # Measure, low, high, weight (odds of being picked: how much it tells), phrasings (the canonical one first). A row about
 # the left makes one about the right. A measure's name up to its colon is its topic: one description has one of each.
@@ -121,9 +120,9 @@ def _both(phrase: str) -> tuple[str, ...]:
 def _statements() -> Iterator[Statement]:
     for name, *bounds, words in TABLE:
         both = sum(map(_both, words.split("|")), ())
-        for measured, said in dict.fromkeys(((name, words), (swap_sides(name), swap_sides(words)))):
-            phrases = tuple(said.split("|"))
-            yield Statement(phrases[0], measured, *bounds, measured.split(":")[0], phrases, both)
+        for measure_name, text in dict.fromkeys(((name, words), (swap_sides(name), swap_sides(words)))):
+            phrases = tuple(text.split("|"))
+            yield Statement(phrases[0], measure_name, *bounds, measure_name.split(":")[0], phrases, both)
 
 
 STATEMENTS = tuple(_statements())
@@ -156,13 +155,14 @@ def check(statements: Sequence[int], rotmats: Tensor) -> float:
 def describe(row: np.ndarray, rng: np.random.Generator) -> tuple[str, tuple[int, ...]]:
     """One to three sentences about a pose and the statements they make, 2 to 6 of those that hold. row: bool (S,), of
     `holds`. Raises ValueError when fewer than two hold, as of a pose that is not finite."""
-    held = np.flatnonzero(row)
-    if len(held) < 2:
+    true = np.flatnonzero(row)
+    if len(true) < 2:
         raise ValueError("fewer than two statements hold of this pose: check that its joints are finite")
     draws = iter(rng.random(40).tolist())
 
     def pick(options: Sequence):
         return options[int(next(draws) * len(options))]
+
     def listed(parts: list[str]) -> str:
         return " and ".join(filter(None, (", ".join(parts[:-1]), "".join(parts[-1:]))))
 
@@ -171,7 +171,7 @@ def describe(row: np.ndarray, rng: np.random.Generator) -> tuple[str, tuple[int,
         return phrase.replace("the ", pick(("the ", "their ")), 1) if phrase.startswith("the ") else phrase
 
     # Sorting exponential variables of rate `weight` draws without replacement, the heavy ones first.
-    order = held[np.argsort(rng.standard_exponential(len(held)) / _WEIGHT[held])].tolist()
+    order = true[np.argsort(rng.standard_exponential(len(true)) / _WEIGHT[true])].tolist()
     wanted, made, topics, person, limbs = pick((2, 3, 4, 4, 5, 6)), [], set(), [], []
     for i in order:
         statement, twin = STATEMENTS[i], MIRRORED_STATEMENT[i]
@@ -211,6 +211,3 @@ _PATTERN = re.compile(rf"\b(?:{'|'.join(sorted(_READING, key=len, reverse=True))
 def parse(text: str) -> tuple[int, ...]:
     """The statements that a text makes, in its order, each once; () where it makes none. The longest phrase wins."""
     return tuple(dict.fromkeys(i for phrase in _PATTERN.findall(_plain(text)) for i in _READING[phrase]))
-
-
-# ---------------------------------------------------------------- questions

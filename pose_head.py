@@ -60,7 +60,7 @@ class PoseHead(nn.Module):
 
 def draw_random_numbers(seeds: Sequence[int], group_size: int, poses_per_answer: int,
                         max_tokens: int) -> tuple[Tensor, Tensor]:
-    """All chance in a rollout: uniform numbers (B, G, max_tokens) for the words, standard normal ones (B, G, K, 144) for
+    """All chance in a rollout: uniform numbers (B, G, max_tokens) for words, standard normal ones (B, G, K, 144) for
     the poses. Each prompt has a seed of its own, so that it is answered alike in whatever batch it stands."""
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     return (torch.stack([torch.rand(group_size, max_tokens, generator=g) for g in generators]),

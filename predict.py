@@ -13,7 +13,6 @@ The built-in policy was taught on rendered people in 64 pixels, so a photo asks 
 Read next: `sample` in model.py, where the answer and the Gaussian come from.
 """
 
-import warnings
 from argparse import SUPPRESS
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +22,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.distributions import Independent
 from transformers import HfArgumentParser
@@ -40,7 +38,6 @@ from real.photos import read_image
 from real.smpl import body_vertices, load_body
 
 MAX_TOKENS = 80  # of an answer
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # read_image has a limit of its own
 
 
 # ---------------------------------------------------------------- what is asked

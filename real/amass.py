@@ -1,4 +1,9 @@
-"""TODO header."""
+"""Motion capture in AMASS's layout (Mahmood et al. 2019): files of axis-angles, their frame, and splits of files.
+
+    R_root = Rx(-90 degrees) R_amass,    AMASS's world has z up, ours y; 12 poses a second are taken
+Fingers and face are left out: SMPL has 24 joints, of which AMASS gives 22, and the two hands stay at rest.
+Read next: formats.py, which reads AMASS with captions, and every other format.
+"""
 
 from pathlib import Path
 

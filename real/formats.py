@@ -16,9 +16,10 @@ from torch import Tensor
 
 import body
 import captions
-from real.mixture import Faults, Mixture, Row, Source
-from real.amass import amass_files, amass_poses, amass_rotmats, read_amass
 from body import axis_rotation
+from real.amass import amass_files, amass_poses, amass_rotmats, read_amass
+from real.mixture import Faults, Mixture, Row, Source
+from real.photos import Box
 from real.smpl_pickle import restricted_load
 
 # PoseScript knows AMASS's folders by their first names.
@@ -67,7 +68,7 @@ def _image(root: str | Path, name: str) -> Path:
     return Path(root) / name
 
 
-def _box(x: float, y: float, side: float) -> tuple[float, float, float]:
+def _box(x: float, y: float, side: float) -> Box:
     if not np.isfinite([x, y, side]).all():
         raise ValueError("the person's box holds NaN or infinity")
     if side < 1:
@@ -75,7 +76,7 @@ def _box(x: float, y: float, side: float) -> tuple[float, float, float]:
     return float(x), float(y), float(side)
 
 
-def _bbox(value: object) -> tuple[float, float, float]:
+def _bbox(value: object) -> Box:
     x, y, width, height = _numbers(value, "bbox", 4)
     if min(width, height) <= 0:
         raise ValueError(f"the person's box has no area: `bbox` is {width:.3g} wide and {height:.3g} high")
@@ -137,7 +138,7 @@ def _rotmats(pose: np.ndarray, degrees: float, camera: np.ndarray | None = None)
 # ---------------------------------------------------------------- readers: (split, faults, *paths) to rows
 
 def read_amass_folder(split: str, faults: Faults, folder: str) -> list[Row]:
-    """AMASS (Mahmood et al. 2019): every pose of a split's files (poses.amass_files), to be described by captions."""
+    """AMASS (Mahmood et al. 2019): every pose of a split's files (amass.amass_files), to be described by captions."""
     rows = []
     for path in amass_files(folder, split):
         with faults.at(path):

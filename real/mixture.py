@@ -17,8 +17,8 @@ from torch import Tensor
 
 import body
 import captions
-from real.photos import picture
 from data import INSTRUCTIONS, Example, Split, make_example
+from real.photos import Box, read_person
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Row:
     rotmats: Tensor | None = None  # (24, 3, 3), as the camera sees it; without an image the heading is removed
     betas: Tensor = torch.zeros(10)  # (10,)
     image: Path | None = None
-    box: tuple[float, float, float] | None = None  # the person's square: centre x, y and side, pixels; None: all of it
+    box: Box | None = None  # around the person, in the pixels as they are stored; None: the whole image
     captions: tuple[str, ...] = ()
     turns: tuple[tuple[str, str], ...] = ()  # prompts, each with its answer
     id: str = ""  # by which others know it, where the file has one; base names of images are not unique
@@ -79,7 +79,7 @@ class Source:
     def example(self, index: int, task: str, rng: np.random.Generator) -> Example:
         """The row as an example of one of `tasks`, with words drawn afresh. A picture at fault is a ValueError."""
         row, flip = self.rows[index], self.flips and rng.random() < .5
-        image = None if row.image is None else picture(row.image, row.box, self.image_size)
+        image = None if row.image is None else read_person(row.image, row.box, self.image_size)
         rotmats, say = row.rotmats, captions.swap_sides if flip else str
         if flip:
             image = None if image is None else np.ascontiguousarray(image[:, ::-1])
@@ -104,6 +104,17 @@ class Mixture:
     sources: list[Source]
     weights: list[float]  # of how many examples to come from each source
     faults: Faults  # counts what was left out; its `first` is the first found when drawn
+
+    def base_rates(self) -> Tensor:
+        """As of a Split, over the pictures that are described: (S,), each source with its weight; 0 where none is."""
+        rates, total = torch.zeros(len(captions.STATEMENTS)).double(), 0.0
+        for source, weight in zip(self.sources, self.weights):
+            holds = [row.holds for row in source.rows if row.holds is not None and row.image is not None]
+            if holds and "image2text" in source.tasks:
+                rate = torch.from_numpy(np.mean(holds, 0))
+                rate = (rate + rate[list(captions.MIRRORED_STATEMENT)]) / 2 if source.flips else rate
+                rates, total = rates + weight * rate, total + weight
+        return rates / max(total, 1e-9)
 
     def draw(self, tasks: dict[str, float], batch_size: int, rng: np.random.Generator) -> list[Example]:
         """Examples all of one task. A source has its weight's share of all examples and gives its own tasks with the

@@ -1,5 +1,12 @@
-"""TODO header."""
+"""Photos: one reader for training and for predict.py, so that a policy is asked about what it was trained on.
 
+    photo -> RGB, white where transparent -> a square (a person's box, the whole, or the centre) -> size x size pixels
+Cameras note in EXIF which way is up and do not turn the pixels. The boxes in data sets are of the pixels as they are
+stored (HMR2 and others read with cv2.IMREAD_IGNORE_ORIENTATION), so a photo with a box is not turned; any other is.
+Read next: mixture.py, which makes examples of them.
+"""
+
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -8,38 +15,54 @@ from PIL import Image, ImageOps
 MAX_PIXELS = 50_000_000  # of a photo; one larger than this would only fill the memory
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # pillow knows more: one, EPS, is a program to be run
 
+Box = tuple[float, float, float]  # a square: centre x, y and side, in pixels
 
-def read_image(path: str | Path, size: int = 64) -> np.ndarray:
-    """A photo as the policy reads it, (size, size, 3) uint8: upright, white where transparent, only its centre square.
 
-    Raises ValueError, in one sentence, for a file that is missing, broken, no image, or too large."""
+def open_photo(path: str | Path, upright: bool = True) -> Image.Image:
+    """A photo in RGB, turned as its EXIF says if `upright`. Raises ValueError, in one sentence, for a file that is
+    missing, broken, no image, or too large."""
     try:
-        with Image.open(path, formats=FORMATS) as file:
-            if file.width * file.height > MAX_PIXELS:
-                raise ValueError(f"{file.width} x {file.height} pixels are too many, make it smaller")
-            if file.mode[0] in "IF":  # would be cut at 255
-                raise ValueError("its grey has more than 8 bits, save it with 8")
-            photo = ImageOps.exif_transpose(file).convert("RGBA")  # cameras note which way is up, and do not turn
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a limit of our own
+            with Image.open(path, formats=FORMATS) as file:
+                if file.width * file.height > MAX_PIXELS:
+                    raise ValueError(f"{file.width} x {file.height} pixels are too many, make it smaller")
+                if file.mode[0] in "IF":  # would be cut at 255
+                    raise ValueError("its grey has more than 8 bits, save it with 8")
+                photo = ImageOps.exif_transpose(file) if upright else file
+                if not photo.has_transparency_data:
+                    return photo.convert("RGB")
+                photo = photo.convert("RGBA")
     except Exception as error:  # the system, pillow and each of its formats raise their own
         raise ValueError(f"{path} cannot be used as an image: {error}") from error
+    return Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
+
+
+def cut_square(photo: Image.Image, box: Box, size: int) -> np.ndarray:
+    """The box of a photo, black where it leaves the photo: uint8 (size, size, 3)."""
+    x, y, side = box
+    left, top, side = round(x - side / 2), round(y - side / 2), round(side)
+    crop = photo.crop((left, top, left + side, top + side))
+    return np.array(crop.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def read_person(path: Path, box: Box | None, size: int) -> np.ndarray:
+    """A photo of the training data: a person's box, or all of it with black beside. ValueError for a box that cannot be
+    one of this photo."""
+    photo = open_photo(path, upright=box is None)
+    if box is not None:
+        x, y, side = box
+        if not (-side / 2 < x < photo.width + side / 2 and -side / 2 < y < photo.height + side / 2):
+            raise ValueError(f"the person's box lies outside of {path}, {photo.width} x {photo.height}")
+        if side > 4 * max(photo.size):
+            raise ValueError(f"the person's box, {side:.0f} pixels, is far larger than {path}; is `scale` of another "
+                             "unit?")
+    return cut_square(photo, box or (photo.width / 2, photo.height / 2, max(photo.size)), size)
+
+
+def read_image(path: str | Path, size: int = 64) -> np.ndarray:
+    """A user's photo as the policy reads it: upright, only its centre square."""
+    photo = open_photo(path)
     if photo.width != photo.height:
         print(f"{path} is {photo.width} x {photo.height} pixels: only its centre square is looked at.")
-    photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
-    return np.array(ImageOps.fit(photo, (size, size), Image.Resampling.LANCZOS))
-
-
-def picture(path: Path, box: tuple[float, float, float] | None, size: int) -> np.ndarray:
-    """The square of an image, black where it leaves the image: uint8 (size, size, 3). Without a box all of it."""
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except Exception as error:  # pillow's decoders each raise their own
-        raise ValueError(f"{path} cannot be read as an image: {error}") from None
-    x, y, side = box or (image.width / 2, image.height / 2, max(image.size))
-    left, top, side = round(x - side / 2), round(y - side / 2), round(side)
-    if left >= image.width or top >= image.height or left + side <= 0 or top + side <= 0:
-        raise ValueError(f"the person's box lies outside of {path}, {image.width} x {image.height}")
-    if side > 4 * max(image.size):
-        raise ValueError(f"the person's box, {side} pixels, is far larger than {path}; is `scale` of another unit?")
-    crop = image.crop((left, top, left + side, top + side))
-    return np.array(crop.resize((size, size), Image.Resampling.BILINEAR))
+    return cut_square(photo, (photo.width / 2, photo.height / 2, min(photo.size)), size)

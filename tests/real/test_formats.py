@@ -21,7 +21,7 @@ from builtin.tiny import build_tiny
 from model import PosePolicy
 from real import formats, smpl
 from real.amass import amass_rotmats
-from real.photos import picture
+from real.photos import read_image, read_person
 
 LEFT, RIGHT = (next(i for i, s in enumerate(captions.STATEMENTS) if s.key == f"the {side} hand is above the head")
                for side in ("left", "right"))
@@ -296,13 +296,38 @@ def test_words_of_people_are_mirrored(text, mirrored):
 def test_a_box_is_cut_out_padded_with_black_and_resized(tmp_path):
     pixels = np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    assert np.array_equal(picture(tmp_path / "a.png", (10, 8, 8), 8), pixels[4:12, 6:14])
-    corner = picture(tmp_path / "a.png", (0, 20, 8), 8)
+    assert np.array_equal(read_person(tmp_path / "a.png", (10, 8, 8), 8), pixels[4:12, 6:14])
+    corner = read_person(tmp_path / "a.png", (0, 20, 8), 8)
     assert np.array_equal(corner[:4, 4:], pixels[16:, :4]) and not corner[4:].any() and not corner[:, :4].any()
-    whole = picture(tmp_path / "a.png", None, 30)
+    whole = read_person(tmp_path / "a.png", None, 30)
     assert np.array_equal(whole[5:25], pixels) and not whole[:5].any() and not whole[25:].any()
     Image.fromarray(np.full((40, 40), 200, np.uint8)).save(tmp_path / "grey.png")
-    assert (picture(tmp_path / "grey.png", (20, 20, 30), 64) == 200).all()
+    assert (read_person(tmp_path / "grey.png", (20, 20, 30), 64) == 200).all()
+
+
+def test_a_photo_is_turned_upright_unless_a_box_says_where_the_person_is_stored(tmp_path):
+    """Boxes are of the pixels as they are stored; without one, training sees what predict.py sees."""
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_person(tmp_path / "a.png", (8, 8, 16), 16), pixels)
+    assert np.array_equal(read_person(tmp_path / "a.png", None, 16), np.rot90(pixels, -1))
+    assert np.array_equal(read_image(tmp_path / "a.png", 16), np.rot90(pixels, -1))
+
+
+def test_training_and_predict_read_the_same_pixels(tmp_path):
+    """Of a square photo, of whatever mode, whether it is the whole, the person's box, or the centre."""
+    noise = np.random.default_rng(1).integers(0, 255, (40, 40, 4), dtype=np.uint8)
+    for mode in ("RGB", "RGBA", "L", "LA", "P", "1"):
+        Image.fromarray(noise).convert(mode).save(tmp_path / f"{mode}.png")
+        whole = read_person(tmp_path / f"{mode}.png", None, 24)
+        assert np.array_equal(whole, read_person(tmp_path / f"{mode}.png", (20, 20, 40), 24))
+        assert np.array_equal(whole, read_image(tmp_path / f"{mode}.png", 24))
+    Image.fromarray(noise[..., 0].astype(np.uint16) * 200).save(tmp_path / "deep.png")
+    for read in (lambda path: read_person(path, None, 24), read_image):
+        with pytest.raises(ValueError, match="more than 8 bits"):
+            read(tmp_path / "deep.png")
 
 
 def test_pictures_are_opened_when_an_example_is_drawn_and_not_before(tmp_path, monkeypatch):
@@ -408,8 +433,8 @@ CASES = [
     ("spin", "row", cell("set.npz", "center", 1, np.nan), "row 1: the person's box holds NaN"),
     ("spin", "row", drop("img/a/2.png"), "set.npz, row 1: no image 'a/2.png' in img"),
     ("spin", "row", cell("set.npz", "imgname", 1, ""), "row 1: no image ''"),
-    ("spin", "drawn", put("img/a/2.png", value=b"\x89PNG nothing"), "row 1: img/a/2.png cannot be read as an image"),
-    ("spin", "drawn", put("img/a/2.png", value=b""), "img/a/2.png cannot be read as an image"),
+    ("spin", "drawn", put("img/a/2.png", value=b"\x89PNG nothing"), "row 1: img/a/2.png cannot be used as an image"),
+    ("spin", "drawn", put("img/a/2.png", value=b""), "img/a/2.png cannot be used as an image"),
     ("spin", "drawn", cell("set.npz", "center", 1, -500),
      "row 1: the person's box lies outside of img/a/2.png, 260 x 200"),
     ("spin", "drawn", cell("set.npz", "scale", 1, 128), "25600 pixels, is far larger than img/a/2.png"),
@@ -441,7 +466,7 @@ CASES = [
     ("3dpw", "row", lambda files: files[SEQUENCE]["poses2d"][0].__setitem__((1, slice(None), 1), 0), "box has no area"),
     ("3dpw", "row", drop("imageFiles/walk_00/image_00001.jpg"), "frame 1: no image 'walk_00/image_00001.jpg'"),
     ("3dpw", "drawn", put("imageFiles/walk_00/image_00001.jpg", value=b"\xff\xd8\xff\xe0"),
-     "cannot be read as an image"),
+     "cannot be used as an image"),
     ("rpe", "file", put("refine.json", value=b"[{]"), "refine.json is not valid JSON"),
     ("rpe", "file", put("refine.json", value=b"\xff\xfe"), "refine.json is not valid JSON"),
     ("rpe", "file", put("refine.json", value=b"[" * 100_000), "refine.json is not valid JSON"),
@@ -479,7 +504,7 @@ CASES = [
     ("llava", "row", put("set.json", 0, "conversations", 1, "value", value=5), "`value` must be str, found int"),
     ("llava", "row", put("set.json", 0, "conversations", 1, value="gpt"), "must be an object with `from`, found str"),
     ("llava", "row", put("set.json", 0, "conversations", 1, "value", value="A <POSE>."), "an answer holds <POSE>"),
-    ("llava", "drawn", put("img/a/1.png", value=b"GIF89a"), "img/a/1.png cannot be read as an image"),
+    ("llava", "drawn", put("img/a/1.png", value=b"GIF89a"), "img/a/1.png cannot be used as an image"),
 ]
 
 
@@ -519,7 +544,7 @@ def test_a_bad_pickle_among_good_ones_is_left_out(tmp_path, monkeypatch):
 def test_when_nothing_is_left_it_is_said(tmp_path, monkeypatch):
     files = spin() | {"img/a/1.png": b"bad", "img/a/2.png": b"bad"}
     mixture = read(tmp_path, monkeypatch, "spin", files, skip_bad=True)
-    with pytest.raises(ValueError, match="images:set.npz,img: every row was left out, .*cannot be read as an image"):
+    with pytest.raises(ValueError, match="images:set.npz,img: every row was left out, .*cannot be used as an image"):
         mixture.draw({"image2pose": 1}, 1, RNG(0))
     with pytest.raises(ValueError, match="no usable row"):
         empty = {"train/s/1.npz": b"", "train/s/2.npz": b""}
@@ -611,7 +636,7 @@ def test_the_second_stage_trains_on_the_mix_too(tmp_path, monkeypatch):
     policy.vlm.get_output_embeddings().register_forward_hook(  # an answer is <POSE> and nothing else
         lambda module, inputs, logits: logits.index_fill(-1, torch.tensor([policy.pose_id, 2]), 50.0))
     rollout = policy.sample(policy.encode(examples), 2, 3, seeds=range(len(examples)))
-    text, pose = rewards.score(examples, rollout, retriever)
+    text, pose = rewards.score(examples, rollout, retriever, mixture.base_rates())
     assert pose["statements"].isnan().all()
     assert pose["semantic"][:2].isfinite().all() and text["text"][2:].isfinite().all()
     for advantage in hygrpo.advantages(text, pose, rollout.has_pose, rewards.weights()):
@@ -632,7 +657,7 @@ def test_sft_trains_on_the_mix(tmp_path, monkeypatch, capsys):
                  "--encoder_steps", "2", "--sft_steps", "3", "--sft_batch", "4", "--train_poses", "40",
                  "--eval_poses", "4", "--device", "cpu"]
     monkeypatch.setattr("sys.argv", arguments)
-    with pytest.raises(ValueError, match="row 1: img/a/2.png cannot be read"):
+    with pytest.raises(ValueError, match="row 1: img/a/2.png cannot be used"):
         train_sft.main()
     monkeypatch.setattr("sys.argv", [*arguments, "--skip_bad"])
     seen, loss = [], train_sft.sft_loss
@@ -642,7 +667,7 @@ def test_sft_trains_on_the_mix(tmp_path, monkeypatch, capsys):
     train_sft.main()
     assert len(seen) == 3 and not any(e.betas.any() and not (e.betas == 1).all() for batch in seen for e in batch)
     told = capsys.readouterr().out
-    assert "img/a/2.png cannot be read" in told and "1 rows of --data were left out in all" in told
+    assert "img/a/2.png cannot be used" in told and "1 rows of --data were left out in all" in told
     assert (tmp_path / "runs" / "sft" / "pose.json").exists()
     monkeypatch.setattr("sys.argv", ["train_sft.py", "--out", "runs", "--encoder_steps", "2", "--sft_steps", "3",
                                      "--sft_batch", "4", "--train_poses", "40", "--eval_poses", "4"])

@@ -305,7 +305,7 @@ def test_captions_that_say_nothing_measurable_stay_in_the_pool(said, policies, m
 
 def test_a_picture_at_fault_is_left_out_only_when_asked(policies, monkeypatch, tmp_path, capsys):
     files = threedpw() | {"imageFiles/walk_00/image_00000.jpg": b"no picture"}
-    with pytest.raises(ValueError, match="cannot be read as an image"):
+    with pytest.raises(ValueError, match="cannot be used as an image"):
         on_files(monkeypatch, policies, tmp_path, files, "--protocol", "smpl-24", "--data", "3dpw:.")
     got = on_files(monkeypatch, policies, tmp_path, files, "--protocol", "smpl-24", "--data", "3dpw:.", "--skip_bad")
     assert got["n"] == 1 and list(got["mpjpe_mean"]["each"])[0].endswith("frame 1")
