@@ -3,6 +3,7 @@
 About this project, not about the method: a fork that changes the commands may delete this file."""
 
 import io
+import json
 import re
 import sys
 from importlib import import_module
@@ -111,3 +112,6 @@ def test_commands_run(monkeypatch, tmp_path, capsys):
                  "assets/method.png", "assets/before_after.png", "assets/curves.png", "assets/progression.png",
                  "assets/uncertainty.png", "assets/uncertainty.json", "runs_mine/metrics.json"):
         assert (tmp_path / name).stat().st_size > 100, name
+    logged = {name for line in (tmp_path / "runs/log.jsonl").read_text().splitlines() for name in json.loads(line)}
+    explained = set(re.findall(r"`(\w+)`", (ROOT / "docs/glossary.md").read_text()))
+    assert {name for name in logged if not name.startswith("val_")} <= explained | {"step", "task"}

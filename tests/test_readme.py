@@ -5,6 +5,7 @@ About this project, not about the method: a fork whose numbers are others may de
 import ast
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,14 @@ def test_functions_and_tests_that_are_named_with_their_file_exist():
     for page, path, file in named:
         source = ((ROOT / page).parent / file).read_text()
         assert re.search(rf"(def|class) {path.split('.')[-1]}\b|^{path} = ", source, re.MULTILINE), path
+
+
+def test_python_in_the_pages_imports_what_is_there():
+    blocks = [block for text in PAGES.values() for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+    assert blocks
+    for node in (node for block in blocks for node in ast.walk(ast.parse(block))):
+        if isinstance(node, ast.ImportFrom):
+            assert all(hasattr(import_module(node.module), alias.name) for alias in node.names), ast.unparse(node)
 
 
 def test_flags_that_are_named_exist():
