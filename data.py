@@ -1,10 +1,10 @@
 """The data: how poses become pictures, and how both become examples with fresh words.
 
-A pose comes from the sampler of poses.py or from motion capture, which is read there too. A `Split` holds poses, the
-statements that are true of them and rendered pictures; `make_example` turns one of its rows into an `Example` of one of
-four tasks, the one record of the project. After this file nothing knows where a pose came from.
-
-Read next: model.py, which answers the prompts of these examples.
+    example = (prompt, answer, image or none, pose),   one of four tasks: text2pose, image2pose, image2text, vqa
+A `Split` holds poses, the statements that are true of them and rendered pictures; `make_example` turns one of its rows
+into an `Example`, the one record of the project. Poses are made up (builtin/poses.py) or captured (real/amass.py), and
+real/formats.py makes examples of the field's data sets; after this file nothing knows where an example came from.
+Read next: train_sft.py, which teaches a policy to give the answers of these examples.
 """
 
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import body
 import captions
-from body import axis_rotation
+from body import axis_rotation, mirror, remove_heading
 from builtin.poses import sample_poses
 from builtin.questions import draw_question
 from builtin.scene import photograph
-from real import smpl
-from real.amass import SPLITS, amass_files, load_amass, read_amass
+from real.amass import SPLITS, load_amass
+from real.smpl import load_body
 
-# ---------------------------------------------------------------- pictures and splits
+
+# ---------------------------------------------------------------- poses with pictures
 
 @dataclass
 class Split:
@@ -31,32 +31,36 @@ class Split:
 
     rotmats: Tensor  # (N, 24, 3, 3), heading removed
     holds: np.ndarray  # (N, S) bool, the statements true of rotmats
-    image_rotmats: Tensor  # (N, 24, 3, 3), as the camera sees the pose: only the root differs
+    image_rotmats: Tensor  # (N, 24, 3, 3), in the camera's frame, which may lean: only the root differs
     image_holds: np.ndarray  # (N, S) bool, the statements true of image_rotmats
     betas: Tensor  # (N, 10)
     images: np.ndarray | None  # (N, size, size, 3) uint8
+
+    def base_rates(self) -> Tensor:
+        """In what share of the pictures each statement holds: (S,), all that one can know without looking."""
+        return torch.from_numpy(self.image_holds).double().mean(0)
 
 
 def make_split(rotmats: Tensor, rng: np.random.Generator, size: int = 64, images: bool = True,
                body_model: torch.nn.Module | None = None) -> Split:
     """Give every pose (N, 24, 3, 3) a shape, a heading, a camera and, unless `images` is off, a picture.
 
-    body_model: from `smpl.load_body`, the built-in one when None.
+    body_model: from `load_body`, the built-in one when None.
     """
-    n, rotmats = len(rotmats), body.remove_heading(rotmats)
+    n, rotmats = len(rotmats), remove_heading(rotmats)
     # People face the camera more often than not; every heading occurs.
     heading, tilt = (torch.from_numpy(drawn).float() for drawn in (rng.normal(0, 50, n), rng.uniform(-5, 15, n)))
     betas = torch.from_numpy(rng.standard_normal((n, 10))).float()
-    seen = rotmats.clone()
+    in_camera = rotmats.clone()
     # The camera looks down by `tilt` degrees; in its frame the whole body leans towards it by as much.
-    seen[:, 0] = axis_rotation(0, tilt) @ axis_rotation(1, heading) @ rotmats[:, 0]
+    in_camera[:, 0] = axis_rotation(0, tilt) @ axis_rotation(1, heading) @ rotmats[:, 0]
     pictures = None
     if images:
-        model = body_model if body_model is not None else smpl.load_body()
-        pictures = np.concatenate([photograph(model, seen[i:i + 32], betas[i:i + 32], size, rng)
+        model = body_model if body_model is not None else load_body()
+        pictures = np.concatenate([photograph(model, in_camera[i:i + 32], betas[i:i + 32], size, rng)
                                    for i in range(0, n, 32)])
-    holds, image_holds = captions.pose_holds(rotmats).numpy(), captions.pose_holds(seen).numpy()
-    return Split(rotmats, holds, seen, image_holds, betas, pictures)
+    holds, image_holds = captions.pose_holds(rotmats).numpy(), captions.pose_holds(in_camera).numpy()
+    return Split(rotmats, holds, in_camera, image_holds, betas, pictures)
 
 
 def load_splits(poses_dir: str | Path | None = None, counts: dict[str, int] | None = None, seed: int = 0,
@@ -74,30 +78,10 @@ def load_splits(poses_dir: str | Path | None = None, counts: dict[str, int] | No
             rotmats = sample_poses(count, rng)
         else:
             rotmats = load_amass(poses_dir, name)
-            rotmats = torch.cat([rotmats, body.mirror(rotmats)]) if name == "train" else rotmats
+            rotmats = torch.cat([rotmats, mirror(rotmats)]) if name == "train" else rotmats
             rotmats = rotmats[rng.permutation(len(rotmats))[:count]]
         splits[name] = make_split(rotmats, rng, size, images, body_model)
     return splits
-
-
-def retrieval_poses(poses_dir: str | Path | None, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Two sets of at most `count` poses (N, 24, 3, 3) that share none: for the retriever that rewards, for the judge.
-
-    Made-up poses are drawn afresh. Of motion capture each set takes half of the train files, mirrored too, since
-    neighbouring frames of one file are nearly the same pose.
-    """
-    if poses_dir is None:
-        return tuple(sample_poses(count, np.random.default_rng([seed, 3 + i])) for i in range(2))
-    rng = np.random.default_rng([seed, 3])
-    files = amass_files(poses_dir, "train")
-    if len(files) < 2:
-        raise ValueError(f"{poses_dir}: two retrievers need at least two train files, found one")
-    halves = []
-    for part in np.array_split(rng.permutation(len(files)), 2):
-        rotmats = body.remove_heading(torch.cat([read_amass(files[i]) for i in part]))
-        rotmats = torch.cat([rotmats, body.mirror(rotmats)])
-        halves.append(rotmats[rng.permutation(len(rotmats))[:count]])
-    return tuple(halves)
 
 
 # ---------------------------------------------------------------- examples

@@ -1,4 +1,8 @@
-"""TODO header."""
+"""The text-pose retrieval model: sentences and poses as unit vectors, near each other where they fit.
+
+Two of them are trained, on poses that they do not share: one gives the reward `semantic` (Pose-RFT eq. 8) and reads the
+answers of `text` (eq. 10), the other only judges (evaluate.py). Read next: rewards.py.
+"""
 
 import json
 from collections.abc import Sequence
@@ -11,14 +15,14 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 import captions
-from body import forward_kinematics, matrix_to_rot6d, remove_heading
+from body import forward_kinematics, matrix_to_rot6d, mirror, remove_heading
+from builtin.poses import sample_poses
 from builtin.questions import draw_question
-from data import retrieval_poses
 from engine.checkpoint import TrainingState, atomic_folder
 from engine.distributed import is_first, wait
 from model import PosePolicy
-from train_sft import WorldConfig
-
+from real.amass import amass_files, read_amass
+from engine.world import WorldConfig
 
 
 class Retriever(nn.Module):
@@ -99,7 +103,7 @@ def load_judge(folder: str | Path, runs: Sequence[str | Path]) -> Retriever:
 
 
 def train_retriever(rotmats: Tensor, tokenizer: Tokenizer, steps: int, seed: int, device: torch.device,
-                    name: str = "", batch_size: int = 96, kept: Path | None = None) -> Retriever:
+                    name: str = "", batch_size: int = 96, state_file: Path | None = None) -> Retriever:
     """A retrieval model of poses (N, 24, 3, 3) and sentences written for them anew at each step: symmetric InfoNCE.
 
     One text in five is the answer to a question about the pose, so that short answers have a place on the sphere too.
@@ -112,7 +116,7 @@ def train_retriever(rotmats: Tensor, tokenizer: Tokenizer, steps: int, seed: int
     holds = captions.pose_holds(rotmats).cpu().numpy()
     optimizer = torch.optim.AdamW(retriever.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    state = TrainingState(kept, retriever, optimizer, schedule, rng)
+    state = TrainingState(state_file, retriever, optimizer, schedule, rng)
     for bar in state.steps(steps, f"retrieval model: {name}"):
         rows = rng.choice(len(holds), batch_size, replace=len(holds) < batch_size)
         texts = [draw_question(holds[i], rng)[1] if rng.random() < 0.2 else captions.describe(holds[i], rng)[0]
@@ -128,6 +132,26 @@ def train_retriever(rotmats: Tensor, tokenizer: Tokenizer, steps: int, seed: int
     return retriever.eval().requires_grad_(False)
 
 
+def retrieval_poses(poses_dir: str | Path | None, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Two sets of at most `count` poses (N, 24, 3, 3) that share none: for the retriever that rewards, for the judge.
+
+    Made-up poses are drawn afresh. Of motion capture each set takes half of the train files, mirrored too, since
+    neighbouring frames of one file are nearly the same pose.
+    """
+    if poses_dir is None:
+        return tuple(sample_poses(count, np.random.default_rng([seed, 3 + i])) for i in range(2))
+    rng = np.random.default_rng([seed, 3])
+    files = amass_files(poses_dir, "train")
+    if len(files) < 2:
+        raise ValueError(f"{poses_dir}: two retrievers need at least two train files, found one")
+    halves = []
+    for part in np.array_split(rng.permutation(len(files)), 2):
+        rotmats = remove_heading(torch.cat([read_amass(files[i]) for i in part]))
+        rotmats = torch.cat([rotmats, mirror(rotmats)])
+        halves.append(rotmats[rng.permutation(len(rotmats))[:count]])
+    return tuple(halves)
+
+
 def load_or_train_retrievers(policy: PosePolicy, world: WorldConfig, steps: int) -> dict[str, Retriever]:
     """The retrieval model that rewards (`reward`) and the one that only judges (`judge`), trained on poses that they do
     not share; read from `world.out` where they are there."""
@@ -135,9 +159,9 @@ def load_or_train_retrievers(policy: PosePolicy, world: WorldConfig, steps: int)
     for i, name in enumerate(("reward", "judge")):
         if is_first() and not (out / name).exists():
             poses = poses or retrieval_poses(world.poses, world.train_poses, world.seed)
-            kept = out / f"{name}.state"
+            state_file = out / f"{name}.state"
             train_retriever(poses[i], policy.tokenizer.backend_tokenizer, steps, world.seed + 100 + i, policy.device,
-                            name, kept=kept).save_pretrained(out / name)
-            kept.unlink(missing_ok=True)
+                            name, state_file=state_file).save_pretrained(out / name)
+            state_file.unlink(missing_ok=True)
     wait()
     return {name: Retriever.from_pretrained(out / name).to(policy.device) for name in ("reward", "judge")}

@@ -1,0 +1,77 @@
+"""AMASS: its frame and joints, faults that name the file, and splits of files."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import body
+import data
+from builtin.retriever import retrieval_poses
+from real import amass
+from test_data import keys
+
+
+def motion(path, poses=None, **arrays):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, poses=np.zeros((4, 156), np.float32) if poses is None else poses, **arrays)
+    return path
+
+
+def test_amass_frame_joints_and_frame_rate(tmp_path):
+    raw = np.zeros((100, 156))
+    raw[:, 0] = math.pi / 2  # upright and facing the viewer, in AMASS's z-up world
+    raw[:, 3 * 18] = -1.0  # left elbow
+    raw[:, 66:] = 0.7  # fingers of SMPL+H
+    rotmats = amass.read_amass(motion(tmp_path / "a.npz", raw, mocap_framerate=120.0))
+    assert rotmats.shape == (10, 24, 3, 3)
+    assert torch.allclose(rotmats[:, 0], torch.eye(3).expand(10, 3, 3), atol=1e-6)
+    assert torch.allclose(rotmats[0, 18], body.axis_rotation(0, torch.rad2deg(torch.tensor(-1.0))), atol=1e-5)
+    assert torch.equal(rotmats[:, 22:], torch.eye(3).expand(10, 2, 3, 3))
+    thinned = motion(tmp_path / "b.npz", raw, mocap_framerate=120.0, frame_idx=np.arange(100))
+    assert len(amass.read_amass(thinned)) == 100
+
+
+def test_amass_faults_name_the_file(tmp_path):
+    bad = np.zeros((4, 156))
+    bad[2, 5] = np.nan
+    np.savez(tmp_path / "no_poses.npz", trans=np.zeros(3))
+    whole = motion(tmp_path / "whole.npz", np.random.default_rng(0).random((50, 156))).read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "text.npz").write_text("not an npz")
+    np.savez(tmp_path / "pickle.npz", poses=np.array([{"a": 1}], dtype=object))
+    for name, shape in (("narrow", (4, 63)), ("empty", (0, 156))):
+        motion(tmp_path / f"{name}.npz", np.zeros(shape))
+    motion(tmp_path / "nan.npz", bad)
+    for name, message in {"no_poses": "no array `poses`", "cut": "cannot be read", "text": "cannot be read",
+                          "pickle": "cannot be read", "absent": "cannot be read", "nan": "NaN or infinity in 1 frames",
+                          "narrow": r"found float64 \(4, 63\)", "empty": r"\(0, 156\)"}.items():
+        with pytest.raises(ValueError, match=message) as error:
+            amass.read_amass(tmp_path / f"{name}.npz")
+        assert f"{name}.npz" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_amass_folders_make_splits(tmp_path):
+    with pytest.raises(ValueError, match="no such folder"):
+        data.load_splits(tmp_path / "nowhere")
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        motion(tmp_path / "flat" / f"subject{i}" / "walk.npz", rng.normal(0, .3, (5, 156)), frame_idx=np.arange(5))
+    with pytest.raises(ValueError, match="no npz"):
+        amass.amass_files(tmp_path / "flat" / "subject0", "val")  # its only file is in test
+    files = [amass.amass_files(tmp_path / "flat", name) for name in amass.SPLITS]
+    assert list(map(len, files)) == [8, 2, 2] and len(set(sum(files, []))) == 12
+    for name, count in (("train", 3), ("val", 1), ("test", 2)):
+        for i in range(count):
+            motion(tmp_path / "split" / name / f"{i}.npz", rng.normal(0, .3, (5, 156)), frame_idx=np.arange(5))
+    assert [len(amass.amass_files(tmp_path / "split", name)) for name in amass.SPLITS] == [3, 1, 2]
+    splits = data.load_splits(tmp_path / "split", images=False)
+    sets = [split.rotmats for split in splits.values()]
+    assert list(map(len, sets)) == [30, 5, 10] and len(set().union(*map(keys, sets))) == 45  # train is mirrored too
+    reward, judge = retrieval_poses(tmp_path / "flat", 1000)
+    assert len(reward) == len(judge) == 40 and not keys(reward) & keys(judge)
+    with pytest.raises(ValueError, match="two train files"):
+        one = motion(tmp_path / "one" / "train" / "0.npz").parent.parent
+        (one / "val").mkdir(), (one / "test").mkdir()
+        retrieval_poses(one, 10)
