@@ -1,12 +1,14 @@
 """Stage two, reinforcement fine-tuning by HyGRPO: `python train_rft.py` runs the whole chain.
 
-What is missing is made first (pictures, encoders, SFT policy, two retrieval models); then the loop below, whose body is
-the algorithm in seven lines; then the policy before and after is compared on poses it never saw.
+The loop of `train_rft` is the algorithm in seven numbered steps; their formula opens hygrpo.py. `main` is the chain:
+what is missing is made first (pictures, encoders, SFT policy, two retrieval models), then the loop runs, then the
+policy before and after is compared on poses it never saw.
 
     python train_rft.py [--poses DIR] [--out runs] [--seed 0]
+    python train_rft.py --start_from runs --out runs_mine --reward_weights statements=2 joint=1
 Departures from the paper: all four tasks take turns, a batch each, with the rewards that fit them; questions are also
 rewarded for the exact answer; the pose head takes larger steps than the language model.
-Read next: evaluate.py, which judges what came out.
+Read next: model.py, for `sample` and `log_prob`.
 """
 
 import copy
@@ -14,7 +16,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,23 +27,29 @@ import transformers
 import evaluate
 import hygrpo
 import rewards
-from body import matrix_to_rot6d
 from builtin.retriever import Retriever, load_or_train_retrievers
 from data import Split, draw_batch
-from engine.checkpoint import TrainingState, append, check_folder, read_log, warm_up_and_decay, atomic_write
-from engine.distributed import add_gradients, is_first, own_parts, processes, start, total
-from engine.log import SHOW_EVERY, SHOWN, mean_of, numbers, samples
+from engine.checkpoint import TrainingState, atomic_write, check_folder, warm_up_and_decay
+from engine.distributed import is_first, processes, start, wait
+from engine.log import Part, Steps
 from engine.runtime import pick_device, run
 from engine.saving import load_policy, save_policy
+from engine.start_from import find_same, take
+from engine.world import WorldConfig, load_world
 from lab import pictures
-from lab.metrics import respond
+from lab.curves import curves
+from lab.floors import floors
+from lab.frozen_sigma import freeze_sigma
+from lab.validation import validate
 from model import PosePolicy
+from real.mixture import Mixture
 from real.smpl import load_body
-from train_sft import SFTConfig, WorldConfig, load_or_train_sft, load_world
+from train_sft import SFTConfig, load_or_train_sft, settings_of
 
 MIX = {"text2pose": 0.37, "image2pose": 0.28, "image2text": 0.06, "vqa": 0.29}
 
-# What experiments.py measured (three seeds): with one inner epoch all pose ratios are the same; with four, `per_joint`
+
+# Measured with three seeds (docs/claims.md): with one inner epoch all pose ratios are the same; with four, `per_joint`
 # holds more statements than `joint`, and leaves better means and more diversity than `mean`. Four epochs hold .025 more
 # statements than one, for 30 mm less diversity and twice the time. `batch` is as good as `std`; `none` learns less.
 @dataclass
@@ -50,17 +58,23 @@ class RFTConfig:
     prompts: int = field(default=24, metadata={"help": "prompts a step (B)"})
     group_size: int = field(default=3, metadata={"help": "answers a prompt (G)"})
     poses_per_answer: int = field(default=64, metadata={"help": "poses an answer (K); the paper has 1"})
-    inner_epochs: int = field(default=1, metadata={"help": "updates on the same rollout"})
+    inner_epochs: int = field(default=1, metadata={"help": "updates on the same rollout; with 1 every ratio is 1"})
     rft_lr: float = field(default=3.5e-5, metadata={"help": "peak learning rate of language model and projector"})
     head_lr: float = field(default=2e-3, metadata={"help": "peak learning rate of the pose head"})
     beta_text: float = field(default=0.5, metadata={"help": "weight of the words' KL to the SFT policy"})
     beta_pose: float = field(default=0.075, metadata={"help": "weight of the pose's KL to the SFT policy"})
     clip_low: float = field(default=0.2, metadata={"help": "ratios below 1 - this are clipped"})
     clip_high: float = field(default=0.28, metadata={"help": "ratios above 1 + this are clipped"})
+    pose_clip_low: float | None = field(default=None, metadata={"help": "the poses' own clip; default: --clip_low"})
+    pose_clip_high: float | None = field(default=None, metadata={"help": "the poses' own clip; default: --clip_high"})
     pose_ratio: Literal["joint", "per_joint", "mean"] = field(
         default="per_joint", metadata={"help": "of which numbers of a pose a ratio is taken; the paper: joint"})
     normalize: Literal["std", "batch", "none"] = field(
         default="std", metadata={"help": "what advantages are divided by: spread of the group, of the batch, nothing"})
+    baseline: Literal["leave_one_out", "mean"] = field(
+        default="leave_one_out", metadata={"help": "what a reward is compared with: mean of the others, mean of all"})
+    aggregation: Literal["grpo", "bnpo", "dr_grpo"] = field(
+        default="grpo", metadata={"help": "how the losses of tokens become one: see hygrpo.aggregate"})
     sigma: Literal["learned", "frozen"] = field(
         default="learned", metadata={"help": "frozen: one for each number, never taught"})
     sigma_floor: float = field(default=0.02, metadata={"help": "what the head adds to each standard deviation"})
@@ -70,23 +84,23 @@ class RFTConfig:
     without: str | None = field(default=None, metadata={"help": "a reward to leave out"})
     retriever_steps: int = field(default=400, metadata={"help": "steps of each of the two retrieval models"})
     accumulate: int = field(default=1, metadata={"help": "parts in which a batch is run, to save memory"})
+    start_from: str | None = field(default=None, metadata={
+        "help": "folder of a run from which to take what the settings of this one leave as it is"})
     eval_every: int = field(default=150, metadata={"help": "steps between evaluations on validation poses"})
 
 
-def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RFTConfig, seed: int,
-              evaluate_now: Callable[[PosePolicy], dict], out: Path | None = None) -> list[dict]:
-    """HyGRPO in place. Returns a row of numbers a step; those of evaluate_now(policy), called before the first step, at
-    intervals and at the end, join the row of their step.
-
-    out: folder for `log.jsonl` (the rows), `samples.jsonl`, and the state from which a run that was stopped goes on."""
-    parts = own_parts(config.prompts, config.accumulate)
-    if config.normalize == "batch" and processes() * len(parts) > 1:
-        raise ValueError("--normalize batch looks at a whole batch at once: not with --accumulate or several processes")
-    weights = rewards.weights(config.reward_weights, config.without)
+def train_rft(policy: PosePolicy, split: Split | Mixture, retriever: Retriever, config: RFTConfig, seed: int,
+              validate: Callable[[PosePolicy], dict], out: Path | None = None) -> list[dict]:
+    """HyGRPO in place. Returns a row of numbers a step, with those of validate(policy) before the first step, at
+    intervals and at the end. out: folder for rows, samples, and the state from which a run that was stopped goes on."""
+    if (config.normalize == "batch" or config.aggregation != "grpo") and processes() * config.accumulate > 1:
+        raise ValueError("--normalize batch, --aggregation bnpo and dr_grpo look at a whole batch at once: not with "
+                         "--accumulate or several processes")
+    weights, base_rates = rewards.weights(config.reward_weights, config.without), split.base_rates()
     policy.pose_head.sigma_floor = config.sigma_floor
     if config.sigma == "frozen":
         freeze_sigma(policy, split, seed)
-    reference = policy.frozen_copy()
+    reference = policy.frozen_copy()  # the SFT policy: nothing below changes it
     # The language model serves all tasks: with steps as large as the head's, one task's rewards undo another's answers.
     groups = [{"params": [p for name, p in policy.named_parameters() if p.requires_grad and
                           name.startswith("pose_head.") == head], "lr": lr}
@@ -94,114 +108,79 @@ def train_rft(policy: PosePolicy, split: Split, retriever: Retriever, config: RF
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     schedule = warm_up_and_decay(optimizer, config.rft_steps * config.inner_epochs)
     rng = np.random.default_rng([seed, 20])
-    kept, log, samples_log = (out and out / name for name in ("rft.state", "log.jsonl", "samples.jsonl"))
-    state = TrainingState(kept, policy, optimizer, schedule, rng)
-    rows, shown = (read_log(file, state.step) for file in (log, samples_log))
-    if not rows:
-        append(rows, {"step": 0, **evaluate_now(policy)}, log)
-    latest = {}
-    for bar in state.steps(config.rft_steps, "HyGRPO"):
-        batch, seeds = draw_batch(split, MIX, config.prompts, rng), rng.integers(2 ** 62, size=config.prompts)
-        rolled_out, old = [], []  # of one part, unless --accumulate asks for more
-        for mine in parts:
-            examples = [batch[i] for i in mine]
-            prompt = policy.encode(examples)
-            rollout = policy.sample(prompt, config.group_size, config.poses_per_answer, seeds=seeds[mine])
-            scored = rewards.score(examples, rollout, retriever)
-            F, Delta = hygrpo.advantages(*scored, rollout.has_pose, weights, normalize=config.normalize)
+    state = TrainingState(out and out / "rft.state", policy, optimizer, schedule, rng)
+    steps = Steps(state, policy, config, validate, out)  # the bookkeeping: see engine/log.py
+    for step in steps:
+        batch = draw_batch(split, MIX, config.prompts, rng)  # B examples, all of one task
+        for examples, seeds in step.split(batch):  # all of them at once, unless the batch is split
+            prompt = policy.encode(examples)  # 1. Encode the prompts: tokens (B, P), frozen features.
+            # 2. Sample answers, tokens (B, G, T), and poses, (B, G, K, 144).
+            rollout = policy.sample(prompt, config.group_size, config.poses_per_answer, seeds=seeds)
+            # 3. Reward them: names -> (B, G) of words, names -> (B, G, K) of poses.
+            words, poses = rewards.score(examples, rollout, retriever, base_rates)
+            # 4. Compare within each group: F (B, G) and Delta (B, G, K).
+            F, Delta = hygrpo.advantages(words, poses, rollout.has_pose, weights, normalize=config.normalize,
+                                         baseline=config.baseline)
+            # 5. Reference: log-probabilities (B, G, T) and Gaussians (B, G) of the SFT policy.
             with torch.no_grad():
                 ref = reference.log_prob(prompt, rollout.tokens, rollout.token_mask)
-            rolled_out.append((examples, prompt, rollout, scored, F, Delta, ref))
-        valid = total(sum(int(rollout.has_pose.sum()) for _, _, rollout, *_ in rolled_out), policy.device)  # V
+            step.parts.append(Part(examples, prompt, rollout, words, poses, F, Delta, ref))
         for epoch in range(config.inner_epochs):
-            whole_loss, made = 0.0, []
-            for i, (examples, prompt, rollout, scored, F, Delta, ref) in enumerate(rolled_out):
-                new = policy.log_prob(prompt, rollout.tokens, rollout.token_mask)
-                if epoch == 0:  # what sampled is what is scored first: the ratio starts at exactly 1
-                    old.append(hygrpo.detached(new, rollout.pose))
+            for part in step.parts:
+                # 6. Score under the policy, with gradient. "Old" is the policy that sampled, which in the first epoch
+                #    is this one: its numbers are taken from this very pass, so that the ratio is exactly 1.
+                new = policy.log_prob(part.prompt, part.rollout.tokens, part.rollout.token_mask)
+                if epoch == 0:
+                    part.old = hygrpo.detached(new, part.rollout.pose)
+                # 7. Loss, a number, and update.
                 loss, metrics = hygrpo.loss(
-                    new, *old[i], ref, rollout, F, Delta, clip_low=config.clip_low, clip_high=config.clip_high,
-                    beta_text=config.beta_text, beta_pose=config.beta_pose, pose_ratio=config.pose_ratio,
-                    pose_weight=config.pose_weight, text_share=len(examples) / config.prompts,
-                    pose_share=rollout.has_pose.sum() / max(1, valid))
-                if rewards.broken(examples, rollout, *scored):
-                    loss = loss * torch.nan  # this update is not made
-                loss.backward()
-                whole_loss += loss.item()
-                made.append(numbers(scored[0] | scored[1] | metrics, new, rollout))
-            add_gradients(state.parameters)
-            grad_norm = state.update(total(whole_loss, policy.device), max_norm=1.0)
-        step = state.step + 1
-        row = {"step": step, "task": batch[0].task} | mean_of(made) | {"grad_norm": grad_norm}
-        if state.skipped:
-            row["skipped"] = state.skipped
-        latest |= {name: f"{row[name]:.3f}" for name in SHOWN if name in row}
-        bar.set_postfix(latest)
-        if step % SHOW_EVERY == 0 or step == config.rft_steps:
-            for sample in samples(step, *rolled_out[0][:4]):
-                append(shown, sample, samples_log)
-        if step % config.eval_every == 0 or step == config.rft_steps:
-            row |= evaluate_now(policy)
-        append(rows, row, log)
+                    new, *part.old, part.reference, part.rollout, part.F, part.Delta, **step.shares(part),
+                    clip_low=config.clip_low, clip_high=config.clip_high, pose_clip_low=config.pose_clip_low,
+                    pose_clip_high=config.pose_clip_high, beta_text=config.beta_text, beta_pose=config.beta_pose,
+                    pose_ratio=config.pose_ratio, aggregation=config.aggregation, pose_weight=config.pose_weight)
+                step.backward(loss, metrics, part, new)
+            step.update()
     policy.eval()
-    return rows
-
-
-@torch.no_grad()
-def freeze_sigma(policy: PosePolicy, split: Split, seed: int) -> None:
-    """From here on each of the 144 numbers has one sigma, the mean of what the policy gives to some prompts, and no
-    correlations. To freeze the layers alone is not enough: sigma then moves with the hidden state it is read from."""
-    rng, head = np.random.default_rng([seed, 21]), policy.pose_head
-    examples = [e for task in ("text2pose", "image2pose") for e in draw_batch(split, {task: 1.0}, 64, rng)]
-    sigma = policy.log_prob(policy.encode(examples), *policy.tokenize_answers(examples)).pose.stddev.mean((0, 1))
-    for layer in filter(None, (head.sigma, head.correlation)):
-        for parameter in layer.requires_grad_(False).parameters():
-            parameter.zero_()
-    head.sigma.bias.copy_((sigma - head.sigma_floor).expm1().log())  # what softplus takes back
+    return steps.rows
 
 
 # ---------------------------------------------------------------- the chain
 
-def quick(policy: PosePolicy, split: Split, judge: Retriever, body, seed: int, count: int = 128) -> dict:
-    """A small evaluation for the curves, of `count` validation poses."""
-    result = evaluate.evaluate(policy, split, judge, body, count, seed)
-    poses = respond(policy, pictures.followed_examples(split, seed), 1, seed, greedy=True)["samples"][:, 0]
-    told, seen = result["text2pose"], result["image2pose"]
-    return {"val_" + name: value for name, value in {
-        "statements_sampled": told["statements_sampled"], "statements_mean": told["statements_mean"],
-        "judge_r5": told["judge_r5"], "diversity_mm": told["diversity_mm"], "mpjpe_mean": seen["mpjpe_mean"],
-        "mpjpe_sampled": seen["mpjpe_sampled"], "vqa_accuracy": result["vqa_accuracy"],
-        "format_rate": result["format_rate"],
-        "poses": matrix_to_rot6d(poses).flatten(1).cpu().numpy().round(4).tolist()}.items()}  # for a picture of the way
-
-
 def main() -> None:
+    """Pictures, encoders, SFT policy, retrieval models, RFT policy, table: each made where --out does not hold it."""
     world, sft_config, config = transformers.HfArgumentParser(
         (WorldConfig, SFTConfig, RFTConfig), description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
     started, out, device = time.time(), Path(world.out), pick_device(world.device)
     start()
-    finished = (out / "metrics.json").exists()
-    splits = {} if finished else load_world(world, sft_config)
-    policy = load_or_train_sft(world, sft_config, splits)
-    if is_first():
-        check_folder(out, "rft_config.json", asdict(config))
-    if finished:
+    # What decides a run is noted in its folder, the weights of all rewards too; it goes on with the same ones alone.
+    weights = rewards.weights(config.reward_weights, config.without)
+    notes = {"sft_config.json": settings_of(world, sft_config),
+             "rft_config.json": asdict(replace(config, start_from=None)) | {"reward_weights": weights}}
+    for name, settings in notes.items():
+        check_folder(out, name, settings, write=False)
+    if (out / "metrics.json").exists():
         if is_first():
             metrics = json.loads((out / "metrics.json").read_text())
-            print(evaluate.table({"SFT": metrics["sft"], "RFT": metrics["rft"]}))
+            print(evaluate.table({"blind": metrics["floors"], "SFT": metrics["sft"], "RFT": metrics["rft"]}))
             print(f"This run was finished before: {out}/metrics.json. To run anew, name another folder with --out.")
         return
+    same = find_same(config.start_from, out, notes) if config.start_from else []
+    splits = load_world(world, sft_config)
+    if is_first():
+        for name, settings in notes.items():
+            check_folder(out, name, settings)
+        take(config.start_from, out, same)
+    wait()
+    policy = load_or_train_sft(world, sft_config, splits)
     retrievers = load_or_train_retrievers(policy, world, config.retriever_steps)
     drawn = load_body(world.body)  # pictures are made on the CPU
     body, sft = copy.deepcopy(drawn).to(device), policy.frozen_copy()
-    test = lambda policy: evaluate.evaluate(policy, splits["test"], retrievers["judge"], body, world.eval_poses,
-                                            world.seed)
-    validate = lambda policy: quick(policy, splits["val"], retrievers["judge"], body, world.seed)
+    judge, validation = retrievers["judge"], lambda policy: validate(policy, splits["val"], judge, body, world.seed)
     if not (out / "rft").exists():
         rows = train_rft(policy, splits.get("data", splits["train"]), retrievers["reward"], config, world.seed,
-                         validate if is_first() else lambda policy: {}, out)
+                         validation if is_first() else lambda policy: {}, out)
         if is_first():
-            pictures.curves(out / "curves.png", rows)
+            curves(out / "curves.png", rows)
             pictures.progression(out / "progression.png", rows, splits["val"], drawn, world.seed)
             save_policy(policy, out / "rft")
             (out / "rft.state").unlink(missing_ok=True)
@@ -209,12 +188,13 @@ def main() -> None:
         return
     policy = load_policy(out / "rft").to(device)
     policy.frozen_features = sft.frozen_features
-    before, after = test(sft), test(policy)
-    pictures.before_after(out / "before_after.png", splits["test"], {"SFT": sft, "RFT": policy}, drawn,
-                          seed=world.seed)
-    print(evaluate.table({"SFT": before, "RFT": after}))
+    before, after = (evaluate.evaluate(x, splits["test"], judge, body, world.eval_poses, world.seed)
+                     for x in (sft, policy))
+    blind = floors(sft, splits["train"], splits["test"], judge, body, world.eval_poses, world.seed)
+    pictures.before_after(out / "before_after.png", splits["test"], {"SFT": sft, "RFT": policy}, drawn, world.seed)
+    print(evaluate.table({"blind": blind, "SFT": before, "RFT": after}))
     atomic_write(out / "metrics.json", json.dumps({
-        "sft": before, "rft": after, "seed": world.seed, "device": str(device),
+        "floors": blind, "sft": before, "rft": after, "seed": world.seed, "device": str(device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "transformers": transformers.__version__, "numpy": np.__version__}}, indent=1) + "\n")
     print(f"{time.time() - started:.0f} s on {device}. In {out}: curves.png, progression.png, before_after.png, "

@@ -1,4 +1,8 @@
-"""TODO header."""
+"""How the two image encoders of `tiny` are made, which has no pre-trained ones: before stage one, then frozen.
+
+The pose-aware encoder learns to regress poses (the paper takes HMR2.0's), the VLM's vision tower and projector to name
+the statements of a picture (the paper: CLIP, LLaVA's alignment stage). Read next: train_sft.py.
+"""
 
 from pathlib import Path
 
@@ -13,7 +17,6 @@ from engine.checkpoint import TrainingState, warm_up_and_decay
 from model import PosePolicy
 
 
-
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Pictures (N, H, W, 3) uint8 shifted by up to 3 pixels, brightened, coloured and with noise."""
     dx, dy = torch.randint(-3, 4, (2,), generator=generator).tolist()
@@ -24,7 +27,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batch_size: int = 64,
-                   towers: bool = True, kept: Path | None = None) -> None:
+                   towers: bool = True, state_file: Path | None = None) -> None:
     """Teach the pose-aware encoder to regress poses and the vision tower to name statements, then freeze both.
     Without `towers` the VLM is left as it is; a pose encoder of transformers always is.
 
@@ -34,13 +37,13 @@ def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batc
     """
     generator = torch.Generator().manual_seed(seed)
     device = policy.device
-    eyes = isinstance(policy.pose_encoder, PoseEncoder)
+    own_encoder = isinstance(policy.pose_encoder, PoseEncoder)
     tower = [policy.vlm.model.vision_tower, policy.vlm.model.multi_modal_projector] if towers else []
     # Readers that are thrown away: statements from both kinds of features, joints straight from the pose features.
     width = policy.pose_encoder.width
     namer = nn.Linear(policy.pose_projector[1].out_features, len(STATEMENTS)).to(device)
     pose_namer, locator = nn.Linear(width, len(STATEMENTS)).to(device), nn.Linear(width, 72).to(device)
-    modules = nn.ModuleList([*([policy.pose_encoder] if eyes else []), *tower, namer, pose_namer, locator])
+    modules = nn.ModuleList([*([policy.pose_encoder] if own_encoder else []), *tower, namer, pose_namer, locator])
     modules.requires_grad_(True).train()
     optimizer = torch.optim.AdamW(modules.parameters(), lr=3e-3, weight_decay=0.01, fused=True)
     schedule = warm_up_and_decay(optimizer, steps)
@@ -49,12 +52,12 @@ def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batc
     if towers:
         normalise = policy.processor.image_processor
         mean, std = (255 * torch.tensor(x, device=device) for x in (normalise.image_mean, normalise.image_std))
-    state = TrainingState(kept, modules, optimizer, schedule, generator)
+    state = TrainingState(state_file, modules, optimizer, schedule, generator)
     for bar in state.steps(steps, "image encoders"):
         rows = torch.randint(len(images), (batch_size,), generator=generator)
         batch, name_error = augment(images[rows], generator).to(device), nn.functional.binary_cross_entropy_with_logits
         loss, shown, true_names = 0.0, {}, holds[rows].to(device)
-        if eyes:
+        if own_encoder:
             features = policy.pose_encoder(batch)  # (N, tokens, width)
             predicted, pooled = policy.pose_encoder.regress(features), features.mean(1)  # (N, 24, 3, 3), (N, width)
             joints = locator(pooled).unflatten(-1, (24, 3))  # (N, 24, 3)

@@ -4,7 +4,7 @@ A loop that is stopped at any moment and started again ends in the same bits as 
 holds together all that the next step depends on: what is trained, the optimiser, the schedule, the random state, the
 step. It is replaced in one move. `log.jsonl` may be ahead of it: what it says of later steps is cut off and made again.
 An update whose loss or gradient is not finite is not made; too many in a row end the run.
-Read next: train_sft.py, whose loops use it.
+Read next: engine/distributed.py.
 """
 
 import json
@@ -229,9 +229,12 @@ def warm_up_and_decay(optimizer: torch.optim.Optimizer, steps: int) -> torch.opt
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def check_folder(folder: Path, name: str, settings: dict) -> None:
-    """Make `folder` and note the settings in `name`, or check that a run found there was made with the same ones."""
+def check_folder(folder: Path, name: str, settings: dict, write: bool = True) -> None:
+    """Check that a run found in `folder` was made with these settings, noted in its file `name`. Where there is none
+    yet they are noted, unless `write` is off: before it is known that they can be worked with."""
     note = folder / name
+    if not write and not note.exists():
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not note.exists():

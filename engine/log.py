@@ -1,28 +1,127 @@
-"""TODO header."""
+"""The bookkeeping of stage two, so that its loop reads as the method: parts of a batch, updates, log, samples and bar.
 
-from collections.abc import Sequence
+A batch is one part, unless `--accumulate` or several processes split it: then each part, whole groups always, goes
+through steps 1 to 6 by itself, and the gradients of all parts add up to those of the whole batch before the update.
+Read next: engine/checkpoint.py, which keeps the state from which a stopped run goes on.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
+import rewards
 from data import Example
-from model import Prompt, Rollout, Scores
+from engine.checkpoint import TrainingState, append, read_log
+from engine.distributed import add_gradients, own_parts, total
+from model import PosePolicy, Prompt, Rollout, Scores
 
 SHOW_EVERY = 10  # steps between those of which samples.jsonl shows something
-SHOWN = ("statements", "semantic", "joint", "correct", "sigma", "pose_kl")  # on the progress bar
 
 
-def samples(step: int, examples: Sequence[Example], prompt: Prompt, rollout: Rollout, scored: tuple) -> list[dict]:
+@dataclass
+class Part:
+    """What is known of a part of the batch after sampling: all that its updates need."""
+    examples: Sequence[Example]
+    prompt: Prompt
+    rollout: Rollout
+    words: dict[str, Tensor]  # rewards, name -> (B, G)
+    poses: dict[str, Tensor]  # rewards, name -> (B, G, K)
+    F: Tensor  # (B, G)
+    Delta: Tensor  # (B, G, K)
+    reference: Scores
+    old: tuple[Tensor, Tensor] = ()  # of the policy that sampled: of `hygrpo.detached`
+
+
+class Steps:
+    """The steps that are left of a run of stage two: iterating gives a `Step`, and logs it when its loop body is done.
+
+    config: the RFTConfig. validate(policy): numbers for the log, asked for before the first step, at intervals and at
+    the end. out: folder of log.jsonl and samples.jsonl."""
+
+    def __init__(self, state: TrainingState, policy: PosePolicy, config, validate: Callable[[PosePolicy], dict],
+                 out: Path | None):
+        self.state, self.policy, self.config, self.validate = state, policy, config, validate
+        self.parts = own_parts(config.prompts, config.accumulate)
+        self.log, self.samples_log = (out and out / name for name in ("log.jsonl", "samples.jsonl"))
+        self.rows, self.shown = (read_log(file, state.step) for file in (self.log, self.samples_log))
+        if not self.rows:
+            append(self.rows, {"step": 0, **validate(policy)}, self.log)
+
+    def __iter__(self) -> Iterator["Step"]:
+        config, latest, names = self.config, {}, (*rewards.REWARDS, "sigma", "pose_kl")
+        for bar in self.state.steps(config.rft_steps, "HyGRPO"):
+            step = Step(self)
+            yield step
+            row = {"step": (number := self.state.step + 1)} | step.row
+            latest |= {name: f"{row[name]:.3f}" for name in names if name in row}
+            bar.set_postfix(latest)
+            if number % SHOW_EVERY == 0 or number == config.rft_steps:
+                for sample in samples(number, step.parts[0]):
+                    append(self.shown, sample, self.samples_log)
+            if number % config.eval_every == 0 or number == config.rft_steps:
+                row |= self.validate(self.policy)
+            append(self.rows, row, self.log)
+
+
+class Step:
+    """One step: the parts of its batch, and what is needed to make of them one update an epoch."""
+
+    def __init__(self, steps: Steps):
+        self.steps, self.parts, self.made, self.loss, self.V = steps, [], [], 0.0, None
+
+    def split(self, batch: Sequence[Example]) -> Iterator[tuple[list[Example], np.ndarray]]:
+        """The examples of each part of this process, with a seed each, on which alone what is sampled depends."""
+        seeds = self.steps.state.rng.integers(2 ** 62, size=len(batch))
+        for rows in self.steps.parts:
+            yield [batch[i] for i in rows], seeds[rows]
+
+    def shares(self, part: Part) -> dict:
+        """The part's share of the batch's answers and of its V poses, by which its two halves of the loss weigh."""
+        if self.V is None:
+            self.V = total(sum(int(part.rollout.has_pose.sum()) for part in self.parts), self.steps.policy.device)
+        return {"text_share": len(part.examples) / self.steps.config.prompts,
+                "pose_share": part.rollout.has_pose.sum() / max(1, self.V)}
+
+    def backward(self, loss: Tensor, metrics: dict[str, Tensor], part: Part, new: Scores) -> None:
+        """Add the gradient of a part's loss. With a reward that is not finite the update is not made."""
+        if rewards.broken(part.examples, part.rollout, part.words, part.poses):
+            loss = loss * torch.nan
+        loss.backward()
+        self.loss += loss.item()
+        self.made.append(numbers(part.words | part.poses | metrics, new, part.rollout))
+
+    def update(self) -> None:
+        """One update on the gradients of all parts and processes, clipped at norm 1."""
+        state = self.steps.state
+        add_gradients(state.parameters)
+        grad_norm = state.update(total(self.loss, self.steps.policy.device), max_norm=1.0)
+        self.row = {"task": self.parts[0].examples[0].task} | mean_of(self.made) | {"grad_norm": grad_norm}
+        self.row |= {"skipped": state.skipped} if state.skipped else {}
+        self.made, self.loss = [], 0.0  # the row that stays is that of the last epoch
+
+
+def samples(step: int, part: Part) -> list[dict]:
     """The first two examples, each with its G sampled answers and their rewards (of poses the mean over K)."""
-    rows, scored = [], scored[0] | scored[1]
-    for i, example in enumerate(examples[:2]):
+    rows, rollout = [], part.rollout
+    for i, example in enumerate(part.examples[:2]):
         answers = []
         for g, answer in enumerate(rollout.answers[i]):
-            told = {name: r[i, g].mean().item() for name, r in scored.items() if r.dim() == 2 or rollout.has_pose[i, g]}
-            answers.append({"answer": answer} | {name: round(r, 4) for name, r in told.items() if r == r})
+            given = {name: r[i, g].mean().item() for name, r in (part.words | part.poses).items()
+                     if r.dim() == 2 or rollout.has_pose[i, g]}
+            answers.append({"answer": answer} | {name: round(r, 4) for name, r in given.items() if r == r})
         rows.append({"step": step, "task": example.task, "prompt": example.prompt, "truth": example.answer,
                      "answers": answers})
     return rows
+
+
+def mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Each number's mean over the rows that have it: the parts of a batch (those of this process)."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
 
 
 def numbers(tensors: dict[str, Tensor], new: Scores, rollout: Rollout) -> dict[str, float]:
@@ -34,9 +133,3 @@ def numbers(tensors: dict[str, Tensor], new: Scores, rollout: Rollout) -> dict[s
     else:
         row = {name: value for name, value in row.items() if not name.startswith(("pose_", "loss_pose"))}
     return {name: value for name, value in row.items() if value == value}
-
-
-def mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Each number's mean over the rows that have it: the parts of a batch (those of this process)."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}

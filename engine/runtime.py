@@ -1,4 +1,5 @@
-"""What every script does: choose threads, device and precision, and end in one sentence where the user can mend what failed."""
+"""What every script does: choose threads, device and precision, and end in one sentence where the user can mend what
+failed, not in a traceback."""
 
 import sys
 from collections.abc import Callable

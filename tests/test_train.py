@@ -17,8 +17,9 @@ from body import matrix_to_axis_angle, matrix_to_rot6d, axis_rotation
 from builtin.poses import sample_poses
 from builtin.retriever import Retriever
 from builtin.tiny import build_tiny
-from data import draw_batch, make_example, make_split
+from data import corpus, draw_batch, make_example, make_split
 from engine.log import numbers
+from lab.frozen_sigma import freeze_sigma
 from engine.saving import load_policy
 from model import PosePolicy
 from pose_head import PoseHead
@@ -123,7 +124,7 @@ def test_sft_learns_and_teaches_only_what_is_not_frozen():
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     split = make_split(sample_poses(48, rng), rng)
-    policy = PosePolicy(*build_tiny(train_sft.corpus(split, 50, rng)))
+    policy = PosePolicy(*build_tiny(corpus(split, 50, rng)))
     frozen = {n: p.clone() for n, p in policy.named_parameters() if not p.requires_grad}
     examples = draw_batch(split, {"text2pose": 1, "image2pose": 1, "vqa": 1}, 24, rng)
     first = train_sft.sft_loss(policy, examples)[0].item()
@@ -138,7 +139,7 @@ def test_the_sft_loss_weighs_each_number_by_the_variance_it_has_given_those_befo
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     split = make_split(sample_poses(3, rng), rng)
-    policy = PosePolicy(*build_tiny(train_sft.corpus(split, 30, rng), hidden_size=32), covariance)
+    policy = PosePolicy(*build_tiny(corpus(split, 30, rng), hidden_size=32), covariance)
     if covariance != "diag":
         torch.nn.init.normal_(policy.pose_head.correlation.bias, std=.1)
     examples = [make_example(split, "text2pose", i, rng) for i in range(3)]
@@ -182,7 +183,7 @@ def test_a_frozen_sigma_is_the_mean_of_what_the_policy_gave_whatever_the_hidden_
     examples = [e for task in ("text2pose", "image2pose") for e in draw_batch(split, {task: 1.0}, 64, rng)]
     gaussian = lambda: policy.log_prob(policy.encode(examples), *policy.tokenize_answers(examples)).pose
     before = gaussian()
-    train_rft.freeze_sigma(policy, split, seed=0)
+    freeze_sigma(policy, split, seed=0)
     pose = gaussian()
     torch.testing.assert_close(pose.mean, before.mean)
     torch.testing.assert_close(pose.stddev, pose.stddev[:1].expand_as(pose.stddev))
@@ -221,5 +222,5 @@ def test_words_alone_leave_the_pose_head_as_it_was_and_a_reward_left_out_must_ex
     train_rft.train_rft(policy, split, retriever, config, 0, lambda policy: {})
     changed = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
     assert changed and not any(name.startswith("pose_head.") for name in changed)
-    with pytest.raises(ValueError, match="--without beauty: the rewards are joint"):
+    with pytest.raises(ValueError, match="there is no reward 'beauty' to weigh; the rewards are format"):
         train_rft.train_rft(policy, split, retriever, train_rft.RFTConfig(without="beauty"), 0, None)

@@ -21,7 +21,7 @@ import train_rft
 from builtin.poses import sample_poses
 from builtin.retriever import Retriever
 from data import make_split
-from engine import checkpoint, runtime
+from engine import checkpoint, log, runtime
 from engine.checkpoint import TrainingState, read_log, atomic_folder, atomic_write
 from engine.saving import load_policy
 from lab import pictures
@@ -101,7 +101,7 @@ def test_a_run_killed_ten_times_ends_in_the_same_bits(whole, monkeypatch, tmp_pa
     monkeypatch.setattr(checkpoint.os, "replace", deadly("replace", os.replace))
     monkeypatch.setattr(checkpoint.torch, "save", deadly("save", torch.save))
     monkeypatch.setattr(checkpoint, "flush", deadly("flush", checkpoint.flush))
-    monkeypatch.setattr(train_rft, "append", deadly("append", checkpoint.append))
+    monkeypatch.setattr(log, "append", deadly("append", checkpoint.append))
     for name in ("update", "replace", "update", "save", "update", "flush", "update", "append", "replace", "update",
                  "update", "append", "update", "flush", "update"):
         left.clear()
@@ -124,12 +124,12 @@ def test_a_process_killed_by_the_system_goes_on_to_the_same_bits(whole, tmp_path
         shutil.copytree(whole / name, tmp_path / "runs" / name)
     for config in whole.glob("*_config.json"):
         shutil.copy(config, tmp_path / "runs")
-    log = tmp_path / "runs" / "log.jsonl"
+    log_file = tmp_path / "runs" / "log.jsonl"
 
     def start_and_stop(at_line: int, how: int) -> subprocess.CompletedProcess:
         process = subprocess.Popen(command(tmp_path / "runs"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                    text=True)
-        while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= at_line):
+        while process.poll() is None and not (log_file.exists() and len(log_file.read_text().splitlines()) >= at_line):
             time.sleep(.002)
         process.send_signal(how)
         stdout, stderr = process.communicate(timeout=120)
@@ -389,11 +389,15 @@ def run_stage_two(stage_two, steps: int = 3) -> tuple[list[dict], PosePolicy, di
     return train_rft.train_rft(policy, split, retriever, config, 0, lambda policy: {}), policy, before
 
 
+def replace_reward(monkeypatch, name: str, function) -> None:
+    monkeypatch.setitem(rewards.REWARDS, name, rewards.REWARDS[name]._replace(function=function))
+
+
 @pytest.mark.parametrize("place", ["reward of words", "reward of poses", "advantage", "loss", "gradient", "sampled pose"])
 def test_what_is_not_finite_in_stage_two_skips_the_update(stage_two, monkeypatch, place):
     """Injected at one place, in every step: counted in every row, and no parameter moves."""
     if place == "reward of words":
-        monkeypatch.setattr(rewards, "format_reward", lambda task, answer: float("nan"))
+        replace_reward(monkeypatch, "format", lambda c: [[float("nan")] * len(answers) for answers in c.answers])
     elif place == "reward of poses":
         monkeypatch.setattr(rewards, "broken", lambda *args: ["joint"])
     elif place == "advantage":
@@ -403,7 +407,7 @@ def test_what_is_not_finite_in_stage_two_skips_the_update(stage_two, monkeypatch
         loss_of = hygrpo.loss
         monkeypatch.setattr(hygrpo, "loss", lambda *a, **k: (loss_of(*a, **k)[0] * torch.nan, {}))
     elif place == "gradient":
-        monkeypatch.setattr(train_rft, "add_gradients", lambda parameters: parameters[0].grad.fill_(torch.inf) if
+        monkeypatch.setattr(log, "add_gradients", lambda parameters: parameters[0].grad.fill_(torch.inf) if
                             parameters[0].grad is not None else setattr(
                                 parameters[0], "grad", torch.full_like(parameters[0], torch.nan)))
     else:
@@ -420,10 +424,10 @@ def test_what_is_not_finite_in_stage_two_skips_the_update(stage_two, monkeypatch
 
 
 def test_a_reward_that_raises_names_itself_and_the_example(stage_two, monkeypatch):
-    def raising(task, answer):
+    def raising(context):
         raise KeyError("no such form")
-    monkeypatch.setattr(rewards, "format_reward", raising)
-    with pytest.raises(ValueError, match="the reward `format` failed on the .* example '.*': KeyError: 'no such form'"):
+    replace_reward(monkeypatch, "format", raising)
+    with pytest.raises(ValueError, match="the reward `format` failed on the .* example '.*' .*: KeyError: 'no such form'"):
         run_stage_two(stage_two)
 
 

@@ -1,0 +1,88 @@
+"""What a run starts from: its world (poses, pictures, examples) and a policy that nothing has been taught yet.
+
+Made-up poses or motion capture, drawn; real data beside them; `tiny` made from nothing, or a VLM of the hub.
+`config` below is the SFTConfig of train_sft.py, which is where a reader goes next.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+from builtin.tiny import PoseEncoder, build_tiny
+from data import TASKS, Split, corpus, load_splits
+from engine.runtime import half_precision, pick_device
+from model import PosePolicy
+from real.formats import read_data
+from real.hub import check_common_path, fetch, load_vlm
+from real.lora import add_adapter
+from real.mixture import Mixture
+from real.pose_encoders import BackbonePoseEncoder
+from real.smpl import load_body
+
+
+@dataclass
+class WorldConfig:
+    poses: str | None = field(default=None, metadata={"help": "folder of AMASS npz files; default: the built-in poses"})
+    data: list[str] | None = field(default=None, metadata={
+        "help": "real data to train on, each KIND:PATHS=WEIGHT, see formats.py; default: the poses, with pictures"})
+    skip_bad: bool = field(default=False, metadata={"help": "leave out what is wrong in --data instead of stopping"})
+    body: str | None = field(default=None, metadata={"help": "SMPL: .pkl, .npz or a folder; default: built in"})
+    out: str = field(default="runs", metadata={"help": "folder for all that is made"})
+    seed: int = field(default=0, metadata={"help": "seed of data, initialisation, batches and samples"})
+    device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
+    train_poses: int = field(default=8_000, metadata={"help": "poses to train on, each with a picture"})
+    eval_poses: int = field(default=500, metadata={"help": "poses of the test split (at most; as many for validation)"})
+    picture: int = field(default=64, metadata={"help": "pixels a side; 64 for tiny, 224 or more for another VLM"})
+
+
+def build_policy(world: WorldConfig, config, splits: dict[str, Split | Mixture],
+                 mix: dict[str, float] | None = None) -> PosePolicy:
+    """The policy before SFT: `tiny` made from nothing, or the VLM that was asked for. mix: the odds of the tasks of
+    real data, of whose words `tiny` takes its vocabulary; default: equal ones."""
+    device = pick_device(world.device)
+    torch.manual_seed(world.seed)
+    if config.vlm == "tiny":
+        texts = corpus(splits["train"], 1000, rng := np.random.default_rng([world.seed, 11]))
+        if "data" in splits:  # its words, too, shall not be spelled letter by letter
+            odds = mix or dict.fromkeys(TASKS, 1.0)
+            drawn = [example for _ in range(50) for example in splits["data"].draw(odds, 20, rng)]
+            texts += [text for example in drawn for text in (example.prompt, example.answer)]
+        vlm, processor, pose_encoder = build_tiny(texts)
+    else:
+        # What is trained itself needs the precision; the rest is as good in half of it.
+        vlm, processor = load_vlm(config.vlm, half_precision(device) if config.lora_rank else torch.float32)
+        check_common_path(PosePolicy(vlm.to(device), processor, PoseEncoder(tokens=0)))
+        if config.lora_rank:
+            vlm = add_adapter(vlm, config.lora_rank, config.lora_alpha, config.lora_targets)
+        pose_encoder = PoseEncoder()
+    if config.pose_encoder:
+        pose_encoder = BackbonePoseEncoder(config.pose_encoder)
+    return PosePolicy(vlm, processor, pose_encoder, config.covariance, image_size=world.picture).to(device)
+
+
+def load_world(world: WorldConfig, config) -> dict[str, Split | Mixture]:
+    """The three splits that a configuration asks for and, with --data, what the policy is to be trained on as `data`.
+    The image encoders are still made from the train split, and val and test still judge.
+
+    ValueError, before minutes of drawing pictures, for models that are not there and for faults in --data."""
+    counts = {"train": world.train_poses, "val": world.eval_poses, "test": world.eval_poses}
+    if config.vlm == "tiny" and (config.lora_rank or world.picture != 64):
+        raise ValueError("tiny is trained whole, on pictures of 64 pixels: --lora_rank and --picture need --vlm")
+    if not (Path(world.out) / "encoders").exists():  # later all is read from there
+        for name in (config.vlm, config.pose_encoder):
+            if name not in ("tiny", None):
+                fetch(transformers.AutoConfig, name)
+    real = {}
+    if world.data:
+        real = {"data": read_data(world.data, image_size=world.picture, skip_bad=world.skip_bad)}
+    body = load_body(world.body)
+    return load_splits(world.poses, counts, world.seed, body_model=body, size=world.picture) | real
+
+
+def keep_features(policy: PosePolicy, splits: dict[str, Split | Mixture]) -> None:
+    """Encode all pictures that are to be trained on, where many go at once: every batch would leave some to do."""
+    if splits and "data" not in splits and policy.images_at_once > 1:
+        policy.image_features(splits["train"].images)
