@@ -5,7 +5,7 @@
     format      1 if the answer has the form its task asks for, else 0   all                 (eq. 9)
     text        cos(E(answer), E(true answer))                           answers in words    (eq. 10)
     statements  share of what the sentence says that holds in the pose   text to pose        (ours: verifiable)
-    description share of what the answer says that holds in the image    image to text       (ours: verifiable)
+    description what the answer says that holds, beyond a blind guess    image to text       (ours: verifiable)
     correct     1 if the answer is the true one, else 0                  questions           (ours: verifiable)
 E of eq. 10 (the paper's is BGE-M3) is the retrieval model's own text tower. A reward must not judge itself: a second
 retrieval model, trained on other poses, is used by evaluate.py alone. How to add a reward: docs/your_own_reward.md.
@@ -34,7 +34,8 @@ class Context:
     examples: Sequence[Example]  # n
     answers: Sequence[Sequence[str]]  # n x G
     rotmats: Tensor  # (n, G, K, 24, 3, 3), as the camera sees the pose where there is an image
-    retriever: Retriever  # phi_text, phi_pose and E; what else is the same for a whole run may stand beside it
+    retriever: Retriever  # phi_text, phi_pose and E
+    base_rates: Tensor  # (S,), the share of training pictures in which each statement holds
 
     @cached_property
     def joints(self) -> Tensor:  # (n, G, K, 24, 3)
@@ -79,10 +80,22 @@ def text_reward(c: Context) -> Tensor:
     return (answers.unflatten(0, (len(truth), -1)) * truth[:, None]).sum(-1)
 
 
+def informedness(said: Sequence[int], holds: Tensor, base_rates: Tensor) -> float:
+    """How much more of what is said holds here than in any picture: sum_s (h_s - p_s) / max(n, 4), in (-1, 1).
+
+    said: n different statements. holds: (S,), the h_s of this picture. base_rates: (S,), the share p_s of pictures in
+    which each holds. A sum of informedness (Powers 2011): whoever does not look earns 0 on average, whatever is said.
+    What is rare counts more. True descriptions make 4 statements on average; the divisor keeps a long list of guesses
+    from earning more than the few best of them.
+    """
+    said = list(said)
+    return ((holds.to(base_rates) - base_rates)[said].sum() / max(len(said), 4)).item()
+
+
 def description_reward(c: Context) -> list[list[float]]:
-    holds = captions.pose_holds(torch.stack([e.rotmats for e in c.examples])).double()  # (n, S)
-    said = [[list(captions.parse(a)) for a in answers] for answers in c.answers]  # n x G lists of statements
-    return [[row[s].mean().item() if s else 0.0 for s in answers] for row, answers in zip(holds, said)]
+    holds = captions.pose_holds(torch.stack([e.rotmats for e in c.examples]))  # (n, S)
+    return [[informedness(captions.parse(answer), row, c.base_rates) for answer in answers]
+            for row, answers in zip(holds, c.answers)]
 
 
 def correct_reward(c: Context) -> list[list[float]]:
@@ -156,14 +169,18 @@ def run_reward(name: str, context: Context, size: tuple[int, ...]) -> Tensor:
 
 
 @torch.no_grad()
-def score(examples: Sequence[Example], rollout, retriever: Retriever) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """All rewards of a rollout: of words, name -> (B, G), and poses, name -> (B, G, K); NaN where a task has none."""
+def score(examples: Sequence[Example], rollout, retriever: Retriever,
+          base_rates: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """All rewards of a rollout: of words, name -> (B, G), and poses, name -> (B, G, K); NaN where a task has none.
+
+    base_rates: (S,), in what share of the training pictures each statement holds: `base_rates` of Split and Mixture."""
     rotmats = rot6d_to_matrix(rollout.pose.unflatten(-1, (24, 6)))  # (B, G, K, 24, 3, 3)
     scored = {name: torch.full(rotmats.shape[:2 if reward.of == "words" else 3], torch.nan, device=rotmats.device)
               for name, reward in REWARDS.items()}
     for task in dict.fromkeys(e.task for e in examples):
         rows = [i for i, e in enumerate(examples) if e.task == task]
-        context = Context([examples[i] for i in rows], [rollout.answers[i] for i in rows], rotmats[rows], retriever)
+        context = Context([examples[i] for i in rows], [rollout.answers[i] for i in rows], rotmats[rows], retriever,
+                          base_rates)
         for name, table in scored.items():
             if task in REWARDS[name].tasks:
                 table[rows] = run_reward(name, context, (len(rows), *table.shape[1:]))

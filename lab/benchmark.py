@@ -32,7 +32,7 @@ from transformers import (CLIPImageProcessorPil, CLIPVisionConfig, HfArgumentPar
 
 import hygrpo
 import rewards
-from captions import describe
+from captions import STATEMENTS, describe
 from data import Example, corpus, make_example, make_split
 from engine.saving import load_policy
 from model import PosePolicy
@@ -132,7 +132,7 @@ def step(way, examples: Sequence, meter: Callable, config: BenchmarkConfig, refe
     with meter("sampling"):
         rollout = way.sample(config.poses_per_answer, config.new_tokens)
     with meter("rewards"):
-        text_rewards, pose_rewards = rewards.score(examples, rollout, retriever)
+        text_rewards, pose_rewards = rewards.score(examples, rollout, retriever, torch.full((len(STATEMENTS),), 0.5))
     with meter("rest"):
         F, Delta = hygrpo.advantages(text_rewards, pose_rewards, rollout.has_pose, rewards.weights())
         batches = way.batches(rollout, F, Delta)

@@ -1,13 +1,14 @@
-"""The paper's claims, tried on the built-in world with a shorter HyGRPO: `python experiments.py` prints a row for each.
+"""The paper's claims, tried on the built-in world with a shorter HyGRPO. Prints a table a claim (docs/claims.md).
 
+    python -m lab.experiments [--claims 1 4 7] [--seeds 0 1 2] [--out runs_experiments] [--quick]
+    python -m lab.experiments --stability stability.png      # ten times the steps, with and without KL: one seed, no table
 Arms of one seed share their pictures, image encoders, SFT start and retrieval models, so that they differ in what is
 asked and in nothing else. A comparison is made seed by seed (paired); it holds when every seed agrees. The retrieval
 model that judges is not the one that rewards.
 
-    python experiments.py [--claims 1 4 7] [--seeds 0 1 2] [--out runs_experiments] [--quick]
-    python experiments.py --stability stability.png       # ten times the steps, with and without KL: one seed, no table
 Each finished arm leaves OUT/seed_N/ARM.json and is not run again, so that a broken call goes on where it stopped, and
-calls for different seeds can share the work: `OMP_NUM_THREADS=1 python experiments.py --seeds 0 & ...`.
+calls for different seeds can share the work: `OMP_NUM_THREADS=1 python -m lab.experiments --seeds 0 & ...`.
+Read next: claims.py, which lists claims and arms.
 """
 
 import json
@@ -23,103 +24,27 @@ from matplotlib.figure import Figure
 
 import evaluate
 from body import remove_heading
-from engine.saving import load_policy, save_policy
-from real.smpl import load_body
-from engine.checkpoint import atomic_write
-from data import Split
-from lab.metrics import eval_examples, recall, respond
-from model import PosePolicy
-from lab.pictures import BLUE, GREEN, ORANGE, finish, plot_smoothed
-from pose_head import PoseHead
-from engine.runtime import pick_device, run
-from builtin.tiny import PoseEncoder
-from train_rft import RFTConfig, quick, train_rft
 from builtin.retriever import load_or_train_retrievers
-from train_sft import SFTConfig, WorldConfig, build_policy, keep_features, load_world, train_sft
-from engine.checkpoint import check_folder
+from builtin.tiny import PoseEncoder
 from builtin.tiny_encoders import train_encoders
-
-# What a result is called, where it stands in evaluate's dict, and whether more of it is better.
-MEASURES = {
-    "statements": ("text2pose", "statements_sampled", 1), "statements, mean pose": ("text2pose", "statements_mean", 1),
-    "judge R@5": ("text2pose", "judge_r5", 1), "reward model's R@5": ("text2pose", "reward_r5", 1),
-    "diversity, mm": ("text2pose", "diversity_mm", 1), "MPJPE, mm": ("image2pose", "mpjpe_mean", -1),
-    "MPJPE sampled, mm": ("image2pose", "mpjpe_sampled", -1), "PA-MPJPE, mm": ("image2pose", "pa_mpjpe_mean", -1),
-    "questions": ("vqa_accuracy", None, 1), "form": ("format_rate", None, 1),
-    "descriptions": ("description", "statements_held", 1)}
+from data import Split
+from engine.checkpoint import atomic_write, check_folder
+from engine.runtime import pick_device, run
+from engine.saving import load_policy, save_policy
+from engine.world import WorldConfig, build_policy, keep_features, load_world
+from lab import claims_figure
+from lab.claims import ARMS, CLAIMS, LONG, MEASURES, value
+from lab.curves import BLUE, ORANGE, finish, plot_smoothed
+from lab.metrics import eval_examples, recall, respond
+from lab.validation import validate
+from model import PosePolicy
+from pose_head import PoseHead
+from real.smpl import load_body
+from train_rft import RFTConfig, train_rft
+from train_sft import SFTConfig, train_sft
 
 CURVES = ("statements", "semantic", "joint", "correct", "sigma", "pose_kl", "val_statements_sampled", "val_judge_r5",
-          "val_diversity_mm", "val_mpjpe_mean")
-
-# An arm: the start it goes on from, and the settings of stage two that it changes; None: the start as it is.
-ARMS = {
-    "sft": ("gaussian", None), "hygrpo": ("gaussian", {}), "sft continued": ("gaussian", "sft"),
-    "deterministic": ("deterministic", None), "deterministic, GRPO": ("deterministic", {"pose_weight": 0.0}),
-    "GRPO on words": ("gaussian", {"pose_weight": 0.0}),
-    "no pose encoder": ("no pose encoder", None), "no pose encoder, hygrpo": ("no pose encoder", {}),
-    **{f"without {name}": ("gaussian", {"without": name}) for name in
-       ("joint", "semantic", "statements", "format", "text", "correct")},
-    **{f"KL {beta}": ("gaussian", {"beta_pose": beta}) for beta in (0.0, 0.02, 0.2, 0.6)},
-    **{f"K = {K}": ("gaussian", {"poses_per_answer": K}) for K in (1, 8)},
-    **{f"G = {G}": ("gaussian", {"group_size": G}) for G in (2, 6)},
-    **{f"4 epochs, {ratio}": ("gaussian", {"inner_epochs": 4, "pose_ratio": ratio})
-       for ratio in ("joint", "per_joint", "mean")},
-    **{f"divided by {what}": ("gaussian", {"normalize": what}) for what in ("batch", "none")},
-    "sigma frozen": ("gaussian", {"sigma": "frozen"}),
-    "lowrank": ("lowrank", None), "lowrank, hygrpo": ("lowrank", {}),
-    "full": ("full", None), "full, hygrpo": ("full", {}),
-}
-
-# For --stability: ten times the steps of `python train_rft.py`, and what needs far fewer to collapse.
-LONG = {"hygrpo": {"rft_steps": 10 * RFTConfig.rft_steps},
-        "no KL, no floor": {"rft_steps": 1500, "beta_text": 0.0, "beta_pose": 0.0, "sigma_floor": 1e-6}}
-ARMS |= {f"long, {name}": ("gaussian", changes) for name, changes in LONG.items()}
-
-# What the paper says (or asks for, or we), and the comparisons that try it: (arm, other arm, measure, relation), where
-# ">" says that the first is the better one in every seed, "~" that they differ by less than the seeds do.
-CLAIMS = {
-    1: ("The Gaussian head alone changes little; with RFT it helps", [
-        ("sft", "deterministic", "MPJPE, mm", "~"), ("hygrpo", "sft", "MPJPE, mm", ">"),
-        ("hygrpo", "sft", "statements, mean pose", ">"), ("hygrpo", "deterministic, GRPO", "MPJPE, mm", ">"),
-        ("hygrpo", "deterministic, GRPO", "statements, mean pose", ">")]),
-    2: ("GRPO on words alone leaves the poses as they were; HyGRPO does not", [
-        ("GRPO on words", "sft", "statements", "~"), ("GRPO on words", "sft", "MPJPE sampled, mm", "~"),
-        ("hygrpo", "GRPO on words", "statements", ">"), ("hygrpo", "GRPO on words", "MPJPE sampled, mm", ">")]),
-    3: ("The pose-aware encoder helps the image tasks much, text to pose hardly", [
-        ("hygrpo", "no pose encoder, hygrpo", "MPJPE, mm", ">"), ("sft", "no pose encoder", "MPJPE, mm", ">"),
-        ("hygrpo", "no pose encoder, hygrpo", "statements", "~")]),
-    4: ("Without one of the rewards its task gets worse", [
-        ("hygrpo", "without joint", "MPJPE sampled, mm", ">"), ("hygrpo", "without joint", "PA-MPJPE, mm", ">"),
-        ("hygrpo", "without semantic", "judge R@5", ">"), ("hygrpo", "without statements", "statements", ">"),
-        ("hygrpo", "without format", "form", ">"), ("hygrpo", "without text", "descriptions", ">"),
-        ("hygrpo", "without correct", "questions", ">")]),
-    5: ("The gain is seen by a retrieval model that gave no reward", [
-        ("hygrpo", "sft", "judge R@5", ">"), ("hygrpo", "sft", "reward model's R@5", ">"),
-        ("KL 0.0", "hygrpo", "reward model's R@5", ">"), ("KL 0.0", "hygrpo", "judge R@5", ">"),
-        ("hygrpo", "KL 0.0", "diversity, mm", ">"), ("hygrpo", "KL 0.6", "statements", ">")]),
-    6: ("(asked by reviewers) More poses an answer, and more answers, teach more a step", [
-        ("hygrpo", "K = 8", "statements", ">"), ("K = 8", "K = 1", "statements", ">"),
-        ("hygrpo", "K = 1", "MPJPE sampled, mm", ">"), ("G = 6", "G = 2", "statements", ">"),
-        ("G = 6", "G = 2", "descriptions", ">")]),
-    7: ("(the control that the paper lacks) RFT does what SFT continued for as long does not", [
-        ("hygrpo", "sft continued", "statements", ">"), ("hygrpo", "sft continued", "judge R@5", ">"),
-        ("hygrpo", "sft continued", "MPJPE, mm", ">"), ("hygrpo", "sft continued", "MPJPE sampled, mm", ">"),
-        ("hygrpo", "sft continued", "questions", ">"), ("hygrpo", "sft continued", "diversity, mm", ">")]),
-    8: ("(ours) With several inner epochs the pose's ratio is best taken joint by joint", [
-        *(("4 epochs, per_joint", f"4 epochs, {ratio}", measure, ">") for ratio in ("joint", "mean")
-          for measure in ("statements", "MPJPE, mm", "MPJPE sampled, mm", "diversity, mm")),
-        ("4 epochs, per_joint", "hygrpo", "statements", ">"), ("4 epochs, per_joint", "hygrpo", "MPJPE, mm", ">"),
-        ("4 epochs, per_joint", "hygrpo", "diversity, mm", ">")]),
-    9: ("(ours) Advantages are best divided by the spread of their group, and sigma is best learned", [
-        *(("hygrpo", f"divided by {what}", measure, ">") for what in ("batch", "none")
-          for measure in ("statements", "MPJPE, mm")),
-        ("hygrpo", "sigma frozen", "statements", ">"), ("hygrpo", "sigma frozen", "MPJPE, mm", ">"),
-        ("sigma frozen", "hygrpo", "diversity, mm", ">")]),
-    10: ("(ours) Correlations between joints, in a low-rank or a full covariance, make better poses", [
-        *((kind, "sft", measure, ">") for kind in ("lowrank", "full") for measure in ("statements", "MPJPE, mm")),
-        *((f"{kind}, hygrpo", "hygrpo", measure, ">") for kind in ("lowrank", "full")
-          for measure in ("statements", "MPJPE, mm", "MPJPE sampled, mm", "diversity, mm"))]),
-}
+          "val_diversity_mm", "val_mpjpe_mean")  # kept of an arm
 
 
 @dataclass
@@ -213,16 +138,16 @@ class Seed:
         elif changes is not None:
             settings = self.size.rft | changes
             settings |= {"rft_steps": min(settings["rft_steps"], self.size.most)}
-            validate = lambda policy: quick(policy, self.splits["val"], retrievers["judge"], body, self.seed,
+            validation = lambda policy: validate(policy, self.splits["val"], retrievers["judge"], body, self.seed,
                                             self.size.eval)
             rows = train_rft(policy, self.splits["train"], retrievers["reward"], RFTConfig(**settings), self.seed,
-                             validate if arm.startswith("long, ") else lambda policy: {})
+                             validation if arm.startswith("long, ") else lambda policy: {})
         seconds = time.time() - began
         test, n = self.splits["test"], self.size.eval
         result = evaluate.evaluate(policy, test, retrievers["judge"], body, n, self.seed)
-        told = eval_examples(test, "text2pose", n, self.seed)  # and under the model that rewarded
-        poses = remove_heading(respond(policy, told, 1, self.seed)["samples"][:, 0])
-        texts = retrievers["reward"].encode_text([example.caption for example in told])
+        examples = eval_examples(test, "text2pose", n, self.seed)  # and under the model that rewarded
+        poses = remove_heading(respond(policy, examples, 1, self.seed)["samples"][:, 0])
+        texts = retrievers["reward"].encode_text([example.caption for example in examples])
         result["text2pose"]["reward_r5"] = recall(texts, retrievers["reward"].encode_pose(poses))["t2p_r5"]
         curves = {name: [(row["step"], row[name]) for row in rows if name in row] for name in CURVES}
         result |= {"seconds": seconds, "curves": curves}
@@ -230,12 +155,7 @@ class Seed:
         return result
 
 
-# ---------------------------------------------------------------- the table and the figure
-
-def value(result: dict, measure: str) -> float:
-    first, second, _ = MEASURES[measure]
-    return result[first][second] if second else result[first]
-
+# ---------------------------------------------------------------- the table, and the long runs
 
 def compare(results: dict[str, list[dict]], arm: str, other: str, measure: str, relation: str) -> dict:
     """One comparison over seeds: means, spread, in how many seeds the first arm is the better one, and the verdict."""
@@ -265,41 +185,6 @@ def table(claims: dict[int, list[dict]]) -> str:
                   f"| {'✓' if c['holds'] else '✗'} |" for c in comparisons]
         lines.append("")
     return "\n".join(lines[:-1])
-
-
-def draw(path: Path, results: dict[str, list[dict]]) -> None:
-    """Rewards over steps with and without the pose's half of the loss; the trade-off over KL; quality against cost."""
-    figure = Figure(figsize=(19, 4.8), layout="constrained")
-    axes = figure.subplots(1, 4)
-    for axis, name, title in zip(axes, ("statements", "joint"), ("reward: statements held", "reward: joints (1/m)")):
-        for arm, color in (("hygrpo", BLUE), ("GRPO on words", ORANGE)):
-            for seed, result in enumerate(results.get(arm, [])):
-                if result["curves"][name]:  # a very short run may not have drawn this task
-                    plot_smoothed(axis, result["curves"][name], 8, color=color, alpha=0.8, label=None if seed else arm)
-        axis.set(title=title, xlabel="HyGRPO step")
-        if axis.lines:
-            axis.legend(frameon=False, fontsize=12)
-    mean = lambda arm, measure: np.mean([value(r, measure) for r in results[arm]])
-    betas = {f"KL {beta}": beta for beta in (0.0, 0.02, 0.2, 0.6)} | {"hygrpo": RFTConfig.beta_pose}
-    arms = sorted((arm for arm in betas if arm in results), key=betas.get)
-    x, seen = [mean(arm, "diversity, mm") for arm in arms], ("statements", "judge R@5", "reward model's R@5")
-    for measure, color in zip(seen, (BLUE, ORANGE, GREEN)):
-        axes[2].plot(x, [mean(arm, measure) for arm in arms], "o-", color=color, label=measure)
-    note = {"textcoords": "offset points", "fontsize": 12}
-    for arm, place in zip(arms, x):
-        axes[2].annotate(f"{betas[arm]:g}", (place, max(mean(arm, measure) for measure in seen)), (0, 9), ha="center",
-                         **note)
-    axes[2].set(title="KL weight: quality against diversity", xlabel="diversity of samples (mm)")
-    axes[2].legend(frameon=False, loc="lower left", fontsize=12)
-    for arm, label in {"K = 1": "K=1", "K = 8": "K=8", "hygrpo": "G=3, K=64", "G = 2": "G=2", "G = 6": "G=6"}.items():
-        if arm in results:
-            place, y = np.mean([r["seconds"] for r in results[arm]]), mean(arm, "statements")
-            axes[3].plot(place, y, "o", color=BLUE)
-            axes[3].annotate(label, (place, y), (7, -4), **note)
-    axes[3].set(title="statements held against time", xlabel="training (s)")
-    axes[2].margins(y=0.1)
-    axes[3].margins(0.2)
-    finish(figure, path)
 
 
 def stability(world: Seed, path: Path) -> dict:
@@ -345,7 +230,7 @@ def main() -> None:
         claims = {number: [compare(results, *c) for c in CLAIMS[number][1]] for number in config.claims}
         print(table(claims))
         if config.figure:
-            draw(Path(config.figure), results)
+            claims_figure.draw(Path(config.figure), results)
         report = {"seeds": config.seeds, "claims": claims, "arms": {
             arm: {m: [value(r, m) for r in results[arm]] for m in MEASURES} |
                  {"seconds": [round(r["seconds"]) for r in results[arm]]} for arm in arms}}

@@ -1,7 +1,7 @@
-"""Measures of poses and of retrieval, and what they take: a policy's answers to a split's examples.
+"""Measures of poses, of words and of retrieval, and what they take: a policy's answers to a split's examples.
 
-Errors are in mm, a number for each example, so that `bootstrap` can say how sure their mean is.
-Read next: evaluate.py, which puts them into one table.
+Errors are in mm. A measure gives a number for each example, so that `bootstrap` can say how sure their mean is.
+Read next: ../evaluate.py, which puts them into one table.
 """
 
 from collections.abc import Sequence
@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import captions
 from body import forward_kinematics, rot6d_to_matrix
-from real.smpl import body_vertices
 from data import Example, Split, make_example
 from model import PosePolicy
+from real.smpl import body_vertices
+from rewards import has_form, informedness
 
 CHUNK = 100  # prompts run at a time
 RECALL_AT = (1, 5, 10, 20)
@@ -45,11 +47,12 @@ def pa_mpjpe(joints: Tensor, true_joints: Tensor) -> Tensor:
 def hits(similarity: Tensor, at: Sequence[int] = RECALL_AT) -> dict[str, Tensor]:
     """Is the own one among the K nearest? similarity: (N, N), a row a sentence, a column a pose. Returns name -> (N,).
 
-    Among equals chance decides, and its odds are given: a policy with one pose for all sentences finds none of them."""
+    Among equals chance decides, and its odds are given: a policy with one pose for all sentences finds none of them.
+    What is NaN, as of a pose that is not finite, is not found."""
     own, result = similarity.diagonal()[:, None], {}
     for way, rows in (("t2p", similarity), ("p2t", similarity.T)):
-        nearer, equal = (rows > own).sum(1), (rows == own).sum(1)  # the own one is among its equals
-        result |= {f"{way}_r{k}": ((k - nearer) / equal).clamp(0, 1) for k in at}
+        nearer, equal = (rows > own).sum(1), (rows == own).sum(1)  # the own one is among its equals, unless it is NaN
+        result |= {f"{way}_r{k}": ((k - nearer) / equal.clamp_min(1)).clamp(0, 1) * (equal > 0) for k in at}
     return result
 
 
@@ -64,6 +67,8 @@ def recall(texts: Tensor, poses: Tensor) -> dict[str, float]:
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Frechet distance of two clouds (N, dim) and (M, dim), covariances regularised by 1e-6 (Heusel et al. 2017)."""
     a, b = a.double(), b.double()
+    if not (a.isfinite().all() and b.isfinite().all()):
+        return float("nan")
     eye = 1e-6 * torch.eye(a.shape[1], dtype=torch.float64, device=a.device)
     cov_a, cov_b = a.T.cov() + eye, b.T.cov() + eye
     values, vectors = torch.linalg.eigh(cov_a)
@@ -80,6 +85,15 @@ def bootstrap(values: np.ndarray, seed: int = 0, resamples: int = 1000) -> tuple
     return float(low), float(high)
 
 
+def frechet_interval(a: Tensor, b: Tensor, groups: int = 20) -> tuple[float, float]:
+    """The 95 % interval of the Frechet distance of (N, dim) and (N, dim): 1.96 standard errors about it, by leaving out
+    every 20th row, then the next (delete-a-group jackknife). Rows drawn twice, as by the bootstrap, would raise it."""
+    distance, group = frechet_distance(a, b), torch.arange(len(a), device=a.device) % groups
+    without = np.array([frechet_distance(a[group != g], b[group != g]) for g in range(min(groups, len(a)))])
+    error = 1.96 * float(np.sqrt((len(without) - 1) * without.var()))
+    return max(0.0, distance - error), distance + error
+
+
 def compare(values: np.ndarray, others: np.ndarray, seed: int = 0) -> dict:
     """Two policies on the same examples, values and others (N,): the mean difference, its 95 % interval over resampled
     pairs, and in what share of the examples the first is lower or higher."""
@@ -88,7 +102,49 @@ def compare(values: np.ndarray, others: np.ndarray, seed: int = 0) -> dict:
             "lower_in": float((difference < 0).mean()), "higher_in": float((difference > 0).mean())}
 
 
-# ---------------------------------------------------------------- a policy's errors, example by example
+# ---------------------------------------------------------------- measures of words
+
+def statements_held(examples: Sequence[Example], rotmats: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The share of each example's statements that hold in its own poses (N, K, 24, 3, 3), and the mean share of the
+    other examples' statements that hold there: (n,) and (n,), of those n examples that make any."""
+    speaking = [i for i, e in enumerate(examples) if len(e.statements)]  # a caption from outside may make none
+    said = torch.zeros(len(speaking), len(captions.STATEMENTS)).double()
+    for row, i in zip(said, speaking):
+        row[list(examples[i].statements)] = 1.0
+    holds = captions.pose_holds(rotmats[speaking]).double().mean(1).cpu()  # (n, S)
+    share = said @ holds.T / said.sum(1, keepdim=True)  # (n, n): of the statements of one, in the pose of the other
+    own = share.diagonal()
+    return own.numpy(), ((share.sum(0) - own) / max(1, len(speaking) - 1)).numpy()
+
+
+def description_scores(examples: Sequence[Example], answers: Sequence[str]) -> dict[str, np.ndarray]:
+    """Of the answer to each example (N,): how many statements it makes (`statements_made`), the share of them that
+    holds in the picture (`statements_held`), and `informed`: rewards.informedness, the base rates taken from the other
+    pictures, over its mean for the true descriptions. Whoever does not look has 0 there, and no more than that."""
+    said = [captions.parse(answer) for answer in answers]
+    holds = captions.pose_holds(torch.stack([e.rotmats for e in examples])).double()  # (N, S)
+    others = (holds.sum(0) - holds) / max(1, len(holds) - 1)  # (N, S): one answer for all pictures then has exactly 0
+    earned, truth = (np.array([informedness(*row) for row in zip(statements, holds, others)])
+                     for statements in (said, [e.statements for e in examples]))
+    return {"statements_held": np.array([holds[i, list(s)].mean().item() if s else 0.0 for i, s in enumerate(said)]),
+            "statements_made": np.array([float(len(s)) for s in said]), "informed": earned / max(truth.mean(), 1e-9)}
+
+
+def right_form(examples: Sequence[Example], answers: Sequence[str]) -> dict[str, np.ndarray]:
+    """Whether each answer has the form that its task asks for: (N,), 0 or 1."""
+    return {"format_rate": np.array([float(has_form(e.task, answer)) for e, answer in zip(examples, answers)])}
+
+
+def commonest_answer_accuracy(examples: Sequence[Example]) -> float:
+    """How often the commonest answer to each question is right: what one can know without looking."""
+    counts: dict[str, dict[str, int]] = {}
+    for e in examples:
+        counts.setdefault(e.prompt, {}).setdefault(e.answer, 0)
+        counts[e.prompt][e.answer] += 1
+    return sum(max(answers.values()) for answers in counts.values()) / len(examples)
+
+
+# ---------------------------------------------------------------- a policy's answers, and the errors of their poses
 
 def eval_examples(split: Split, task: str, count: int, seed: int = 0, each: int = 1) -> list[Example]:
     """The first `count` poses of a split as examples of a task, `each` times, always with the same words."""

@@ -1,33 +1,35 @@
-"""The field's protocols: `python evaluate.py --protocol NAME`, on the built-in test split or on real data.
+"""The field's protocols, on the built-in test split or on real data.
 
+    python -m real.protocols --protocol smpl-24 [--model runs/rft] [--data 3dpw:DIR] [--against runs/sft] [--json FILE]
 Each says which joints and which root it takes, and gives a number for each example, so that an interval can say how
-sure a mean is, and two policies can be compared example by example.
-Read next: metrics.py for the measures, formats.py for the files.
+sure a mean is, and two policies can be compared example by example. docs/protocols.md lists them.
+Read next: ../lab/metrics.py for the measures, formats.py for the files.
 """
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import Distribution, Independent
+from transformers import HfArgumentParser
 
 import captions
-from body import matrix_to_axis_angle, matrix_to_rot6d, remove_heading
-from engine.saving import load_policy
-from real.smpl import body_vertices, load_body
-from data import Example, load_splits
-from real.formats import read_data
-from lab.metrics import (CHUNK, RECALL_AT, best_of, bootstrap, compare, errors_24, eval_examples, frechet_distance, hits,
-                     pa_mpjpe, respond)
-from model import PosePolicy
-from lab.pictures import BLUE, finish
-from body import axis_rotation
+from body import axis_rotation, matrix_to_axis_angle, matrix_to_rot6d, remove_heading
 from builtin.retriever import load_judge
+from data import Example, load_splits
+from engine.runtime import pick_device, run
+from engine.saving import load_policy
+from lab.metrics import (CHUNK, RECALL_AT, best_of, bootstrap, compare, errors_24, eval_examples, frechet_distance,
+                         hits, pa_mpjpe, respond)
+from model import PosePolicy
+from real.formats import read_data
+from real.smpl import body_vertices, load_body
 
 # Of the 17 joints that Human3.6M's regressor gives, the 14 that 3DPW is measured on, in LSP's order; its joint 0 is the
 # pelvis that is the root (Kolotouros et al., SPIN, 2019).
@@ -41,6 +43,25 @@ PROTOCOLS = {
     "best-of-n": ("image2pose", "SMPL's 24 joints, root: its pelvis joint; true shape; the first N of 25 samples"),
     "calibration": ("image2pose", "the 144 raw numbers of the 24 rotations, after the true words"),
     "posescript": ("text2pose", "retrieval by the judge; pools: all, and random ones of 32, 10 times")}
+
+
+
+@dataclass
+class ProtocolConfig:
+    protocol: str | None = field(default=None, metadata={"help": ", ".join(PROTOCOLS)})
+    model: str = field(default="runs/rft", metadata={"help": "folder of a policy"})
+    against: str | None = field(default=None, metadata={"help": "folder of a policy to compare with, pair by pair"})
+    data: list[str] | None = field(default=None, metadata={"help": "as of train_sft.py; default: the test split"})
+    skip_bad: bool = field(default=False, metadata={"help": "leave out what is wrong in --data instead of stopping"})
+    poses: str | None = field(default=None, metadata={"help": "folder of AMASS npz files; default: the built-in poses"})
+    eval_poses: int | None = field(default=None, metadata={"help": "how many; default: 500, or all rows of --data"})
+    seed: int = field(default=0, metadata={"help": "seed of the data and of the samples"})
+    body: str | None = field(default=None, metadata={"help": "SMPL: .pkl, .npz or a folder; default: built in"})
+    judge: str | None = field(default=None, metadata={"help": "folder of posescript's judge; default: beside --model"})
+    regressor: str | None = field(default=None, metadata={"help": "Human3.6M's joint regressor .npy, for 3dpw-14"})
+    json: str | None = field(default=None, metadata={"help": "file to write the numbers to, each example's too"})
+    plot: str | None = field(default=None, metadata={"help": "picture to draw of calibration"})
+    device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
 
 
 # ---------------------------------------------------------------- 3dpw-14
@@ -128,29 +149,12 @@ def calibration(pose: Distribution, true: Tensor) -> dict[str, Tensor]:
     return {"nll": -pose.log_prob(true) / D, **inside, "pit": pit}
 
 
-def draw_calibration(path: Path, pit: np.ndarray) -> None:
-    """A histogram of PIT values (flat if all is well), and how many truths lie in central intervals of each share."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.hist(pit.flatten(), 20, range=(0, 1), density=True, color=BLUE)
-    left.axhline(1, color="black", linestyle="--")
-    left.set(xlabel="PIT: share of the Gaussian below the truth")
-    left.set_ylabel("density", fontsize=13)
-    shares = np.linspace(0, 1, 21)
-    right.plot(shares, [(np.abs(pit - 0.5) <= share / 2).mean() for share in shares], "o-", color=BLUE)
-    right.plot([0, 1], [0, 1], "--", color="black")
-    right.set(xlabel="central interval, share of the Gaussian")
-    right.set_ylabel("share of truths inside", fontsize=13)
-    finish(figure, path)
+# ---------------------------------------------------------------- what is asked, and what is measured of it
 
-
-# ---------------------------------------------------------------- asked and told
-
-def protocol_examples(config, policy: PosePolicy, task: str) -> Iterator[tuple[list[str], list[Example]]]:
+def protocol_examples(config: ProtocolConfig, policy: PosePolicy,
+                      task: str) -> Iterator[tuple[list[str], list[Example]]]:
     """What a protocol asks, and the id of each, CHUNK at a time: 3DPW's bodies at once would fill 27 GB. The test rows
-    of --data (all, or --eval_poses of them spread evenly: neighbours are frames of one motion), else the test split.
-
-    config: evaluate.EvaluateConfig."""
+    of --data (all, or --eval_poses of them spread evenly: neighbours are frames of one motion), else the test split."""
     if not config.data:
         count = config.eval_poses or 500
         split = load_splits(config.poses, {"test": count}, config.seed, body_model=load_body(config.body),
@@ -208,20 +212,20 @@ def follow_protocol(name: str, policy: PosePolicy, examples: Sequence[Example], 
     return each | errors_24(out, true, betas, body)
 
 
-def report_number(name: str, values: Sequence[Tensor], ids: Sequence[str], config) -> dict:
+def report_number(name: str, values: Sequence[Tensor], ids: Sequence[str], config: ProtocolConfig) -> dict:
     """Print the mean over examples of values (n, ..), one tensor a policy, with its 95 % interval; return both with the
     number of each example under `name`, nothing where no example has any (NaN)."""
     values = [value.flatten(1).mean(1) if value.dim() > 1 else value for value in values]  # (n,)
-    told = np.flatnonzero(~values[0].isnan().numpy())  # a caption may say nothing that captions.py measures
-    if not len(told):
+    measured = np.flatnonzero(~values[0].isnan().numpy())  # a caption may say nothing that captions.py measures
+    if not len(measured):
         print(f"  {name:16s} of none of the {len(ids)}")
         return {}
-    values = [value.double().numpy()[told] for value in values]
+    values = [value.double().numpy()[measured] for value in values]
     low, high = bootstrap(values[0], config.seed)
-    result = {"mean": float(values[0].mean()), "interval": [low, high], "n": len(told),
-              "each": {ids[i]: value for i, value in zip(told, values[0].tolist())}}
+    result = {"mean": float(values[0].mean()), "interval": [low, high], "n": len(measured),
+              "each": {ids[i]: value for i, value in zip(measured, values[0].tolist())}}
     line = f"  {name:16s}{values[0].mean():10.3f}   95 % [{low:.3f}, {high:.3f}]"
-    line += f", of {len(told)}" * (len(told) < len(ids))
+    line += f", of {len(measured)}" * (len(measured) < len(ids))
     if config.against:
         pair = compare(*values, config.seed)
         result["against"] = {"model": config.against} | pair
@@ -231,16 +235,20 @@ def report_number(name: str, values: Sequence[Tensor], ids: Sequence[str], confi
     return {name: result}
 
 
-def report_protocol(config, device: torch.device) -> dict:
-    """Follow a protocol, print its numbers and those of --against beside them, return them. Raises ValueError for flags
-    that do not go together. config: evaluate.EvaluateConfig."""
+def check_flags(config: ProtocolConfig) -> None:
+    """ValueError for flags that do not go together, before anything is loaded."""
     if config.protocol not in PROTOCOLS:
-        raise ValueError(f"--protocol {config.protocol}: choose from {', '.join(PROTOCOLS)}")
+        raise ValueError(f"--protocol {config.protocol or ''}: choose from {', '.join(PROTOCOLS)}")
     if config.protocol == "rpe" and not all(spec.startswith("rpe:") for spec in config.data or [""]):
         raise ValueError("--protocol rpe asks the questions of RPE-Refined: give --data rpe:FILE.json,IMAGE_DIR")
     if config.plot and config.protocol != "calibration":
         raise ValueError("--plot draws calibration: use it with --protocol calibration")
-    task, says = PROTOCOLS[config.protocol]
+    if config.eval_poses is not None and config.eval_poses < 1:
+        raise ValueError(f"--eval_poses {config.eval_poses}: must be 1 or more")
+
+
+def measure(config: ProtocolConfig, device: torch.device) -> tuple[list[str], list[dict[str, Tensor]]]:
+    """The ids of the examples, and each policy's numbers for them: name -> (n, ..). --against comes second."""
     body = load_body(config.body).to(device)
     given = read_regressor(config.regressor).to(device) if config.protocol == "3dpw-14" else None
     if config.protocol == "posescript":
@@ -250,14 +258,19 @@ def report_protocol(config, device: torch.device) -> dict:
     if len({policy.image_size for policy in policies}) > 1:
         raise ValueError(f"{config.model} and {config.against} were taught on pictures of different sizes")
     ids, parts = [], [[] for _ in policies]
-    for names, examples in protocol_examples(config, policies[0], task):
+    for names, examples in protocol_examples(config, policies[0], PROTOCOLS[config.protocol][0]):
         for policy, part in zip(policies, parts):
             part.append(follow_protocol(config.protocol, policy, examples, body, given, config.seed + len(ids)))
         ids += names
     if not ids:
         raise ValueError(f"--data {' '.join(config.data or [])}: every row was left out")
-    found = [{name: torch.cat([one[name] for one in part]).cpu() for name in part[0]} for part in parts]
+    return ids, [{name: torch.cat([chunk[name] for chunk in part]).cpu() for name in part[0]} for part in parts]
+
+
+def report(config: ProtocolConfig, ids: Sequence[str], found: list[dict[str, Tensor]]) -> dict:
+    """Print what was measured, --against beside it, and return it."""
     whole = [retrieval_beside_truth(each, config.seed) if config.protocol == "posescript" else {} for each in found]
+    says = PROTOCOLS[config.protocol][1]
     result = {"protocol": config.protocol, "says": says, "n": len(ids), "seed": config.seed, "model": config.model,
               "data": config.data or "the test split"}
     print(f"{config.protocol}: {says}. N = {len(ids)}, seed {config.seed}, data: {result['data']}.")
@@ -268,6 +281,20 @@ def report_protocol(config, device: torch.device) -> dict:
         result |= report_number(name, [each[name] for each in found], ids, config)
     for name in whole[0]:
         print(f"  {name:32s}" + "".join(f"{numbers[name]:10.3f}" for numbers in whole))
-    if config.plot:
-        draw_calibration(Path(config.plot), found[0]["pit"].numpy())
     return result | whole[0] | ({"against_whole": whole[1]} if config.against and whole[1] else {})
+
+
+def main() -> None:
+    config, = HfArgumentParser(ProtocolConfig, description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
+    check_flags(config)
+    ids, found = measure(config, pick_device(config.device))
+    result = report(config, ids, found)
+    if config.json:
+        Path(config.json).write_text(json.dumps(result, indent=1) + "\n")
+    if config.plot:
+        from lab import calibration_picture  # matplotlib only where something is drawn
+        calibration_picture.draw(Path(config.plot), found[0]["pit"].numpy())
+
+
+if __name__ == "__main__":
+    run(main)

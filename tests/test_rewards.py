@@ -14,6 +14,7 @@ from builtin.retriever import Retriever, train_retriever
 from builtin.tiny import build_tiny
 
 POSES = sample_poses(400, np.random.default_rng(0))
+RATES = captions.pose_holds(POSES).double().mean(0)  # of each statement
 
 
 @pytest.fixture(scope="module")
@@ -59,21 +60,36 @@ def test_each_task_gets_its_own_terms_and_nan_elsewhere(retriever):
     tasks = ["text2pose", "image2pose", "image2text", "vqa"]
     examples = [example(task, i) for i, task in enumerate(tasks)]
     poses = POSES[:24].view(4, 2, 3, 24, 3, 3)
-    text, pose = rewards.score(examples, rollout(examples, [[e.answer, "no"] for e in examples], poses), retriever)
+    text, pose = rewards.score(examples, rollout(examples, [[e.answer, "no"] for e in examples], poses), retriever, RATES)
     has = {name: [tasks[i] for i in range(4) if not value[i].isnan().any()] for name, value in (text | pose).items()}
     assert has == {"format": tasks, "text": ["image2text", "vqa"], "description": ["image2text"], "correct": ["vqa"],
                    "joint": ["image2pose", "image2text"], "semantic": ["text2pose"], "statements": ["text2pose"]}
     assert text["format"].tolist() == [[1, 0]] * 4
     assert text["text"][3, 0].item() == pytest.approx(1, abs=1e-5) and text["text"][3, 1] < .99
     assert text["correct"][3].tolist() == [1, 0]
-    assert text["description"][2].tolist() == [1, 0]  # the truth, and an answer that states nothing
+    said = list(examples[2].statements)  # the truth, and an answer that states nothing
+    assert text["description"][2].tolist() == pytest.approx([(1 - RATES[said]).sum().item() / max(4, len(said)), 0])
+
+
+def test_no_blind_description_is_rewarded():
+    """Whatever is said, and however much: its mean over the pictures is zero. Said of its own picture it pays."""
+    holds = captions.pose_holds(POSES)
+    reward = lambda said, rows: np.mean([rewards.informedness(said, row, RATES) for row in rows])
+    for said in ((), (0,), (3, 5), range(12), range(len(captions.STATEMENTS))):
+        assert reward(said, holds) == pytest.approx(0, abs=1e-12)
+    for i in range(20):
+        own = holds[i].nonzero()[:, 0].tolist()
+        assert reward(own[:3], holds[i:i + 1]) > 0 and reward(own, holds[i:i + 1]) < 1
+    rare = [s.key for s in captions.STATEMENTS].index("the person is upside down")
+    assert rewards.informedness([rare], torch.ones(len(RATES)), RATES) > rewards.informedness(
+        [0], torch.ones(len(RATES)), RATES)  # 0: standing
 
 
 def test_statements_and_joint_rewards_know_the_true_pose(retriever):
     examples = [example("text2pose", i) for i in range(8)] + [example("image2pose", i) for i in range(8)]
     true = torch.stack([e.rotmats for e in examples])
     poses = torch.stack([true, true.roll(3, 0), mirror(true)], 1)[:, None]  # (16, 1, 3, 24, 3, 3)
-    _, pose = rewards.score(examples, rollout(examples, [[e.answer] for e in examples], poses), retriever)
+    _, pose = rewards.score(examples, rollout(examples, [[e.answer] for e in examples], poses), retriever, RATES)
     assert (pose["statements"][:8, 0, 0] == 1).all() and (pose["statements"][:8, 0, 1:] < 1).float().mean() > .6
     expected = captions.check(examples[2].statements, poses[2, 0, 1])
     assert pose["statements"][2, 0, 1].item() == pytest.approx(expected)
@@ -88,7 +104,7 @@ def test_semantic_reward_does_not_see_the_heading(retriever):
     turned = true.clone()
     turned[:, 0] = turn @ turned[:, 0]
     _, pose = rewards.score(examples, rollout(examples, [[e.answer] for e in examples], torch.stack([true, turned], 1)[:, None]),
-                            retriever)
+                            retriever, RATES)
     torch.testing.assert_close(pose["semantic"][..., 0], pose["semantic"][..., 1], atol=1e-4, rtol=0)
 
 
