@@ -7,12 +7,11 @@ A prompt is run once for all the answers of its group: they follow it side by si
 
 Departures from the paper: the VLM's own projector is aligned before SFT and frozen with the tower, so that an image is
 one cached tensor; the language model of builtin/tiny.py is trained whole where the paper uses LoRA (real/lora.py).
-Read next: pose_head.py, the Gaussian at <POSE>. Saving and loading are in engine/saving.py.
+Read next: pose_head.py, the Gaussian at <POSE>. Prompts and images become tokens
+and features in real/prompts.py; engine/saving.py saves and loads.
 """
 
 import copy
-import hashlib
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,26 +23,7 @@ from torch.distributions import Distribution
 from captions import POSE_TOKEN
 from pose_head import PoseHead, draw_poses, draw_random_numbers, draw_tokens
 from real.hub import POSE_FEATURE_TOKEN, add_pose_tokens
-
-PLACEHOLDER = "(the prompt)"  # stands for the prompt while its chat template is filled
-CACHE_BYTES = 1 << 30  # of image features; when there are more, those first seen are forgotten
-
-
-class Prompt(NamedTuple):
-    """Prompts as the frozen parts leave them: no taught parameter is in it, so policy and reference share it."""
-    ids: Tensor  # (B, P) tokens, left-padded
-    mask: Tensor  # (B, P), 1 where not padding
-    positions: Tensor  # (B, P), or (3, B, P) where a VLM counts time, rows and columns of an image apart
-    vlm_features: Tensor  # (n, H), in the order of the image tokens in ids
-    pose_features: Tensor  # (m, width), in the order of the pose-feature tokens in ids
-
-
-class ImageFeatures(NamedTuple):
-    """What the frozen encoders make of one image."""
-    ids: list[int]  # its tokens, as the processor writes them
-    vlm: Tensor  # (n, H), in the place of its image tokens
-    pose: Tensor  # (tokens, width), after them
-    grid: Tensor | None  # (3,) patches in time, rows and columns, where the VLM's positions need them
+from real.prompts import ImageFeatures, Prompt, chat_frames, encode_prompts, image_features
 
 
 class Rollout(NamedTuple):
@@ -90,17 +70,9 @@ class PosePolicy(nn.Module):
         self.pose_id, self.pose_feature_id = tokenizer.convert_tokens_to_ids([POSE_TOKEN, POSE_FEATURE_TOKEN])
         self.image_token = processor.image_token
         self.image_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        self.chat_frames = self._chat_frame(), self._chat_frame({"type": "image"})
-        images = [text.count(self.image_token) for text in self.chat_frames if PLACEHOLDER in text]
-        if images != [0, 1] or None in (tokenizer.eos_token, tokenizer.pad_token):
-            raise ValueError("its chat template must write prompt and image, its tokenizer have end and padding tokens")
+        self.chat_frames = chat_frames(processor)
         self.frozen_features: dict[bytes, ImageFeatures] = {}
         self.freeze_encoders()
-
-    def _chat_frame(self, *image: dict) -> str:
-        """What the chat template writes around a prompt, for which PLACEHOLDER stands."""
-        content = [*image, {"type": "text", "text": PLACEHOLDER}]
-        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
     def freeze_encoders(self) -> None:
         """From here on only the language model (or its adapter), projector and head are trained, as in the paper."""
@@ -129,60 +101,13 @@ class PosePolicy(nn.Module):
         self.pose_encoder.eval()
         return self
 
-    @torch.no_grad()
     def image_features(self, images: Sequence[np.ndarray]) -> list[ImageFeatures]:
-        """What the frozen encoders see in images (H, W, 3) uint8, all of one size: computed once and cached, by their
-        pixels. The processor itself writes the image's tokens.
-
-        Always in full batches, filled up where images lack: in batches of other sizes sums are split otherwise, and an
-        image must have the same features, to the last bit, whatever comes with it."""
-        keys = [hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in images]
-        missing = list({k: image for k, image in zip(keys, images) if k not in self.frozen_features}.items())
-        for start in range(0, len(missing), self.images_at_once):
-            chunk_keys, chunk = zip(*missing[start:start + self.images_at_once])
-            chunk += chunk[:1] * (self.images_at_once - len(chunk))
-            inputs = self.processor(images=[[image] for image in chunk], text=[self.image_token] * len(chunk),
-                                    return_tensors="pt", add_special_tokens=False, padding=True).to(self.device)
-            pixels = {name: inputs[name] for name in self.processor.image_processor.model_input_names if name in inputs}
-            features = self.vlm.get_image_features(**pixels).pooler_output
-            features = features if torch.is_tensor(features) else torch.cat(list(features))
-            vlm_features = features.flatten(0, -2).split((inputs["input_ids"] == self.image_id).sum(-1).tolist())
-            pose_features = self.pose_encoder(torch.from_numpy(np.stack(chunk)).to(self.device))
-            grids = inputs["image_grid_thw"] if self.rope_index else [None] * len(chunk)
-            ids = [row[mask.bool()].tolist() for row, mask in zip(inputs["input_ids"], inputs["attention_mask"])]
-            self.frozen_features |= zip(chunk_keys, map(ImageFeatures, ids, vlm_features, pose_features, grids))
-        pictures = [self.frozen_features[key] for key in keys]
-        most = CACHE_BYTES // max([1, *(picture.vlm.nbytes + picture.pose.nbytes for picture in pictures)])
-        while len(self.frozen_features) > most:
-            del self.frozen_features[next(iter(self.frozen_features))]
-        return pictures
+        """What the frozen encoders see in images (H, W, 3) uint8, all of one size; each is encoded only once."""
+        return image_features(self, images)
 
     def encode(self, examples: Sequence) -> Prompt:
-        """Tokens and frozen features of examples (with `prompt` and `image`)."""
-        features = iter(self.image_features([e.image for e in examples if e.image is not None]))
-        special = re.compile("|".join(map(re.escape, {*self.tokenizer.all_special_tokens, self.image_token})))
-        texts = []
-        for example in examples:
-            prompt = special.sub(lambda token: f"{token[0][0]} {token[0][1:]}", example.prompt)  # typed, they stay text
-            texts.append(self.chat_frames[example.image is not None].replace(PLACEHOLDER, prompt))
-        rows, pictures, begun = [], [], texts[0].startswith(self.tokenizer.bos_token or "\0")
-        for example, row in zip(examples, self.tokenizer(texts, add_special_tokens=not begun).input_ids):
-            if example.image is not None:
-                picture, place = next(features), row.index(self.image_id)
-                row[place:place + 1] = picture.ids + [self.pose_feature_id] * len(picture.pose)
-                pictures.append(picture)
-            rows.append(torch.tensor(row))
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left",
-                                        padding_value=self.tokenizer.pad_token_id)  # (B, P)
-        mask = torch.arange(ids.shape[1]) >= ids.shape[1] - torch.tensor([len(row) for row in rows])[:, None]
-        ids, mask = ids.to(self.device), mask.long().to(self.device)
-        if self.rope_index and pictures:
-            positions = self.rope_index(input_ids=ids, mm_token_type_ids=(ids == self.image_id).int(),
-                                        image_grid_thw=torch.stack([x.grid for x in pictures]), attention_mask=mask)[0]
-        else:
-            positions = (mask.cumsum(-1) - 1).clamp_min(0)
-        gather = lambda parts: torch.cat(parts) if parts else torch.empty(0, device=self.device)
-        return Prompt(ids, mask, positions, gather([x.vlm for x in pictures]), gather([x.pose for x in pictures]))
+        """Tokens and frozen features of examples (with `prompt` and `image`), for `sample` and `log_prob`."""
+        return encode_prompts(self, examples)
 
     def _embed(self, ids: Tensor) -> Tensor:
         """Embeddings (..., H) of tokens, with the trained row of <POSE>."""

@@ -32,9 +32,10 @@ from builtin.tiny import build_tiny
 from engine.checkpoint import check_folder
 from engine.saving import load_policy, save_policy
 from lab import prediction_picture
-from model import PLACEHOLDER, PosePolicy
+from model import PosePolicy
 from real import photos, smpl
 from real.amass import read_amass
+from real.prompts import PLACEHOLDER
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()

@@ -8,11 +8,11 @@ import torch
 from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal
 
 import captions
-import model
 from engine import runtime
 from engine.saving import load_policy, save_policy
 from model import PosePolicy
 from pose_head import PoseHead, draw_poses, draw_tokens
+from real import prompts
 from builtin.tiny import build_tiny
 
 CORPUS = ["The left knee is bent and the right hand is above the head.", captions.POSE_ANSWER, "How bent is it?"] * 30
@@ -188,7 +188,7 @@ def test_an_image_has_the_same_features_to_the_last_bit_whatever_comes_with_it(p
             assert torch.equal(one.vlm, other.vlm) and torch.equal(one.pose, other.pose)
 
 
-@pytest.mark.parametrize("words", ["How bent is it?", f"Is {model.PLACEHOLDER} bent? {model.PLACEHOLDER}"])
+@pytest.mark.parametrize("words", ["How bent is it?", f"Is {prompts.PLACEHOLDER} bent? {prompts.PLACEHOLDER}"])
 @pytest.mark.parametrize("image", [None, 1])
 def test_a_prompt_is_what_the_chat_template_writes_of_it(policy, words, image):
     prompt = policy.encode([example(words, "no") if image is None else example(words, "no", image)])

@@ -17,13 +17,13 @@ from transformers import (AutoModelForImageTextToText, CLIPImageProcessorPil, CL
                           LlavaProcessor, Qwen2_5_VLConfig, Qwen2Config, Qwen3VLConfig, SiglipVisionConfig,
                           SmolVLMConfig)
 
-import model
 from engine import runtime
 import train_rft
 from data import make_split
 from engine.saving import load_policy, save_policy
 from model import PosePolicy
 from builtin.poses import sample_poses
+from real import prompts
 from real.hub import check_common_path, load_vlm
 from real.lora import merge_adapter
 from builtin.retriever import Retriever
@@ -185,7 +185,7 @@ def test_a_family_is_loaded_taught_saved_and_read(family, checkpoint, tmp_path):
     assert all("lora_" in name or name.startswith("pose_") for name in changed)
     save_policy(policy, tmp_path / "policy")
     loaded = load_policy(tmp_path / "policy")
-    assert type(loaded.processor) is type(policy.processor) and loaded.picture == 96
+    assert type(loaded.processor) is type(policy.processor) and loaded.image_size == 96
     for ours, theirs in zip(log_probs(policy), log_probs(loaded)):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
@@ -331,7 +331,7 @@ def test_a_policy_of_another_vocabulary_or_covariance_is_refused(checkpoint, tmp
     save_policy(policy, merged)
     other = policy.processor
     other.tokenizer.add_tokens(["never seen", "nor this"])
-    save_policy(other, merged)
+    other.save_pretrained(merged)
     with pytest.raises(ValueError, match="two different checkpoints"):
         load_policy(merged)
 
@@ -354,14 +354,14 @@ def test_other_faults_keep_their_traceback():
     ({"lora_rank": 4}, "tiny is trained whole"), ({"vlm": "no/such/model"}, "no/such/model: neither a folder nor"),
     ({"pose_encoder": "no/such/vit"}, "no/such/vit: neither a folder nor")])
 def test_what_cannot_be_is_refused_before_a_picture_is_drawn(settings, message, tmp_path, monkeypatch):
-    monkeypatch.setattr("train_sft.load_splits", lambda *_, **__: pytest.fail("pictures were drawn"))
+    monkeypatch.setattr("engine.world.load_splits", lambda *_, **__: pytest.fail("pictures were drawn"))
     with pytest.raises(ValueError, match=message):
         load_world(WorldConfig(device="cpu", out=str(tmp_path)), SFTConfig(**settings))
 
 
 def test_features_of_images_do_not_fill_the_memory(checkpoint, monkeypatch):
     policy = built(checkpoint("llava 1.5"))
-    monkeypatch.setattr(model, "CACHE_BYTES", 3 * sum(x.nbytes for x in policy.image_features(
+    monkeypatch.setattr(prompts, "CACHE_BYTES", 3 * sum(x.nbytes for x in policy.image_features(
         [EXAMPLES[1].image])[0][1:3]))
     images = np.random.default_rng(0).integers(0, 255, (7, 64, 64, 3), dtype=np.uint8)
     pictures = policy.image_features(images)
