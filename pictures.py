@@ -203,11 +203,11 @@ def spread_by_group(std: Tensor, miss: Tensor, groups: dict[str, Tensor]) -> dic
     numbers = {}
     for limb, columns in (("hand", [0, 1]), ("foot", [2, 3])):
         for name, group in groups.items():
-            inside = group[:, columns]
-            spread = std[:, columns][inside]
+            spread, error = (x[:, columns][group[:, columns]] for x in (std, miss))
+            std_error = (spread.std() / len(spread) ** 0.5).item() if len(spread) > 1 else float("nan")
             numbers[f"{limb}, {name}"] = {
-                "n": len(spread), "std_cm": spread.mean().item(), "error_cm": miss[:, columns][inside].mean().item(),
-                "standard_error_cm": (spread.std() / len(spread) ** 0.5).item()}
+                "n": len(spread), "std_cm": spread.mean().item(), "error_cm": error.mean().item(),
+                "standard_error_cm": std_error}
     ranks = torch.stack([std, miss]).argsort(1).argsort(1).double()  # (2, N, 4)
     centred = ranks - ranks.mean(1, keepdim=True)
     agree = centred.prod(0).sum(0) / centred.square().sum(1).prod(0).sqrt()  # (4,)

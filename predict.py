@@ -44,7 +44,6 @@ MAX_TOKENS = 80  # of an answer
 MAX_PIXELS = 50_000_000  # of a photo; one larger than this would only fill the memory
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # pillow knows more: one, EPS, is a program to be run
 SIZE, GHOSTS, SHOWN = 480, 12, 8  # pixels a picture of a body is high; samples painted translucent, and on their own
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # read_image has a limit of its own
 
 
 # ---------------------------------------------------------------- what is asked
@@ -54,7 +53,8 @@ def read_image(path: str | Path, size: int = 64) -> np.ndarray:
 
     Raises ValueError, in one sentence, for a file that is missing, broken, no image, or too large."""
     try:
-        with Image.open(path, formats=FORMATS) as file:
+        # Pillow warns of odd notes beside the pixels, and of sizes for which there is a limit here.
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise ValueError(f"{file.width} x {file.height} pixels are too many, make it smaller")
             if file.mode[0] in "IF":  # would be cut at 255
@@ -187,7 +187,10 @@ def draw(path: Path, body, asked: str, image: np.ndarray | None, answer: str, li
         color = "black" if i < 2 else "#00684a" if text[0] == "+" else "#b3400a"
         figure.text(0.015, top, text, va="top", fontsize=450 * step, linespacing=1.25, parse_math=False, color=color)
         top -= step * (text.count("\n") + 1.7)
-    figure.savefig(path, dpi=100)
+    with warnings.catch_warnings():  # letters that the font lacks, or cannot join, stand as boxes or apart
+        for told in ("Glyph .* missing from font", "Matplotlib currently does not support"):
+            warnings.filterwarnings("ignore", told)
+        figure.savefig(path, dpi=100)
 
 
 # ---------------------------------------------------------------- the command
