@@ -6,6 +6,7 @@ model, whose own weights stay as they were.
 Read next: model.py, which makes a policy of what comes from here.
 """
 
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -87,6 +88,11 @@ def add_pose_tokens(tokenizer) -> int:
 
 # ---------------------------------------------------------------- LoRA
 
+def quiet_peft() -> warnings.catch_warnings:
+    """peft asks a model by an old name whether it checkpoints activations; transformers warns, and answer all the same."""
+    return warnings.catch_warnings(action="ignore", category=FutureWarning)
+
+
 def add_adapter(vlm: nn.Module, rank: int, alpha: float, targets: list[str] | None = None) -> PeftModel:
     """The VLM with LoRA beside the linear layers of its language model, or beside those called one of `targets`."""
     decoder = vlm.get_decoder()
@@ -96,13 +102,15 @@ def add_adapter(vlm: nn.Module, rank: int, alpha: float, targets: list[str] | No
     if not chosen or rank < 1:
         kinds = sorted({name.split(".")[-1] for name in linear})
         raise ValueError(f"LoRA needs a rank of 1 or more (it is {rank}) and targets among {', '.join(kinds)}")
-    return get_peft_model(vlm, LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen))
+    with quiet_peft():
+        return get_peft_model(vlm, LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen))
 
 
 def read_adapter(vlm: nn.Module, folder: str | Path) -> PeftModel:
     """The VLM with the adapter that a policy saved in `folder`. ValueError where it fits another VLM."""
     try:
-        return PeftModel.from_pretrained(vlm, folder, is_trainable=True)
+        with quiet_peft():
+            return PeftModel.from_pretrained(vlm, folder, is_trainable=True)
     except Exception as error:  # peft, torch and safetensors each raise their own
         raise ValueError(f"{folder}: its adapter does not fit {vlm.name_or_path}, or is damaged") from error
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,20 @@ def test_results_are_those_of_the_metrics():
             values.append(run)
         digits = 1 if max(values) > 2 else 3
         assert [cell.strip() for cell in rows[title]] == [f"{value:.{digits}f}" for value in values], title
+
+
+def test_what_another_number_of_threads_changes_is_as_measured():
+    runs = [written(name)[stage] for name in ("metrics.json", "metrics_one_thread.json") for stage in ("sft", "rft")]
+    for title, digits, keys in (("statements held, sampled pose", 3, ("text2pose", "statements_sampled")),
+                                ("R@5 under the judge", 3, ("text2pose", "judge_r5")),
+                                ("diversity, mm", 0, ("text2pose", "diversity_mm")),
+                                ("MPJPE of the mean pose, mm", 1, ("image2pose", "mpjpe_mean")),
+                                ("MPJPE of sampled poses, mm", 1, ("image2pose", "mpjpe_sampled")),
+                                ("descriptions", 3, ("description", "statements_held")),
+                                ("questions", 3, ("vqa_accuracy",))):
+        values = [reduce(dict.__getitem__, keys, run) for run in runs]
+        cells = [f"{value:.{digits}f}".removeprefix("0") for value in values]
+        assert f"| {title} | {' | '.join(cells)} |" in README, cells
 
 
 def test_claims_are_those_that_the_experiments_found():
