@@ -27,7 +27,7 @@ from body import (JOINT, PALETTE, axis_angle_to_matrix, body_vertices, forward_k
 from data import Example, Split, load_splits
 from metrics import eval_examples, mpjpe, respond
 from model import PosePolicy
-from scripts import pick_device, run
+from scripts import pick_device, run, write_picture
 
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # told apart by the colour-blind too (Okabe & Ito)
 GREY, HOLDS, FAILS = "#444444", "#00684a", "#b3400a"
@@ -314,7 +314,7 @@ def method(path: Path, policy: PosePolicy, split: Split, body, seed: int = 0) ->
             (15.05, 5.35, 0.7, 0, ORANGE), (17.75, 4.45, 0, -0.9, "black"), (8.15, 2.0, -1, 0, "black"),
             (5.6, 3.55, 0, 0.9, "black")):
         canvas.annotate("", (x + dx, y + dy), (x, y), arrowprops=style | {"color": color})
-    figure.savefig(path, dpi=72)
+    write_picture(figure, path, dpi=72)
 
 
 # ---------------------------------------------------------------- the command

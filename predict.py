@@ -38,7 +38,7 @@ from body import (PALETTE, axis_angle_to_matrix, body_vertices, load_body, matri
 from data import INSTRUCTIONS
 from model import PosePolicy
 from pose_head import POSE_DIM, draw_poses
-from scripts import pick_device, run
+from scripts import pick_device, run, write_picture
 
 MAX_TOKENS = 80  # of an answer
 MAX_PIXELS = 50_000_000  # of a photo; one larger than this would only fill the memory
@@ -187,10 +187,7 @@ def draw(path: Path, body, asked: str, image: np.ndarray | None, answer: str, li
         color = "black" if i < 2 else "#00684a" if text[0] == "+" else "#b3400a"
         figure.text(0.015, top, text, va="top", fontsize=450 * step, linespacing=1.25, parse_math=False, color=color)
         top -= step * (text.count("\n") + 1.7)
-    with warnings.catch_warnings():  # letters that the font lacks, or cannot join, stand as boxes or apart
-        for told in ("Glyph .* missing from font", "Matplotlib currently does not support"):
-            warnings.filterwarnings("ignore", told)
-        figure.savefig(path, dpi=100)
+    write_picture(figure, path, dpi=100)
 
 
 # ---------------------------------------------------------------- the command

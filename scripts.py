@@ -1,11 +1,13 @@
 """What every script does: choose threads, device and precision, and end in one sentence where the user can mend what failed."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import transformers
+from matplotlib.figure import Figure
 
 
 def pick_device(name: str | None = None) -> torch.device:
@@ -30,6 +32,15 @@ def decide_threads() -> None:
     processors, how it rounds; from the first call on, even with the number there was, it takes what it was told. A
     process that called it and one that did not would not end in the same bits."""
     torch.set_num_threads(torch.get_num_threads())
+
+
+def write_picture(figure: Figure, path: Path, dpi: int) -> None:
+    """Write a figure that holds words of a user or a policy, which may be any: Matplotlib need not warn that a letter
+    which its font lacks becomes a box, or that some are not joined."""
+    with warnings.catch_warnings():
+        for told in ("Glyph .* missing from font", "Matplotlib currently does not support"):
+            warnings.filterwarnings("ignore", told)
+        figure.savefig(path, dpi=dpi)
 
 
 def run(main: Callable[[], None]) -> None:
