@@ -41,7 +41,7 @@ def test_every_arm_and_measure_that_a_claim_names_exists():
             assert {arm, other} <= set(experiments.ARMS) and measure in experiments.MEASURES and relation in ">~"
 
 
-def test_a_quick_run_makes_table_json_and_figure_and_is_kept(short_answers, tmp_path, monkeypatch, capsys):
+def test_a_quick_run_makes_table_json_and_figure_and_is_kept(tmp_path, monkeypatch, capsys):
     arguments = ["experiments.py", "--quick", "--seeds", "0", "--claims", "2", "3", "7", "--out",
                  str(tmp_path / "runs"), "--json", str(tmp_path / "claims.json"), "--figure", str(tmp_path / "claims.png")]
     monkeypatch.setattr("sys.argv", arguments)
