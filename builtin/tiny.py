@@ -6,6 +6,7 @@ them as it would of any checkpoint; tiny_encoders.py trains the two image encode
 Read next: tiny_encoders.py.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -69,7 +70,9 @@ class PoseEncoder(nn.Module):
             layers += [nn.Conv2d(before, after, 3 if i else 5, 2 if i else 4, 1 + (i == 0), bias=False),
                        nn.BatchNorm2d(after), nn.ReLU(), Residual(after)]
         self.trunk = nn.Sequential(*layers)
-        self.to_tokens = nn.Sequential(nn.Flatten(), nn.Linear(16 * channels[-1], tokens * width), nn.ReLU())
+        with warnings.catch_warnings():  # without tokens the layer is empty: torch says that it initialises nothing
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            self.to_tokens = nn.Sequential(nn.Flatten(), nn.Linear(16 * channels[-1], tokens * width), nn.ReLU())
         self.regressor = nn.Linear(width, 24 * 6)
 
     def forward(self, images: Tensor) -> Tensor:

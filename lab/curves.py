@@ -2,6 +2,7 @@
 
 `python -m lab.pictures` draws them of a finished run, train_rft.py at its end."""
 
+import warnings
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
@@ -31,6 +32,15 @@ def finish(figure: Figure, path: Path) -> None:
         axis.tick_params(labelsize=12)
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=80)
+
+
+def write_picture(figure: Figure, path: Path, dpi: int) -> None:
+    """Write a figure that holds words of a user or a policy, which may be any: Matplotlib need not warn that a letter
+    which its font lacks becomes a box, or that some are not joined."""
+    with warnings.catch_warnings():
+        for message in ("Glyph .* missing from font", "Matplotlib currently does not support"):
+            warnings.filterwarnings("ignore", message)
+        figure.savefig(path, dpi=dpi)
 
 
 def curves(path: Path, rows: list[dict]) -> None:

@@ -14,7 +14,7 @@ from matplotlib.patches import FancyBboxPatch
 from body import remove_heading, rot6d_to_matrix
 from data import Split
 from lab.bodies import picture, turned
-from lab.curves import BLUE, ORANGE
+from lab.curves import BLUE, ORANGE, write_picture
 from lab.metrics import eval_examples
 from model import PosePolicy, Rollout
 
@@ -84,4 +84,4 @@ def method(path: Path, policy: PosePolicy, split: Split, body, seed: int = 0) ->
     style = {"arrowstyle": "-|>,head_width=0.35,head_length=0.7", "lw": 2.2}
     for x, y, dx, dy, color in ARROWS:
         canvas.annotate("", (x + dx, y + dy), (x, y), arrowprops=style | {"color": color})
-    figure.savefig(path, dpi=72)
+    write_picture(figure, path, dpi=72)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from body import axis_angle_to_matrix
 from builtin.renderer import PALETTE, part_colors, render
+from lab.curves import write_picture
 from real.smpl import body_vertices
 
 SIZE = 480  # pixels a picture of a body is high
@@ -71,4 +72,4 @@ def draw(path: Path, body, asked: str, image: np.ndarray | None, answer: str, li
         color = "black" if i < 2 else "#00684a" if text[0] == "+" else "#b3400a"
         figure.text(0.015, top, text, va="top", fontsize=450 * step, linespacing=1.25, parse_math=False, color=color)
         top -= step * (text.count("\n") + 1.7)
-    figure.savefig(path, dpi=100)
+    write_picture(figure, path, dpi=100)

@@ -21,7 +21,7 @@ def amass_poses(path: str | Path) -> tuple[np.ndarray, int]:
     """The axis-angles (T, 156 or 165) of an AMASS file, as they are, and the step that leaves about 12 a second (1 in a
     file with `frame_idx`, which was thinned before). Every fault of the file raises a ValueError that names it."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {key: file[key] for key in ("poses", "mocap_framerate", "frame_idx") if key in file}
     except Exception as error:  # zipfile, zlib, numpy and the system each raise their own
         raise ValueError(f"{path} cannot be read as an npz file: {error}") from error

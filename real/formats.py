@@ -222,7 +222,7 @@ def read_images(split: str, faults: Faults, file: str, root: str) -> list[Row]:
     """An npz of people in images, in the manner of SPIN (Kolotouros et al. 2019: Human3.6M, MPI-INF-3DHP, COCO, MPII),
     of HMR2 (Goel et al. 2023) or of BEDLAM (Black et al. 2023). The file is its own split."""
     try:
-        with np.load(file, allow_pickle=False) as opened:
+        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as opened:
             key = next((key for key in LAYOUTS if key in opened), "")
             has, shape, pixels = LAYOUTS.get(key, (None, "", 0))
             arrays = {name: opened[name] for name in ("imgname", "center", "scale", key, has, shape) if name in opened}

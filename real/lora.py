@@ -6,10 +6,16 @@ same W with another A and B. `merge_adapter` writes B A into W at the end.
 Read next: model.py, which trains the rows of <POSE> beside an adapter.
 """
 
+import warnings
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+
+
+def quiet_peft() -> warnings.catch_warnings:
+    """peft asks a model by an old name whether it checkpoints activations; transformers warns, and answers all the same."""
+    return warnings.catch_warnings(action="ignore", category=FutureWarning)
 
 
 def add_adapter(vlm: nn.Module, rank: int, alpha: float, targets: list[str] | None = None) -> PeftModel:
@@ -21,13 +27,15 @@ def add_adapter(vlm: nn.Module, rank: int, alpha: float, targets: list[str] | No
     if not chosen or rank < 1:
         kinds = sorted({name.split(".")[-1] for name in linear})
         raise ValueError(f"LoRA needs a rank of 1 or more (it is {rank}) and targets among {', '.join(kinds)}")
-    return get_peft_model(vlm, LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen))
+    with quiet_peft():
+        return get_peft_model(vlm, LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen))
 
 
 def read_adapter(vlm: nn.Module, folder: str | Path) -> PeftModel:
     """The VLM with the adapter that a policy saved in `folder`. ValueError where it fits another VLM."""
     try:
-        return PeftModel.from_pretrained(vlm, folder, is_trainable=True)
+        with quiet_peft():
+            return PeftModel.from_pretrained(vlm, folder, is_trainable=True)
     except Exception as error:  # peft, torch and safetensors each raise their own
         raise ValueError(f"{folder}: its adapter does not fit {vlm.name_or_path}, or is damaged") from error
 

@@ -163,7 +163,7 @@ def read_smpl(path: str | Path) -> dict[str, np.ndarray]:
         found = restricted_load(path)
     else:
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
                 found = dict(file)
         except Exception as error:  # zipfile, zlib and numpy each raise their own
             raise ValueError(f"{path} cannot be read as an npz file: {error}") from None

@@ -99,7 +99,7 @@ def test_the_tests_that_are_named_exist(name):
     assert re.search(rf"^def {function}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE)
 
 
-def test_commands_run(monkeypatch, tmp_path, capsys):
+def test_commands_run(short_answers, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.full((80, 60, 3), 128, np.uint8)).save("photo.jpg")
     monkeypatch.setattr(prediction_picture, "SIZE", 48)

@@ -390,7 +390,6 @@ def is_picture(pixels) -> bool:
 
 @cases(400)
 @given(st.sampled_from([picture(form) for form in photos.FORMATS]).flatmap(broken))
-@pytest.mark.filterwarnings("ignore")
 def test_broken_images(folder, content):
     (folder / "photo.png").write_bytes(content)
     pixels = sound_or_one_sentence(photos.read_image, folder / "photo.png")
@@ -517,10 +516,10 @@ def test_a_prompt_longer_than_the_policy_reads_is_refused(policy):
         predict.predict(policy, longest + "!", None, 1)
 
 
-@pytest.mark.filterwarnings("ignore:Glyph", "ignore:Matplotlib currently does not support")
 def test_any_words_can_be_drawn(folder, monkeypatch):
     monkeypatch.setattr(prediction_picture, "SIZE", 32)
     words = "".join(map(chr, range(32))) + "\x7f\x9b\u202e \ufffd $\\frac{ ركبة 膝 " + "x" * 3_000
     prediction_picture.draw(folder / "picture.png", smpl.load_body(), words, PIXELS, words, [f"+ {words}"] * 40,
                  torch.eye(3).repeat(3, 24, 1, 1))
-    assert Image.open(folder / "picture.png").size == (1600, 900)
+    with Image.open(folder / "picture.png") as picture:
+        assert picture.size == (1600, 900)

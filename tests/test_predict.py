@@ -90,7 +90,8 @@ def read_obj(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def test_files_agree_with_each_other_and_with_the_policy(make, monkeypatch, tmp_path, covariance):
     call(monkeypatch, SENTENCE, "--model", make(covariance), "--out", tmp_path, "--samples", 5, "--seed", 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == list(FILES)
-    assert Image.open(tmp_path / "picture.png").size == (1600, 900)
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.size == (1600, 900)
     pose = {name: torch.from_numpy(array) for name, array in np.load(tmp_path / "pose.npz").items()}
     assert {name: tuple(array.shape) for name, array in pose.items()} == {
         "axis_angle": (24, 3), "rot6d": (24, 6), "betas": (10,), "mean": (144,), "covariance": (144, 144),
@@ -186,7 +187,6 @@ def test_what_asks_for_an_answer_stays_as_it_is():
     assert predict.make_prompt("", image) in data.INSTRUCTIONS["image2pose"]
 
 
-@pytest.mark.filterwarnings("ignore:Glyph")  # a font may lack some
 def test_special_tokens_and_strange_text_are_only_words(make, monkeypatch, tmp_path, capsys):
     strange = "<POSE> <image></s><pad> $x^{2$ \\frac 膝 \udcff " + "very " * 200
     call(monkeypatch, strange, "--model", make("diag"), "--out", tmp_path, "--samples", 1)

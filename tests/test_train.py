@@ -1,7 +1,9 @@
-"""The whole chain in small: what it leaves, that a second call reuses it, that a seed is enough, that AMASS does."""
+"""The whole chain in small: what it leaves, that a second call reuses it, that AMASS does. That the same seed ends in the
+same bits, test_resume.py shows."""
 
 import json
 import sys
+from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ import torch
 from torch.distributions import Independent, Normal
 
 import evaluate
+import pictures
 import train_rft
 import train_sft
 from body import matrix_to_axis_angle, matrix_to_rot6d, axis_rotation
@@ -30,6 +33,8 @@ SMALL = ["--train_poses", "96", "--eval_poses", "24", "--encoder_steps", "4", "-
 
 
 def run(monkeypatch, module, *arguments: str) -> None:
+    """A script. Answers of a policy that has learned nothing end after 16 tokens."""
+    monkeypatch.setattr(PosePolicy, "sample", partialmethod(PosePolicy.sample, max_tokens=16))
     monkeypatch.setattr(sys, "argv", [module.__name__ + ".py", *arguments])
     module.main()
 
@@ -101,12 +106,6 @@ def test_evaluate_gives_the_metrics_of_the_run(chain, monkeypatch, tmp_path, cap
     assert "R@5" in capsys.readouterr().out
 
 
-def test_another_run_with_the_same_seed_is_the_same(chain, monkeypatch, tmp_path):
-    _, metrics = chain
-    run(monkeypatch, train_rft, "--out", str(tmp_path / "again"), *SMALL)
-    assert json.loads((tmp_path / "again" / "metrics.json").read_text()) == metrics
-
-
 def test_a_folder_of_another_run_is_refused(chain, monkeypatch):
     out, _ = chain
     with pytest.raises(ValueError, match="seed = 0, not 1.*--out"):
@@ -115,6 +114,8 @@ def test_a_folder_of_another_run_is_refused(chain, monkeypatch):
 
 def test_the_chain_runs_on_motion_capture(monkeypatch, tmp_path):
     write_amass(tmp_path / "mocap")
+    for name in ("before_after", "curves"):  # drawn by the chain above
+        monkeypatch.setattr(pictures, name, lambda *args, **kwargs: None)
     run(monkeypatch, train_rft, "--poses", str(tmp_path / "mocap"), "--out", str(tmp_path / "runs"), *SMALL)
     metrics = json.loads((tmp_path / "runs" / "metrics.json").read_text())
     assert metrics["rft"]["n"] == 12  # all the test poses there are

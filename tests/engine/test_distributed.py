@@ -123,7 +123,8 @@ def test_two_processes_are_one_with_the_whole_batch(start, whole):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                                "OMP_NUM_THREADS": str(torch.get_num_threads())}
+                                "OMP_NUM_THREADS": str(torch.get_num_threads()),
+                                "OMP_WAIT_POLICY": "passive"}  # two processes on the same cores do not spin
     workers = [subprocess.Popen([sys.executable, "-c", WORKER.format(
         root=str(ROOT), folder=str(start),
         seeds={stage: seed for stage, (seed, *_) in whole.items()})],

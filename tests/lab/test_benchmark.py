@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from engine.saving import save_policy
 from lab import benchmark
 from lab import soak
 from model import PosePolicy
+from poses import sample_poses
 from test_model import CORPUS
 from builtin.tiny import build_tiny
 
@@ -104,7 +106,9 @@ def test_a_wrong_folder_is_named(folders, monkeypatch, tmp_path):
         run(monkeypatch, "--repeats", "0")
 
 
-def test_a_long_run_is_watched(monkeypatch, tmp_path, capsys):
+def test_a_long_run_is_watched(short_answers, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(soak, "build_tiny", partial(build_tiny, hidden_size=32, layers=1))
+    monkeypatch.setattr(soak, "sample_poses", lambda count, rng: sample_poses(24, rng))
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--soak", "20", "--json", str(tmp_path / "soak.json")])
     benchmark.main()
     made = json.loads((tmp_path / "soak.json").read_text())

@@ -72,7 +72,7 @@ def test_a_claim_has_a_row_for_each_of_its_comparisons_and_says_how_many_hold():
     assert table.count("| form |") == 2 and "| ✗ |" in table
 
 
-def test_the_long_runs_are_drawn_and_the_furthest_fall_is_told(tmp_path, monkeypatch, capsys):
+def test_the_long_runs_are_drawn_and_the_furthest_fall_is_told(short_answers, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["experiments.py", "--quick", "--seeds", "1", "--out", str(tmp_path / "runs"),
                                      "--stability", str(tmp_path / "s.png"), "--json", str(tmp_path / "s.json")])
     experiments.main()
