@@ -167,7 +167,7 @@ def main() -> None:
         raise ValueError(f"--eval_poses {count}: must be 1 or more")
     policy, body = load_policy(config.model).to(device), load_body(config.body)
     judge = Retriever.from_pretrained(config.judge or Path(config.model).parent / "judge").to(device)
-    test = load_splits(config.poses, {"test": count}, seed, body_model=body, size=policy.picture)["test"]
+    test = load_splits(config.poses, {"test": count}, seed, body_model=body, size=policy.image_size)["test"]
     train = load_splits(config.poses, {"train": 8000}, seed, images=False)["train"]
     result = evaluate(policy, test, judge, body.to(device), count, seed)
     result["floors"] = floors(policy, train, test, judge, body, count, seed)
