@@ -17,7 +17,7 @@ from body import JOINT, axis_angle_to_matrix, matrix_to_rot6d, remove_heading, r
 from builtin.tiny import build_tiny
 from engine import runtime
 from engine.saving import load_policy, save_policy
-from lab import prediction_picture
+from lab import prediction_files
 from model import PosePolicy
 from real import photos
 from real.smpl import body_vertices, load_body
@@ -61,7 +61,7 @@ def answers_with_a_pose(monkeypatch):
 
     monkeypatch.setattr(PosePolicy, "encode", encode)
     monkeypatch.setattr(PosePolicy, "sample", forced)
-    monkeypatch.setattr(prediction_picture, "SIZE", 48)  # small pictures: these tests look at no pixel of a body
+    monkeypatch.setattr(prediction_files, "SIZE", 48)  # small pictures: these tests look at no pixel of a body
 
 
 def call(monkeypatch, *arguments) -> None:
