@@ -85,7 +85,7 @@ class PosePolicy(nn.Module):
         self.frozen_features.clear()
 
     def frozen_copy(self) -> "PosePolicy":
-        """This policy as it is now, not to be taught: the reference. What is frozen is shared with it, not copied, so
+        """This policy as it is now, never trained: the reference. What is frozen is shared with it, not copied, so
         that with an adapter no second model is held."""
         shared = {id(p): p for p in self.parameters() if not p.requires_grad}
         shared[id(self.frozen_features)] = self.frozen_features

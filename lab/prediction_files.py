@@ -72,8 +72,8 @@ def draw(path: Path, body, asked: str, image: np.ndarray | None, answer: str, li
         if len(pixels) == SIZE:  # leave out the empty columns on either side
             axis.set_xlim(SIZE / 2 * (1 - wide), SIZE / 2 * (1 + wide))
 
-    seen = ("front", "from its left") if image is None else ("as the camera sees it", "from the side")
-    for i, (title, pixels) in enumerate(zip((*seen, "standard deviation, cm"), (*means, *heat))):
+    titles = ("front", "from its left") if image is None else ("as the camera sees it", "from the side")
+    for i, (title, pixels) in enumerate(zip((*titles, "standard deviation, cm"), (*means, *heat))):
         show((0.23 + 0.24 * i, 0.33, 0.235, 0.6), pixels, title)
     bar = figure.colorbar(scale, cax=figure.add_axes((0.955, 0.38, 0.008, 0.5)))
     bar.ax.tick_params(labelsize=13)
