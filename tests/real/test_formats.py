@@ -332,7 +332,7 @@ def test_training_and_predict_read_the_same_pixels(tmp_path):
 
 def test_pictures_are_opened_when_an_example_is_drawn_and_not_before(tmp_path, monkeypatch):
     opened, real = [], Image.open
-    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or real(path))
+    monkeypatch.setattr(Image, "open", lambda path, **options: opened.append(path) or real(path, **options))
     mixture = read(tmp_path, monkeypatch, "spin")
     assert not opened
     mixture.draw({"image2pose": 1.0}, 3, RNG(0))
