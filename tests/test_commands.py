@@ -88,7 +88,7 @@ def commands() -> set[str]:
     for page in PAGES:
         text = page.read_text()
         found += re.findall(r"^    ((?:python|pip|torchrun) .*?)(?:  +#.*)?$", text, re.MULTILINE)
-        found += re.findall(r"`((?:python (?:-m )?|pip |torchrun )[^`]*)`", text)
+        found += re.findall(r"`(?:[A-Z_]+=\d+ )?((?:python (?:-m )?|pip |torchrun )[^`]*)`", text)
     return {" ".join(command.split()) for command in found}
 
 

@@ -83,6 +83,19 @@ def test_the_short_table_in_the_readme_is_that_of_the_metrics():
     assert table in README, "README.md should hold\n" + table
 
 
+def test_what_another_number_of_threads_changes_is_as_measured():
+    runs = [written(name)[stage] for name in ("metrics.json", "metrics_one_thread.json") for stage in ("sft", "rft")]
+    for title, digits, keys in (("statements held, sampled pose", 3, ("text2pose", "statements_sampled")),
+                                ("R@5 under the judge", 3, ("text2pose", "judge_r5")),
+                                ("diversity, mm", 0, ("text2pose", "diversity_mm")),
+                                ("MPJPE of the mean pose, mm", 1, ("image2pose", "mpjpe_mean")),
+                                ("MPJPE of sampled poses, mm", 1, ("image2pose", "mpjpe_sampled")),
+                                ("descriptions", 3, ("description", "statements_held")),
+                                ("questions", 3, ("vqa_accuracy",))):
+        cells = [f"{value(run, keys):.{digits}f}".removeprefix("0") for run in runs]
+        assert f"| {title} | {' | '.join(cells)} |" in PAGES["docs/reproducibility.md"], cells
+
+
 def test_claims_are_those_that_the_experiments_found():
     found = written("claims.json")["claims"] | written("covariance.json")["claims"]
     claims = {int(number): comparisons for number, comparisons in found.items()}
