@@ -7,7 +7,7 @@ evaluates. Without torchrun there is one process, and nothing here does anything
 Why not accelerate (1.15), which peft brings along: its prepare() wraps a model in DistributedDataParallel, which adds
 gradients up in the hooks of one forward, where a step here calls `sample` and `log_prob`, several times, and averages
 them over processes, where parts weigh as many answers and poses as they have; its loaders split a batch only evenly, or
-repeat some examples; its save_state writes several files one after the other, none replaced as a whole, and of numpy the
+repeat examples; its save_state writes several files one after the other, none replaced as a whole, and of numpy the
 global random state, not a generator's; its half precision is autocast of all that the model computes, where here only
 weights that are not trained are halved, so that ratios stay exact.
 Read next: engine/checkpoint.py.
