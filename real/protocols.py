@@ -186,8 +186,8 @@ def protocol_examples(config: ProtocolConfig, policy: PosePolicy,
 
 @torch.no_grad()
 def follow_protocol(name: str, policy: PosePolicy, examples: Sequence[Example], body, instrument, seed: int) -> dict:
-    """A protocol's numbers for each example, name -> (n, ..). instrument: what 3dpw-14 (a regressor) and posescript (the
-    judge) measure with."""
+    """A protocol's numbers for each example, name -> (n, ..). instrument: what 3dpw-14 (a regressor) and posescript
+    (the judge) measure with."""
     true = torch.stack([e.rotmats for e in examples]).to(policy.device)
     betas = torch.stack([e.betas for e in examples]).to(policy.device)
     if name == "calibration":
