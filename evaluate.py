@@ -20,7 +20,7 @@ from transformers import HfArgumentParser
 from body import forward_kinematics, remove_heading
 from builtin.retriever import Retriever
 from data import Split, load_splits
-from engine.runtime import pick_device, run
+from engine.runtime import check_outputs, pick_device, run
 from engine.saving import load_policy
 from lab.floors import floors
 from lab.metrics import (best_of, bootstrap, commonest_answer_accuracy, description_scores, errors_24, eval_examples,
@@ -30,7 +30,6 @@ from real.smpl import load_body
 
 SAMPLES = 8  # poses drawn for each prompt
 QUESTIONS = 4  # asked about each picture
-
 
 # ---------------------------------------------------------------- four tasks: their numbers, and those of each example
 
@@ -100,7 +99,7 @@ def evaluate(policy: PosePolicy, split: Split, judge: Retriever, body, count: in
         text_to_pose(policy, split, judge, count, seed), image_to_pose(policy, split, body, count, seed),
         descriptions(policy, split, count, seed), questions(policy, split, count, seed))
     form = {"format_rate": np.mean([part["format_rate"] for part in parts], 0)}  # (N,)
-    each = parts[0] | parts[1] | parts[2] | parts[3] | form
+    each = {name: values for part in (*parts, form) for name, values in part.items()}
     intervals = {"fid": text.pop("fid_interval")} | {name: bootstrap(x, seed) for name, x in each.items()}
     return {"text2pose": text, "image2pose": image, "description": said, **asked, **means(form),
             "n": len(split.rotmats[:count]), "intervals": intervals}
@@ -162,16 +161,17 @@ class EvaluateConfig:
 
 def main() -> None:
     config, = HfArgumentParser(EvaluateConfig, description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
+    check_outputs(json=config.json)
     device, count, seed = pick_device(config.device), config.eval_poses, config.seed
     if count < 1:
         raise ValueError(f"--eval_poses {count}: must be 1 or more")
     policy, body = load_policy(config.model).to(device), load_body(config.body)
     judge = Retriever.from_pretrained(config.judge or Path(config.model).parent / "judge").to(device)
-    test = load_splits(config.poses, {"test": count}, seed, body_model=body, size=policy.picture)["test"]
+    test = load_splits(config.poses, {"test": count}, seed, body_model=body, size=policy.image_size)["test"]
     train = load_splits(config.poses, {"train": 8000}, seed, images=False)["train"]
     result = evaluate(policy, test, judge, body.to(device), count, seed)
-    result["floors"] = floors(policy, train, test, judge, body, count, seed)
-    print(table({"blind": result["floors"], Path(config.model).name: result}))
+    blind = result["floors"] = floors(policy, train, test, judge, body, count, seed)
+    print(table({"blind": blind, Path(config.model).name: result}))
     if config.json:
         Path(config.json).write_text(json.dumps(result, indent=1) + "\n")
 

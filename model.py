@@ -27,6 +27,7 @@ from real.prompts import ImageFeatures, Prompt, chat_frames, encode_prompts, ima
 
 
 class Rollout(NamedTuple):
+    """What `sample` drew: B prompts, G answers to each, K poses for each answer, T tokens in the longest answer."""
     tokens: Tensor  # (B, G, T) answer tokens, the end token included
     token_mask: Tensor  # (B, G, T) bool, by length
     has_pose: Tensor  # (B, G) bool: the answer holds <POSE>
@@ -36,6 +37,7 @@ class Rollout(NamedTuple):
 
 
 class Scores(NamedTuple):
+    """What `log_prob` says of answers, with gradient; W words in the vocabulary."""
     log_prob: Tensor  # (B, G, T) of the answer's tokens
     log_softmax: Tensor  # (B, G, T, W) of the whole vocabulary
     pose: Distribution  # batch (B, G), event (144,): at the first <POSE> (meaningless where there is none)
@@ -85,7 +87,7 @@ class PosePolicy(nn.Module):
         self.frozen_features.clear()
 
     def frozen_copy(self) -> "PosePolicy":
-        """This policy as it is now, not to be taught: the reference. What is frozen is shared with it, not copied, so
+        """This policy as it is now, never trained: the reference. What is frozen is shared with it, not copied, so
         that with an adapter no second model is held."""
         shared = {id(p): p for p in self.parameters() if not p.requires_grad}
         shared[id(self.frozen_features)] = self.frozen_features

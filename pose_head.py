@@ -1,8 +1,7 @@
 """The Gaussian pose head (Pose-RFT eq. 2): from the hidden state at <POSE> to a distribution over body poses.
 
     N(p; mu(h), Sigma(h)),   p in R^144: the first two columns of 24 rotation matrices, raw, before Gram-Schmidt
-The density is that of the raw numbers, so it is exact, and Gram-Schmidt is left to the world that rewards the pose.
-Beside the head stand the draws of a rollout, words and poses, from random numbers that depend on a seed alone.
+The density is that of the raw numbers, hence exact; rewards see the rotations. Also here: the draws of a rollout.
 Read next: rewards.py, which says how good the drawn poses and words are.
 """
 
@@ -32,8 +31,7 @@ class PoseHead(nn.Module):
         self.covariance, self.rank, self.sigma_floor = covariance, rank, sigma_floor
         width = 2 * hidden_size
         self.trunk = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, width), nn.GELU())
-        self.mean = nn.Linear(width, POSE_DIM)
-        self.sigma = nn.Linear(width, POSE_DIM)
+        self.mean, self.sigma = nn.Linear(width, POSE_DIM), nn.Linear(width, POSE_DIM)
         self.correlation = nn.Linear(width, sizes[covariance]) if sizes[covariance] else None
         nn.init.zeros_(self.sigma.weight)
         nn.init.constant_(self.sigma.bias, -1.5)  # softplus: standard deviations start near 0.2
@@ -76,8 +74,7 @@ def draw_poses(pose: Distribution, noise: Tensor) -> Tensor:
 
 def draw_tokens(odds: Tensor, uniform: Tensor) -> Tensor:
     """An index (...) from each row of odds (..., W), by inverting its cumulative sum at uniform (...): one random
-    number a row, where `torch.multinomial` draws one a word and takes 16 times as long (72 rows, 1,200 words, CPU).
-    A number on the boundary between two words gives either, by rounding error (1e-7) alone."""
+    number a row, where `torch.multinomial` draws one a word and takes 16 times as long (72 rows, 1,200 words, CPU)."""
     cumulative = odds.cumsum(-1)  # (..., W)
     place = cumulative[..., -1:] * uniform[..., None]  # (..., 1)
     return torch.searchsorted(cumulative, place, right=True).squeeze(-1).clamp_max(odds.shape[-1] - 1)

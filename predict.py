@@ -2,15 +2,9 @@
 
     python predict.py "kneeling on the left knee, right hand above the head"
     python predict.py --image photo.jpg [--prompt "Which hand is higher?"]
-The folder --out gets `picture.png`, `body.obj` (the mean pose in metres, y up, as Blender's importer expects) and
-`pose.npz`, float32, in SMPL's own frame (y up; an upright body with the identity at its root looks along +z):
-    axis_angle (24, 3)   the mean pose: `global_orient` and `body_pose` of any SMPL implementation, radians
-    rot6d (24, 6)        the same rotations, the first two columns of each matrix
-    betas (10,)          zeros: the policy says nothing of the body's shape
-    mean (144,), covariance (144, 144)   the raw Gaussian over 24 x 6 numbers, before they are made rotations
-    samples (K, 24, 3)   poses drawn from it, axis-angle
-The built-in policy was taught on rendered people in 64 pixels, so a photo asks much of it: one person, filling it.
-Read next: `sample` in model.py, where the answer and the Gaussian come from.
+The folder --out gets picture.png, body.obj and pose.npz; lab/prediction_files.py writes them and says what they hold.
+The built-in policy was trained on rendered people in 64 pixels, so a photo asks much of it: one person, filling it.
+Read next: docs/your_own_reward.md, to change what a policy learns.
 """
 
 from argparse import SUPPRESS
@@ -27,42 +21,18 @@ from torch.distributions import Independent
 from transformers import HfArgumentParser
 
 import captions
-from body import matrix_to_axis_angle, matrix_to_rot6d, remove_heading, rot6d_to_matrix
-from data import INSTRUCTIONS
+from body import remove_heading, rot6d_to_matrix
+from builtin.free_text import make_prompt
 from engine.runtime import pick_device, run
 from engine.saving import load_policy
-from lab.prediction_picture import GHOSTS, SHOWN, draw
+from lab.prediction_files import GHOSTS, SHOWN, draw, write_pose
 from model import PosePolicy
 from pose_head import POSE_DIM, draw_poses
 from real.photos import read_image
-from real.smpl import body_vertices, load_body
+from real.smpl import load_body
 
 MAX_TOKENS = 80  # of an answer
 
-
-# ---------------------------------------------------------------- what is asked
-
-_SUBJECTS = "the a an this that these someone somebody person both each he she they his her their it there".split()
-_STATES = {p.split()[3] for s in captions.STATEMENTS for p in s.phrases if p.startswith("the person is ")}  # kneeling
-
-
-def make_prompt(words: str, image: np.ndarray | None) -> str:
-    """What is asked of the policy. Words about an image, and words that ask for an answer, stay as they are. Others are
-    made such a sentence as it was taught on, "arms spread" -> "The person has the arms spread.", in an instruction:
-    sent as a fragment, many would be answered without a pose."""
-    words = " ".join(words.split())
-    if not words and image is None:
-        raise ValueError('describe a pose, as in python predict.py "kneeling on the left knee", or give --image FILE')
-    if image is not None or "?" in words or "smpl pose" in words.lower():
-        return words or INSTRUCTIONS["image2pose"][0]
-    first = words.split()[0].strip(",.!").lower()
-    if first not in _SUBJECTS:
-        is_state = first in _STATES or first.endswith("ing")
-        words = ("The person is " if is_state else "The person has the ") + words[0].lower() + words[1:]
-    return INSTRUCTIONS["text2pose"][0].format(words[0].upper() + words[1:] + "." * (words[-1] not in ".!"))
-
-
-# ---------------------------------------------------------------- what is answered
 
 class Prediction(NamedTuple):
     answer: str
@@ -90,29 +60,12 @@ def predict(policy: PosePolicy, prompt: str, image: np.ndarray | None, samples: 
 
 
 def statement_lines(text: str, rotmats: Tensor) -> list[str]:
-    """A line for each statement of a text: whether it holds of the mean pose, + or -, and in how many samples.
-
-    rotmats: (1 + K, 24, 3, 3), the mean pose first."""
+    """A line for each statement of a text: whether it holds of the mean pose, + or -, and in how many samples; rotmats:
+    (1 + K, 24, 3, 3), the mean pose first."""
     holds, K = captions.pose_holds(rotmats), len(rotmats) - 1  # (1 + K, S)
     return [f"{'+' if holds[0, i] else '-'} {captions.STATEMENTS[i].key}: {holds[1:, i].sum()} of {K} samples"
             for i in captions.parse(text)]
 
-
-# ---------------------------------------------------------------- what is written
-
-def write_pose(folder: Path, body, prediction: Prediction) -> None:
-    """`pose.npz` and `body.obj`, as the top of this file says."""
-    _, _, mean, covariance, rotmats = prediction
-    axis_angle, betas = matrix_to_axis_angle(rotmats), torch.zeros(10)
-    np.savez(folder / "pose.npz", axis_angle=axis_angle[0], rot6d=matrix_to_rot6d(rotmats[0]), betas=betas, mean=mean,
-             covariance=covariance, samples=axis_angle[1:])
-    vertices = body_vertices(body, rotmats[:1], betas[None])[0][0]
-    lines = [f"v {x:.6f} {y:.6f} {z:.6f}" for x, y, z in vertices.tolist()]
-    lines += [f"f {a} {b} {c}" for a, b, c in (body.faces_tensor + 1).tolist()]  # Wavefront counts from 1
-    (folder / "body.obj").write_text("\n".join(lines) + "\n")
-
-
-# ---------------------------------------------------------------- the command
 
 @dataclass
 class PredictConfig:
@@ -122,8 +75,7 @@ class PredictConfig:
     model: str = field(default="runs/rft", metadata={"help": "folder of a policy"})
     out: str = field(default="prediction", metadata={"help": "folder to write picture.png, pose.npz and body.obj to"})
     samples: int = field(default=64, metadata={"help": f"poses drawn; {GHOSTS} are painted, {SHOWN} on their own"})
-    interactive: bool = field(default=False, metadata={
-        "help": "read sentences (with --image: questions) from the terminal, one a line, until an empty one"})
+    interactive: bool = field(default=False, metadata={"help": "read sentences or questions, one a line, until none"})
     seed: int = field(default=0, metadata={"help": "seed of the samples"})
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
 
@@ -143,7 +95,7 @@ def respond(policy: PosePolicy, body, prompt: str, image: np.ndarray | None, con
     folder = Path(config.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_pose(folder, body, prediction)
+        write_pose(folder, body, *prediction[2:])
         draw(folder / "picture.png", body, prompt, image, prediction.answer, lines, rotmats)
     except OSError as error:
         raise ValueError(f"--out {folder} cannot be written to: {error}") from error

@@ -92,7 +92,7 @@ class RFTConfig:
 def train_rft(policy: PosePolicy, split: Split | Mixture, retriever: Retriever, config: RFTConfig, seed: int,
               validate: Callable[[PosePolicy], dict], out: Path | None = None) -> list[dict]:
     """HyGRPO in place. Returns a row of numbers a step, with those of validate(policy) before the first step, at
-    intervals and at the end. out: folder for rows, samples, and the state from which a run that was stopped goes on."""
+    intervals and at the end. out: folder for rows, samples, and the state from which a stopped run goes on."""
     if (config.normalize == "batch" or config.aggregation != "grpo") and processes() * config.accumulate > 1:
         raise ValueError("--normalize batch, --aggregation bnpo and dr_grpo look at a whole batch at once: not with "
                          "--accumulate or several processes")

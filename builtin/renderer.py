@@ -65,9 +65,9 @@ def render(vertices: Tensor, faces: Tensor, colors: Tensor, size: int, center: T
     bary = bary / bary.sum(0)
     won = _nearest(slot, (bary * z.flatten()[vertex]).sum(0), triangle, B * side * side)
     slot, vertex, bary = slot[won], vertex[:, won], bary[:, won, None]
-    seen = torch.cat([(bary * colors[vertex]).sum(0), torch.ones_like(bary[0])], -1)  # (pixels, 4) colour and coverage
+    drawn = torch.cat([(bary * colors[vertex]).sum(0), torch.ones_like(bary[0])], -1)  # (pixels, 4) colour and coverage
     pixel = slot // side // supersample * size + slot % side // supersample  # index into B size size
-    canvas = torch.zeros(B * size * size, 4, device=z.device).index_add_(0, pixel, seen / supersample ** 2)
+    canvas = torch.zeros(B * size * size, 4, device=z.device).index_add_(0, pixel, drawn / supersample ** 2)
     color, coverage = canvas.view(B, size, size, 4).split([3, 1], -1)
     background = background if background.dim() == 4 else background[:, None, None]
     return ((color + (1 - coverage) * background).clamp(0, 1) * 255).round().to(torch.uint8)

@@ -4,7 +4,7 @@ A loop that is stopped at any moment and started again ends in the same bits as 
 holds together all that the next step depends on: what is trained, the optimiser, the schedule, the random state, the
 step. It is replaced in one move. `log.jsonl` may be ahead of it: what it says of later steps is cut off and made again.
 An update whose loss or gradient is not finite is not made; too many in a row end the run.
-Read next: engine/distributed.py.
+Read next: train_sft.py, whose loop uses it.
 """
 
 import json

@@ -3,7 +3,14 @@
 Every process draws the same batch and takes its own prompts, never a part of a group. Their losses are weighed so that
 the gradients add up to those of the whole batch, and each process makes the same update. The first one writes and
 evaluates. Without torchrun there is one process, and nothing here does anything.
-Read next: train_rft.py.
+
+Why not accelerate (1.15), which peft brings along: its prepare() wraps a model in DistributedDataParallel, which adds
+gradients up in the hooks of one forward, where a step here calls `sample` and `log_prob`, several times, and averages
+them over processes, where parts weigh as many answers and poses as they have; its loaders split a batch only evenly, or
+repeat examples; its save_state writes several files one after the other, none replaced as a whole, and of numpy the
+global random state, not a generator's; its half precision is autocast of all that the model computes, where here only
+weights that are not trained are halved, so that ratios stay exact.
+Read next: engine/checkpoint.py.
 """
 
 import os

@@ -19,6 +19,13 @@ def pick_device(name: str | None = None) -> torch.device:
         raise ValueError(f"--device {name} is not available here ({reason}); try --device {best}") from error
 
 
+def check_outputs(**files: str | None) -> None:
+    """FileNotFoundError where the folder of a file to write, by the name of its flag, is not there: before the work."""
+    for flag, file in files.items():
+        if file and not Path(file).parent.is_dir():
+            raise FileNotFoundError(f"--{flag} {file}: there is no folder {Path(file).parent}")
+
+
 def half_precision(device: torch.device) -> torch.dtype:
     """bfloat16 on a GPU that has it, else float32: for weights that are not trained."""
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32

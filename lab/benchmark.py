@@ -1,14 +1,14 @@
-"""How fast a step of HyGRPO is here against the plain way (plain.py), and where its time goes: `python benchmark.py`.
+"""How fast a step of HyGRPO is here against the plain way (plain.py), and where its time goes.
 
+    python -m lab.benchmark [--vlm DIR] [--json FILE] [--group_sizes 4 8 16 32] [--prompt_tokens 32 256 1024]
+    python -m lab.benchmark --soak 1000 [--json FILE]      # a long run instead: memory, time of a step (soak.py)
 Both ways do the same step on the same model: sampling, rewards, reference, training. Ours runs the prompt once a group
 and keeps the features of images (model.py). The default model is a LLaVA of 9 M parameters, random weights, 196 tokens
 an image. A bias on the logits, the same for both ways, forbids the end token and favours <POSE>, so that every answer
 has all its tokens and nearly always a pose. Timed in turn, medians; each ratio is of one run. Floating-point work is
 what torch's FlopCounterMode counts (products, convolutions, attention in full), against the rate of a large matrix
 product timed in the same run.
-
-    python benchmark.py [--vlm DIR] [--json FILE] [--group_sizes 4 8 16 32] [--prompt_tokens 32 256 1024]
-    python benchmark.py --soak 1000 [--json FILE]          # a long run instead: memory, time of a step (soak.py)
+Read next: plain.py, the way it is compared with.
 """
 
 import json
@@ -41,7 +41,7 @@ from pose_head import POSE_DIM, draw_poses
 from builtin.poses import sample_poses
 from real.hub import load_vlm
 from builtin.retriever import Retriever
-from engine.runtime import pick_device, run
+from engine.runtime import check_outputs, pick_device, run
 from lab.soak import peak_memory, reset_peak_memory, soak
 from builtin.tiny import PoseEncoder, build_tiny
 
@@ -97,15 +97,15 @@ def load_policy_or_vlm(folder: str) -> PosePolicy:
     return PosePolicy(*load_vlm(folder, torch.float32), PoseEncoder())
 
 
-def steer(policy: PosePolicy) -> None:
+def force_answers(policy: PosePolicy) -> None:
     """Change the logits of every pass: no end token, no token that stands for a feature, <POSE> a quarter of the time,
     whatever the weights are."""
     never = torch.tensor([policy.tokenizer.eos_token_id, policy.image_id, policy.pose_feature_id, policy.pose_id])
 
-    def steered(module, inputs, logits: Tensor) -> Tensor:  # (..., W)
+    def forced(module, inputs, logits: Tensor) -> Tensor:  # (..., W)
         logits = logits.index_fill(-1, never.to(logits.device), -1e4)
         return logits.index_copy(-1, never[3:].to(logits.device), logits.logsumexp(-1, keepdim=True) - np.log(3))
-    policy.vlm.get_output_embeddings().register_forward_hook(steered)
+    policy.vlm.get_output_embeddings().register_forward_hook(forced)
 
 
 def make_examples(policy: PosePolicy, count: int, tokens: int) -> list[Example]:
@@ -193,7 +193,7 @@ def measure(policy: PosePolicy, retriever: Retriever, P: int, G: int, config: Be
     device, dtype, B = policy.device, next(policy.vlm.parameters()).dtype, config.prompts
     reference = policy.frozen_copy()
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-6, fused=True)
-    go = partial(step, config=config, reference=reference, retriever=retriever, optimizer=optimizer)
+    run_step = partial(step, config=config, reference=reference, retriever=retriever, optimizer=optimizer)
     examples = make_examples(policy, B, P)
     images, work, one_row = defaultdict(float), defaultdict(float), defaultdict(float)
     policy.frozen_features.clear()
@@ -204,8 +204,8 @@ def measure(policy: PosePolicy, retriever: Retriever, P: int, G: int, config: Be
         PlainWay(policy, examples[:plain_prompts], G, config.micro_batch), examples[:plain_prompts])}
     one_each = PlainWay(policy, examples, 1)  # a single answer a prompt, for `generate`
     one_each.prepare()
-    go(*ways["ours"], partial(counted, work))  # warms up as well
-    go(PlainWay(policy, examples[:1], 1), examples[:1], partial(counted, one_row))  # all B x G rows are the same work
+    run_step(*ways["ours"], partial(counted, work))  # warms up as well
+    run_step(PlainWay(policy, examples[:1], 1), examples[:1], partial(counted, one_row))  # all rows are the same work
     runs, rates, peaks = {"ours": [], "plain": [], "others": []}, [], {}
     for repeat in range(config.repeats):
         for name, (way, prompts) in ways.items():
@@ -214,7 +214,7 @@ def measure(policy: PosePolicy, retriever: Retriever, P: int, G: int, config: Be
             reset_peak_memory(device)
             seconds = defaultdict(float)
             with timed(seconds, "step"):
-                go(way, prompts, partial(timed, seconds))
+                run_step(way, prompts, partial(timed, seconds))
             seconds["rest"] = seconds["step"] - sum(seconds[part] for part in PARTS if part != "rest")
             runs[name].append(seconds)
             peaks[name] = peak_memory(device)
@@ -237,7 +237,7 @@ def measure(policy: PosePolicy, retriever: Retriever, P: int, G: int, config: Be
            "of_rate": {part: work[part] / ours[part] / rate for part in ("sampling", "reference", "training")}}
     row["of_rate"]["step"] = sum(work.values()) / ours["step"] / rate
     if device.type == "cpu":
-        row["kinds"] = kinds_of_operation(lambda: go(*ways["ours"], partial(timed, defaultdict(float))))
+        row["kinds"] = kinds_of_operation(lambda: run_step(*ways["ours"], partial(timed, defaultdict(float))))
     return row
 
 
@@ -289,7 +289,7 @@ def compare(config: BenchmarkConfig, device: torch.device) -> dict:
     policy = load_policy_or_vlm(config.vlm) if config.vlm else PosePolicy(
         *build_llava(corpus(make_split(sample_poses(200, rng), rng), 1000, rng)))
     policy = policy.to(device).eval()
-    steer(policy)
+    force_answers(policy)
     retriever = Retriever(policy.tokenizer.backend_tokenizer).to(device).eval().requires_grad_(False)
     size = sum(p.numel() for p in policy.vlm.parameters()) / 1e6
     machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{device}, {torch.get_num_threads()} threads"
@@ -315,8 +315,7 @@ def main() -> None:
     if min([*config.group_sizes, *config.prompt_tokens, config.prompts, config.new_tokens, config.poses_per_answer,
             config.repeats, config.micro_batch]) < 1:
         raise ValueError("sizes, counts and repeats must be 1 or more")
-    if config.json and not Path(config.json).parent.is_dir():
-        raise FileNotFoundError(f"--json {config.json}: there is no folder {Path(config.json).parent}")
+    check_outputs(json=config.json)
     device = pick_device(config.device)
     made = soak(config.soak, device) if config.soak else compare(config, device)
     if config.json:

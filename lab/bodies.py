@@ -1,4 +1,6 @@
-"""What the pictures of a run are made of: bodies on white, each filling its picture, and what was asked."""
+"""What the pictures of a run are made of: bodies on white, each filling its picture, and what was asked.
+
+Read next: pictures.py, which puts them into rows."""
 
 import textwrap
 

@@ -1,4 +1,6 @@
-"""The picture of `python -m real.protocols --protocol calibration --plot FILE`: does sigma tell the truth?"""
+"""The picture of `python -m real.protocols --protocol calibration --plot FILE`: does sigma tell the truth?
+
+Read next: ../real/protocols.py, which measures what is drawn here."""
 
 from pathlib import Path
 

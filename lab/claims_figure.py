@@ -1,4 +1,6 @@
-"""The picture of `python -m lab.experiments --figure FILE`, from the results of its arms."""
+"""The picture of `python -m lab.experiments --figure FILE`, from the results of its arms.
+
+Read next: experiments.py, which runs them."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """The paper's claims, tried on the built-in world with a shorter HyGRPO. Prints a table a claim (docs/claims.md).
 
     python -m lab.experiments [--claims 1 4 7] [--seeds 0 1 2] [--out runs_experiments] [--quick]
-    python -m lab.experiments --stability stability.png      # ten times the steps, with and without KL: one seed, no table
+    python -m lab.experiments --stability stability.png      # ten times the steps, with and without KL; no table
 Arms of one seed share their pictures, image encoders, SFT start and retrieval models, so that they differ in what is
 asked and in nothing else. A comparison is made seed by seed (paired); it holds when every seed agrees. The retrieval
 model that judges is not the one that rewards.
@@ -29,7 +29,7 @@ from builtin.tiny import PoseEncoder
 from builtin.tiny_encoders import train_encoders
 from data import Split
 from engine.checkpoint import atomic_write, check_folder
-from engine.runtime import pick_device, run
+from engine.runtime import check_outputs, pick_device, run
 from engine.saving import load_policy, save_policy
 from engine.world import WorldConfig, build_policy, keep_features, load_world
 from lab import claims_figure
@@ -175,8 +175,8 @@ def table(claims: dict[int, list[dict]]) -> str:
         return f"{number:.{digits}f} ± {spread:.{digits}f}"
     lines = []
     for number, comparisons in claims.items():
-        held = sum(c["holds"] for c in comparisons)
-        lines += [f"**{number}. {CLAIMS[number][0]}.** {held} of {len(comparisons)} comparisons hold "
+        holding = sum(c["holds"] for c in comparisons)
+        lines += [f"**{number}. {CLAIMS[number][0]}.** {holding} of {len(comparisons)} comparisons hold "
                   f"(`--claims {number}`).", "", "| measure | first arm | | second arm | first is better | holds |",
                   "| --- | --- | --- | --- | --- | --- |"]
         lines += [f"| {c['measure']} | *{c['arm']}* {show(c['mean'][0], c['std'][0])} "
@@ -198,12 +198,12 @@ def stability(world: Seed, path: Path) -> dict:
     axes = figure.subplots(1, 4)
     for name, color in zip(LONG, (BLUE, ORANGE)):
         curves = world.run(f"long, {name}")["curves"]
-        held = [share for _, share in curves["val_statements_sampled"]]
-        lost = max(max(held[:i + 1]) - share for i, share in enumerate(held))
+        shares = [share for _, share in curves["val_statements_sampled"]]
+        lost = max(max(shares[:i + 1]) - share for i, share in enumerate(shares))
         thin = {measure: points[::max(1, len(points) // 150)] for measure, points in curves.items()}
         report[name] = {"lost": lost, "curves": thin}
-        print(f"{name}: {curves['val_statements_sampled'][-1][0]} steps; statements held {held[0]:.3f} before, at best "
-              f"{max(held):.3f}, at the end {held[-1]:.3f}; never more than {lost:.3f} below the best before")
+        print(f"{name}: {curves['val_statements_sampled'][-1][0]} steps; statements held {shares[0]:.3f} before, at "
+              f"best {max(shares):.3f}, at the end {shares[-1]:.3f}; never more than {lost:.3f} below the best before")
         for axis, (measure, title) in zip(axes, panels.items()):
             plot_smoothed(axis, curves[measure], 1 if measure.startswith("val_") else 30, color=color, label=name)
             axis.set(title=title, xlabel="HyGRPO step")
@@ -219,6 +219,7 @@ def main() -> None:
     unknown = set(config.claims) - set(CLAIMS)
     if unknown:
         raise ValueError(f"--claims {' '.join(map(str, unknown))}: choose from {', '.join(map(str, CLAIMS))}")
+    check_outputs(json=config.json, figure=config.figure, stability=config.stability)
     if config.stability:
         report = stability(Seed(config, config.seeds[0]), Path(config.stability))
     else:

@@ -59,10 +59,11 @@ def floors(policy: PosePolicy, train: Split, split: Split, judge: Retriever, bod
                             judge.encode_pose(rotmats))  # (n, dim) each
     words = pose_holds(split.image_rotmats[:count])[:, train.base_rates().argmax()]  # the statement that mostly holds
 
-    seen, betas = split.image_rotmats[:count].to(policy.device), split.betas[:count].to(policy.device)
+    camera_rotmats, betas = split.image_rotmats[:count].to(policy.device), split.betas[:count].to(policy.device)
     def errors(rot6d: Tensor) -> dict[str, float]:  # (n, 144)
         guess = rot6d_to_matrix(rot6d.unflatten(-1, (24, 6)))
-        found = errors_24({"mean": guess, "samples": guess[:, None]}, seen, betas, body)
+        found = errors_24({"mean": guess, "samples": guess[:, None]}, camera_rotmats, betas,
+                          body)
         return {name: values.mean().item() for name, values in found.items()}
     true = matrix_to_rot6d(train.image_rotmats).flatten(1).to(policy.device)  # (N, 144)
     result = {

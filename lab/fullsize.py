@@ -1,6 +1,6 @@
 """A hub model at its full size: how long a step of either stage takes, and how much memory.
 
-    python fullsize.py [--json FILE]
+    python -m lab.fullsize [--json FILE]
 SmolVLM-256M's architecture (as its config on the hub has it) with random weights, LoRA of rank 16 and pictures of 224
 pixels: one step of SFT with images new and with images kept, one of HyGRPO with G = 4. The checkpoint is written to a
 temporary folder and read as any other. Its tokenizer is that of `tiny`, under a vocabulary of the real size.
@@ -19,11 +19,11 @@ from transformers import (AutoModelForImageTextToText, HfArgumentParser, Idefics
 
 import train_rft
 import train_sft
-from lab.benchmark import steer
+from lab.benchmark import force_answers
 from data import corpus, make_split
 from builtin.poses import sample_poses
 from builtin.retriever import Retriever
-from engine.runtime import pick_device, run
+from engine.runtime import check_outputs, pick_device, run
 from lab.soak import peak_memory, reset_peak_memory
 from builtin.tiny import build_tiny
 
@@ -58,6 +58,7 @@ class FullSizeConfig:
 
 def main() -> None:
     config, = HfArgumentParser(FullSizeConfig, description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
+    check_outputs(json=config.json)
     device, rng, rows, began = pick_device(config.device), np.random.default_rng(0), [], time.time()
     split = make_split(sample_poses(2, rng), rng, 224)
 
@@ -85,7 +86,7 @@ def main() -> None:
         train_sft.train_sft(policy, split, sft, 0)
         note("SFT step, 2 examples, images kept")
         tokens = len(policy.image_features(list(split.images))[0].ids)
-        steer(policy)  # random weights hardly ever say <POSE>
+        force_answers(policy)  # random weights hardly ever say <POSE>
         retriever = Retriever(policy.tokenizer.backend_tokenizer).to(device).eval().requires_grad_(False)
         began = time.time()
         train_rft.train_rft(policy, split, retriever, train_rft.RFTConfig(rft_steps=1, prompts=2, group_size=4), 0,

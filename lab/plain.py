@@ -65,12 +65,13 @@ class PlainWay:
     @torch.no_grad()
     def sample(self, poses: int, tokens: int) -> Rollout:
         self.prepare()
-        seen = []  # the state that foretells each token; that of a <POSE> in the last place is never computed
-        hook = self.policy.vlm.get_output_embeddings().register_forward_pre_hook(lambda _, x: seen.append(x[0][:, -1]))
+        states = []  # the state that foretells each token; that of a <POSE> in the last place is never computed
+        hook = self.policy.vlm.get_output_embeddings().register_forward_pre_hook(
+            lambda module, inputs: states.append(inputs[0][:, -1]))
         ids = self.generate(tokens)
         hook.remove()
         at_pose = ((ids == self.policy.pose_id).float().argmax(-1) + 1).clamp_max(tokens - 1)
-        hidden = torch.stack(seen, 1)[torch.arange(len(ids), device=ids.device), at_pose]  # (R, H)
+        hidden = torch.stack(states, 1)[torch.arange(len(ids), device=ids.device), at_pose]  # (R, H)
         pose = draw_poses(self.policy.pose_head(hidden), torch.randn(len(ids), poses, POSE_DIM, device=ids.device))
         answers = self.policy.tokenizer.batch_decode(ids)
         group = lambda x: x.unflatten(0, (-1, self.group_size))

@@ -1,6 +1,6 @@
 """A long run of HyGRPO, watched: does memory grow, does a step take longer, how large does the log become?
 
-`python benchmark.py --soak` runs it: 1,000 steps of a small policy, memory and clock read every 100.
+`python -m lab.benchmark --soak 1000` runs it: 1,000 steps of a small policy, memory and clock read every 100.
 """
 
 import ctypes

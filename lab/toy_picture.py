@@ -1,4 +1,6 @@
-"""The picture that toy.py leaves: what the policy answers to four targets before and after, and its curves."""
+"""The picture that toy.py leaves: what the policy answers to four targets before and after, and its curves.
+
+Read next: ../hygrpo.py, the functions that taught it."""
 
 from collections.abc import Sequence
 

@@ -36,9 +36,9 @@ def visible_shares(body, rotmats: Tensor, betas: Tensor) -> Tensor:
     for joints, _ in LIMBS:
         own = torch.isin(owner, torch.tensor(joints))
         colors = (~own).float()[:, None].expand(len(rotmats), -1, 3)  # the limb black, the others white, in any light
-        seen, alone = ((picture(body, rotmats, betas, 96, colors, faces, 1) < 40).all(-1).sum((1, 2)) for faces in
+        visible, alone = ((picture(body, rotmats, betas, 96, colors, faces, 1) < 40).all(-1).sum((1, 2)) for faces in
                        (body.faces_tensor, body.faces_tensor[own[body.faces_tensor].all(1)]))
-        shares.append(torch.from_numpy(seen / alone))
+        shares.append(torch.from_numpy(visible / alone))
     return torch.stack(shares, -1).clamp_max(1)
 
 
@@ -49,8 +49,8 @@ def limb_spread(out: dict, true: Tensor) -> tuple[Tensor, Tensor]:
     return samples.var(1).sum(-1).sqrt(), (place(out["mean"]) - place(true)).norm(dim=-1)
 
 
-def spread_by_group(std: Tensor, miss: Tensor, groups: dict[str, Tensor]) -> dict:
-    """Means of std and miss (N, 4) over groups (N, 4) bool, hands and feet apart; and whether sigma knows where the
+def spread_by_group(std: Tensor, error: Tensor, groups: dict[str, Tensor]) -> dict:
+    """Means of std and error (N, 4) over groups (N, 4) bool, hands and feet apart; and whether sigma knows where the
     mean is wrong: Spearman's rank correlation of the two over the examples, mean over limbs."""
     numbers = {}
     for limb, columns in (("hand", [0, 1]), ("foot", [2, 3])):
@@ -58,9 +58,9 @@ def spread_by_group(std: Tensor, miss: Tensor, groups: dict[str, Tensor]) -> dic
             inside = group[:, columns]
             spread = std[:, columns][inside]
             numbers[f"{limb}, {name}"] = {
-                "n": len(spread), "std_cm": spread.mean().item(), "error_cm": miss[:, columns][inside].mean().item(),
+                "n": len(spread), "std_cm": spread.mean().item(), "error_cm": error[:, columns][inside].mean().item(),
                 "standard_error_cm": (spread.std() / len(spread) ** 0.5).item()}
-    ranks = torch.stack([std, miss]).argsort(1).argsort(1).double()  # (2, N, 4)
+    ranks = torch.stack([std, error]).argsort(1).argsort(1).double()  # (2, N, 4)
     centred = ranks - ranks.mean(1, keepdim=True)
     agree = centred.prod(0).sum(0) / centred.square().sum(1).prod(0).sqrt()  # (4,)
     return numbers | {"rank_correlation": agree.mean().item()}
@@ -96,8 +96,8 @@ def uncertainty(path: Path, policy: PosePolicy, split: Split, body, count: int =
             speaks = torch.tensor([[any(captions.STATEMENTS[i].topic.startswith(words) for i in e.statements)
                                     for _, words in LIMBS] for e in examples])  # (N, 4)
             groups = {"says nothing of it": ~speaks, "speaks of it": speaks}
-        std, miss = limb_spread(out, true)
-        report[kind] = spread_by_group(std, miss, groups)
+        std, error = limb_spread(out, true)
+        report[kind] = spread_by_group(std, error, groups)
         draw_bars(figure.add_subplot(places[row, 4]), title, report[kind])
         # The example, of those not lying, whose hands differ most.
         height = forward_kinematics(out["mean"])[0][:, JOINT["head"], 1]  # metres above the pelvis

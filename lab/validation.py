@@ -1,4 +1,6 @@
-"""A small evaluation while stage two runs: points for the curves, and poses for the picture of the way there."""
+"""A small evaluation while stage two runs: points for the curves, and poses for the picture of the way there.
+
+Read next: curves.py and pictures.py, which draw them."""
 
 import evaluate
 from body import matrix_to_rot6d

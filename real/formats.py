@@ -298,11 +298,11 @@ def read_llava(split: str, faults: Faults, file: str, root: str) -> list[Row]:
 
 # ---------------------------------------------------------------- --data
 
-SEEN = ("image2pose", "image2text", "vqa")
+IMAGE_TASKS = ("image2pose", "image2text", "vqa")
 # Kind: reader, what it reads, the tasks of its rows. Words that are not about a pose are never shown in a mirror.
 KINDS = {"amass": (read_amass_folder, "DIR", ("text2pose",)),
          "posescript": (read_posescript, "DIR,AMASS_DIR", ("text2pose",)),
-         "images": (read_images, "FILE.npz,IMAGE_DIR", SEEN), "3dpw": (read_3dpw, "DIR", SEEN),
+         "images": (read_images, "FILE.npz,IMAGE_DIR", IMAGE_TASKS), "3dpw": (read_3dpw, "DIR", IMAGE_TASKS),
          "rpe": (read_rpe, "FILE.json,IMAGE_DIR", ("image2pose",)),
          "bedlam-script": (read_bedlam_script, "FILE.json,IMAGE_DIR", ("vqa",)),
          "llava": (read_llava, "FILE.json,IMAGE_DIR", ("vqa",))}

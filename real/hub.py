@@ -85,7 +85,7 @@ def add_pose_tokens(tokenizer) -> int:
 @torch.no_grad()
 def check_common_path(policy) -> None:
     """ValueError for a VLM whose own forward does more with an image than model.py does for all families (puts features
-    into its layers, looks ahead inside an image, attends to it from outside): the two must foretell the same token.
+    into its layers, looks ahead inside an image, attends to it from outside): the two must predict the same token.
 
     policy: a model.PosePolicy of it without pose features."""
     vlm, processor = policy.eval().vlm, policy.processor

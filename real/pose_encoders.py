@@ -1,11 +1,11 @@
-"""Pose-aware encoders: the second eye of the policy, pre-trained on pose estimation and frozen (Pose-RFT section 3).
+"""Pose-aware encoders of others: the policy's second image encoder, pre-trained on pose estimation and frozen.
 
-`tiny` trains a small CNN (tiny.py). A real user brings a ViT of transformers by name, such as
-usyd-community/vitpose-base-simple, or HMR2.0's, the paper's own, once it is written in that layout:
+`tiny` trains a small CNN of its own (builtin/tiny.py). In its place comes any ViT of transformers, by name, such as
+usyd-community/vitpose-base-simple, or HMR2.0's, the paper's own (section 3), once it is written in that layout:
 
-    python encoders.py epoch=35-step=1000000.ckpt hmr2_backbone
+    python -m real.pose_encoders epoch=35-step=1000000.ckpt hmr2_backbone
     python train_rft.py --pose_encoder hmr2_backbone
-Read next: model.py, where features of these encoders follow the image's tokens.
+Read next: prompts.py, where features of these encoders follow the image's tokens.
 """
 
 import inspect
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import (AutoBackbone, AutoConfig, AutoImageProcessor, CLIPImageProcessorPil, VitPoseBackbone,
                           VitPoseBackboneConfig)
 
-from real.hub import absolute, fetch
-from engine.runtime import run
 from builtin.tiny import PoseEncoder
+from engine.runtime import run
+from real.hub import absolute, fetch
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -117,7 +117,7 @@ def convert_hmr2(checkpoint: str | Path, folder: str | Path, heads: int = 16) ->
 
 def main() -> None:
     if len(sys.argv) != 3:
-        sys.exit("usage: python encoders.py HMR2_CHECKPOINT FOLDER")
+        sys.exit("usage: python -m real.pose_encoders HMR2_CHECKPOINT FOLDER")
     convert_hmr2(*sys.argv[1:])
     print(f"{sys.argv[2]} can now be given as --pose_encoder")
 

@@ -23,7 +23,7 @@ import captions
 from body import axis_rotation, matrix_to_axis_angle, matrix_to_rot6d, remove_heading
 from builtin.retriever import load_judge
 from data import Example, load_splits
-from engine.runtime import pick_device, run
+from engine.runtime import check_outputs, pick_device, run
 from engine.saving import load_policy
 from lab.metrics import (CHUNK, RECALL_AT, best_of, bootstrap, compare, errors_24, eval_examples, frechet_distance,
                          hits, pa_mpjpe, respond)
@@ -185,8 +185,9 @@ def protocol_examples(config: ProtocolConfig, policy: PosePolicy,
 
 
 @torch.no_grad()
-def follow_protocol(name: str, policy: PosePolicy, examples: Sequence[Example], body, given, seed: int) -> dict:
-    """A protocol's numbers for each example, name -> (n, ..). given: the regressor of 3dpw-14, posescript's judge."""
+def follow_protocol(name: str, policy: PosePolicy, examples: Sequence[Example], body, instrument, seed: int) -> dict:
+    """A protocol's numbers for each example, name -> (n, ..). instrument: what 3dpw-14 (a regressor) and posescript
+    (the judge) measure with."""
     true = torch.stack([e.rotmats for e in examples]).to(policy.device)
     betas = torch.stack([e.betas for e in examples]).to(policy.device)
     if name == "calibration":
@@ -195,7 +196,7 @@ def follow_protocol(name: str, policy: PosePolicy, examples: Sequence[Example], 
     out = respond(policy, examples, 25, seed, greedy=True)
     each = {"no_pose": torch.tensor([float(captions.POSE_TOKEN not in answer) for answer in out["answers"]])}
     if name == "3dpw-14":
-        return each | errors_14(out, true, betas, body, given)
+        return each | errors_14(out, true, betas, body, instrument)
     if name == "best-of-n":
         return each | best_of(out, true, betas, body)
     if name == "posescript":
@@ -203,8 +204,9 @@ def follow_protocol(name: str, policy: PosePolicy, examples: Sequence[Example], 
         held = captions.pose_holds(upright)  # (n, K, S); the mean over no statement is NaN
         return each | {"statements": torch.stack([held[i][:, list(e.statements)].float().mean()
                                                   for i, e in enumerate(examples)]),
-                       "text": given.encode_text([e.caption for e in examples]),
-                       "pose": given.encode_pose(upright[:, 0]), "truth": given.encode_pose(remove_heading(true))}
+                       "text": instrument.encode_text([e.caption for e in examples]),
+                       "pose": instrument.encode_pose(upright[:, 0]),
+                       "truth": instrument.encode_pose(remove_heading(true))}
     if name == "rpe":  # as SMPL's files have it, in the camera's frame
         camera = out["mean"].clone()
         camera[:, 0] = axis_rotation(0, torch.tensor(180.0)).to(true) @ camera[:, 0]
@@ -238,29 +240,30 @@ def report_number(name: str, values: Sequence[Tensor], ids: Sequence[str], confi
 def check_flags(config: ProtocolConfig) -> None:
     """ValueError for flags that do not go together, before anything is loaded."""
     if config.protocol not in PROTOCOLS:
-        raise ValueError(f"--protocol {config.protocol or ''}: choose from {', '.join(PROTOCOLS)}")
+        raise ValueError(f"--protocol {config.protocol or 'NAME'}: choose from {', '.join(PROTOCOLS)}")
     if config.protocol == "rpe" and not all(spec.startswith("rpe:") for spec in config.data or [""]):
         raise ValueError("--protocol rpe asks the questions of RPE-Refined: give --data rpe:FILE.json,IMAGE_DIR")
     if config.plot and config.protocol != "calibration":
         raise ValueError("--plot draws calibration: use it with --protocol calibration")
     if config.eval_poses is not None and config.eval_poses < 1:
         raise ValueError(f"--eval_poses {config.eval_poses}: must be 1 or more")
+    check_outputs(json=config.json, plot=config.plot)
 
 
 def measure(config: ProtocolConfig, device: torch.device) -> tuple[list[str], list[dict[str, Tensor]]]:
     """The ids of the examples, and each policy's numbers for them: name -> (n, ..). --against comes second."""
     body = load_body(config.body).to(device)
-    given = read_regressor(config.regressor).to(device) if config.protocol == "3dpw-14" else None
+    instrument = read_regressor(config.regressor).to(device) if config.protocol == "3dpw-14" else None
     if config.protocol == "posescript":
         runs = sorted({Path(path).resolve().parent for path in (config.model, config.against) if path})
-        given = load_judge(config.judge or Path(config.model).parent / "judge", runs).to(device)
+        instrument = load_judge(config.judge or Path(config.model).parent / "judge", runs).to(device)
     policies = [load_policy(path).to(device) for path in (config.model, config.against) if path]
     if len({policy.image_size for policy in policies}) > 1:
         raise ValueError(f"{config.model} and {config.against} were taught on pictures of different sizes")
     ids, parts = [], [[] for _ in policies]
     for names, examples in protocol_examples(config, policies[0], PROTOCOLS[config.protocol][0]):
         for policy, part in zip(policies, parts):
-            part.append(follow_protocol(config.protocol, policy, examples, body, given, config.seed + len(ids)))
+            part.append(follow_protocol(config.protocol, policy, examples, body, instrument, config.seed + len(ids)))
         ids += names
     if not ids:
         raise ValueError(f"--data {' '.join(config.data or [])}: every row was left out")

@@ -3,7 +3,7 @@
 A pickle is a program: it names functions, and the reader calls them. Here a name either means one of the few inert
 records below, which keep what they are given, or the file is refused. What the records of an array, a number or a
 sparse matrix kept becomes numpy afterwards. So neither chumpy, which today's numpy cannot load, nor scipy is needed.
-Read next: smpl.load_body, which makes SMPL of these arrays.
+Read next: smpl.py, whose load_body makes SMPL of these arrays.
 """
 
 import pickle

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from engine import runtime
-from lab import prediction_picture
+from lab import prediction_files
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -53,6 +53,10 @@ ELSEWHERE = {  # the test that runs it
         "real/test_protocols.py::test_a_protocol_on_real_layouts",
     "python -m real.protocols --protocol smpl-24 --model runs_long/rft --against runs_long/sft":
         "real/test_protocols.py::test_a_protocol_on_real_layouts",
+    "python train_rft.py --start_from runs --out runs_feet":
+        "test_your_own_reward.py::test_a_new_reward_appears_in_log_samples_bar_and_curves",
+    "python train_rft.py --start_from runs --out runs_feet_2 --reward_weights feet=2 statements=1":
+        "test_your_own_reward.py::test_a_new_reward_appears_in_log_samples_bar_and_curves",
     "torchrun --nproc_per_node N train_rft.py":
         "engine/test_distributed.py::test_two_processes_are_one_with_the_whole_batch",
 }
@@ -84,7 +88,7 @@ def commands() -> set[str]:
     for page in PAGES:
         text = page.read_text()
         found += re.findall(r"^    ((?:python|pip|torchrun) .*?)(?:  +#.*)?$", text, re.MULTILINE)
-        found += re.findall(r"`((?:python (?:-m )?|pip |torchrun )[^`]*)`", text)
+        found += re.findall(r"`(?:[A-Z_]+=\d+ )?((?:python (?:-m )?|pip |torchrun )[^`]*)`", text)
     return {" ".join(command.split()) for command in found}
 
 
@@ -102,7 +106,7 @@ def test_the_tests_that_are_named_exist(name):
 def test_commands_run(short_answers, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.full((80, 60, 3), 128, np.uint8)).save("photo.jpg")
-    monkeypatch.setattr(prediction_picture, "SIZE", 48)
+    monkeypatch.setattr(prediction_files, "SIZE", 48)
     for command in RUN.values():
         monkeypatch.setattr(sys, "argv", list(command))
         monkeypatch.setattr(sys, "stdin", io.StringIO("sitting\n\n"))

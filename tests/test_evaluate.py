@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+import captions
 import evaluate
-from lab import metrics
 from body import axis_angle_to_matrix, forward_kinematics
-from real.smpl import load_body
-from data import corpus, make_split
 from builtin.poses import sample_poses
 from builtin.retriever import Retriever
 from builtin.tiny import build_tiny
+from data import corpus, make_split
+from lab import floors, metrics
+from model import PosePolicy
+from real.smpl import load_body
 
 JOINTS = forward_kinematics(sample_poses(20, np.random.default_rng(0)))[0].double()
 
@@ -55,6 +57,78 @@ def test_recall_by_hand():
     assert metrics.recall(a, b)["t2p_r1"] == 0 and metrics.recall(a, b)["t2p_r5"] == 1
 
 
+def test_a_pose_that_is_not_finite_is_not_found():
+    similarity = torch.eye(6)
+    similarity[:, 2] = torch.nan  # of pose 2 with every text
+    found = metrics.hits(similarity, (1, 5))
+    assert [found[f"t2p_r{k}"][2].item() for k in (1, 5)] == [found[f"p2t_r{k}"][2].item() for k in (1, 5)] == [0, 0]
+    assert found["t2p_r1"].sum() == found["p2t_r1"].sum() == 5
+    assert np.isnan(metrics.frechet_distance(similarity, torch.eye(6)))
+
+
+def test_frechet_interval_is_as_wide_as_the_distance_varies():
+    g = torch.Generator().manual_seed(0)
+    draws = [(torch.randn(500, 3, generator=g), 2 * torch.randn(500, 3, generator=g)) for _ in range(60)]
+    low, high = np.array([metrics.frechet_interval(*draw) for draw in draws]).T
+    spread = np.std([metrics.frechet_distance(*draw) for draw in draws])
+    assert (high - low).mean() == pytest.approx(2 * 1.96 * spread, rel=.2)
+    assert ((low < 3) & (3 < high)).mean() > .85  # the true distance
+
+
+def test_own_statements_beside_those_of_others():
+    """By the definition: pairs of a caption and a pose, one by one."""
+    rng = np.random.default_rng(3)
+    split = make_split(sample_poses(9, rng), rng, images=False)
+    examples = metrics.eval_examples(split, "text2pose", 9)
+    examples[4].statements = ()  # says nothing that can be measured
+    poses = sample_poses(18, rng).view(9, 2, 24, 3, 3)
+    own, others = metrics.statements_held(examples, poses)
+    share = lambda i, j: np.mean([captions.check(examples[i].statements, pose) for pose in poses[j]])
+    kept = [i for i in range(9) if i != 4]
+    np.testing.assert_allclose(own, [share(i, i) for i in kept])
+    np.testing.assert_allclose(others, [np.mean([share(j, i) for j in kept if j != i]) for i in kept])
+
+
+def test_who_does_not_look_earns_nothing_by_descriptions():
+    rng = np.random.default_rng(4)
+    examples = metrics.eval_examples(make_split(sample_poses(60, rng), rng), "image2text", 60)
+    score = lambda answers: metrics.description_scores(examples, answers)["informed"]
+    everything = ". ".join(s.key for s in captions.STATEMENTS)
+    for blind in ("The person is standing.", "", everything, "The left knee is bent. The hands are together."):
+        assert score([blind] * 60).mean() == pytest.approx(0, abs=1e-12)
+    truth = [e.answer for e in examples]
+    assert score(truth).mean() == pytest.approx(1) and abs(score(truth[1:] + truth[:1]).mean()) < .2
+    half = [a if i % 2 else "The person is standing." for i, a in enumerate(truth)]
+    assert .3 < score(half).mean() < .7
+    assert (score([f"{a} {everything}" for a in truth]) < .25).all()  # a list of guesses besides does not pay
+
+
+def test_floors_look_at_nothing_but_the_training_poses():
+    rng = np.random.default_rng(5)
+    train, split = (make_split(sample_poses(n, rng), rng) for n in (80, 20))
+    vlm, processor, encoder = build_tiny(corpus(train, 20, rng))
+    policy, judge = PosePolicy(vlm, processor, encoder), Retriever(processor.tokenizer.backend_tokenizer).eval()
+    got = floors.floors(policy, train, split, judge, load_body(), 20)
+    examples = metrics.eval_examples(split, "text2pose", 20)
+    held = [metrics.statements_held(examples, pose.expand(20, 1, -1, -1, -1))[0].mean() for pose in train.rotmats]
+    assert np.mean(held) < got["text2pose"]["statements_sampled"] <= max(held)
+    assert got["text2pose"]["judge_r5"] == pytest.approx(5 / 20) and got["fid_true"] > 0
+    assert got["description"]["statements_held"] == split.image_holds[:, train.image_holds.mean(0).argmax()].mean()
+    assert got["probe"].keys() == got["image2pose"].keys() and got["image2pose"]["mpjpe_mean"] > 150
+    train.images = None
+    assert "probe" not in floors.floors(policy, train, split, judge, load_body(), 20)
+
+
+def test_the_linear_probe_is_a_penalised_least_squares_fit():
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(50, 4, generator=g) + 3, torch.randn(50, 2, generator=g)
+    centred = (x - x.mean(0)).double()
+    penalty = floors.RIDGE * (centred.T @ centred).diagonal().mean()
+    rows = torch.cat([centred, penalty.sqrt() * torch.eye(4)])
+    weight = torch.linalg.lstsq(rows, torch.cat([(y - y.mean(0)).double(), torch.zeros(4, 2)])).solution
+    torch.testing.assert_close(floors.ridge(x, y, x[:5]), (y.mean(0) + centred[:5] @ weight).float())
+
+
 def test_frechet_distance_of_known_gaussians():
     g = torch.Generator().manual_seed(0)
     a = torch.randn(200_000, 3, generator=g, dtype=torch.float64)
@@ -66,7 +140,7 @@ def test_frechet_distance_of_known_gaussians():
 def test_commonest_answer():
     examples = [SimpleNamespace(prompt=p, answer=a) for p, a in
                 [("q", "x"), ("q", "x"), ("q", "y"), ("r", "z"), ("r", "w")]]
-    assert evaluate.commonest_answer_accuracy(examples) == pytest.approx(3 / 5)
+    assert metrics.commonest_answer_accuracy(examples) == pytest.approx(3 / 5)
 
 
 def test_who_answers_with_the_truth_has_full_marks(monkeypatch):
@@ -85,9 +159,14 @@ def test_who_answers_with_the_truth_has_full_marks(monkeypatch):
     policy = SimpleNamespace(eval=lambda: None, device=torch.device("cpu"))
     with torch.no_grad():
         got = evaluate.evaluate(policy, split, judge, load_body(), 12)
-    told, seen = got["text2pose"], got["image2pose"]
-    assert told["statements_sampled"] == told["statements_mean"] == 1 > told["statements_shuffled"]
-    assert told["judge"] == told["judge_ceiling"] and told["diversity_mm"] == pytest.approx(0, abs=1e-3)
-    assert max(seen[name] for name in ("mpjpe_mean", "mpjpe_sampled", "pa_mpjpe_mean", "pve_mean")) < .1
-    assert got["description"] == {"statements_held": 1, "statements_made": np.mean(said)}
+    text, image = got["text2pose"], got["image2pose"]
+    assert text["statements_sampled"] == text["statements_mean"] == 1 > text["statements_shuffled"]
+    assert text["judge"] == text["judge_ceiling"] and text["diversity_mm"] == pytest.approx(0, abs=1e-3)
+    assert max(image[name] for name in ("mpjpe_mean", "mpjpe_sampled", "pa_mpjpe_mean", "pve_mean")) < .1
+    assert got["description"] == pytest.approx({"statements_held": 1, "statements_made": np.mean(said), "informed": 1})
+    assert {keys[-1] for _, keys in evaluate.ROWS} <= got["intervals"].keys()
+    assert all(low <= high for low, high in got["intervals"].values())
+    blind = floors.floors(policy, make_split(sample_poses(30, rng), rng, images=False), split, judge, load_body(), 12)
+    lines = evaluate.table({"blind": blind, "SFT": got}).splitlines()
+    assert sum("-" in line.split() for line in lines) == 3  # FID, diversity and form have no blind guess
     assert got["vqa_accuracy"] == got["format_rate"] == 1 and got["n"] == 12

@@ -31,7 +31,7 @@ from builtin.retriever import Retriever
 from builtin.tiny import build_tiny
 from engine.checkpoint import check_folder
 from engine.saving import load_policy, save_policy
-from lab import prediction_picture
+from lab import prediction_files
 from model import PosePolicy
 from real import photos, smpl
 from real.amass import read_amass
@@ -517,9 +517,9 @@ def test_a_prompt_longer_than_the_policy_reads_is_refused(policy):
 
 
 def test_any_words_can_be_drawn(folder, monkeypatch):
-    monkeypatch.setattr(prediction_picture, "SIZE", 32)
+    monkeypatch.setattr(prediction_files, "SIZE", 32)
     words = "".join(map(chr, range(32))) + "\x7f\x9b\u202e \ufffd $\\frac{ ركبة 膝 " + "x" * 3_000
-    prediction_picture.draw(folder / "picture.png", smpl.load_body(), words, PIXELS, words, [f"+ {words}"] * 40,
+    prediction_files.draw(folder / "picture.png", smpl.load_body(), words, PIXELS, words, [f"+ {words}"] * 40,
                  torch.eye(3).repeat(3, 24, 1, 1))
     with Image.open(folder / "picture.png") as picture:
         assert picture.size == (1600, 900)

@@ -411,6 +411,18 @@ def test_what_later_steps_compare_with_is_a_constant_of_the_same_pass():
     torch.testing.assert_close(terms[:, :, 3], new.pose.base_dist.log_prob(r.pose[:, :, 3]).detach())
 
 
+def test_poses_may_have_a_clip_of_their_own():
+    """It changes the loss of the poses and nothing of the words'; without it the words' clip is both."""
+    r = rollout()
+    new, old = (scores(r, r.logits + shift * r.old_logits, r.mean + shift, r.log_sigma, r.factor) for shift in (0, .3))
+    loss = lambda **clips: hygrpo.loss(new, *hygrpo.detached(old, r.pose), new, r, r.F, r.Delta, beta_text=0,
+                                       beta_pose=0, **clips)[1]
+    both, other, own = (loss(clip_low=.2, clip_high=.28), loss(clip_low=.01, clip_high=.02),
+                        loss(clip_low=.2, clip_high=.28, pose_clip_low=.01, pose_clip_high=.02))
+    assert both["loss_text"] == own["loss_text"] and other["loss_pose"] == own["loss_pose"]
+    assert both["loss_pose"] != own["loss_pose"]
+
+
 @pytest.mark.parametrize("pose_ratio", RATIOS)
 def test_loss_does_not_depend_on_order(pose_ratio):
     """Of the prompts, of a group's answers, of an answer's poses."""

@@ -17,9 +17,8 @@ from body import JOINT, axis_angle_to_matrix, matrix_to_rot6d, remove_heading, r
 from builtin.tiny import build_tiny
 from engine import runtime
 from engine.saving import load_policy, save_policy
-from lab import prediction_picture
+from lab import prediction_files
 from model import PosePolicy
-from real import photos
 from real.smpl import body_vertices, load_body
 
 SENTENCE = "The left knee is bent and the right hand is above the head."
@@ -61,7 +60,7 @@ def answers_with_a_pose(monkeypatch):
 
     monkeypatch.setattr(PosePolicy, "encode", encode)
     monkeypatch.setattr(PosePolicy, "sample", forced)
-    monkeypatch.setattr(prediction_picture, "SIZE", 48)  # small pictures: these tests look at no pixel of a body
+    monkeypatch.setattr(prediction_files, "SIZE", 48)  # small pictures: these tests look at no pixel of a body
 
 
 def call(monkeypatch, *arguments) -> None:
@@ -210,39 +209,6 @@ def test_a_question_about_an_image_needs_no_pose(make, monkeypatch, tmp_path, ca
 
 
 # ---------------------------------------------------------------- images
-
-def test_a_photo_is_turned_upright_and_cropped_to_its_centre(tmp_path, capsys):
-    """Left half red, right half blue, as seen; stored turned, with the note that cameras leave."""
-    seen = np.zeros((80, 200, 3), np.uint8)
-    seen[:, :100], seen[:, 100:] = (255, 0, 0), (0, 0, 255)
-    seen[:, :50] = seen[:, 150:] = (0, 255, 0)  # cut off
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter clockwise
-    Image.fromarray(np.rot90(seen)).save(tmp_path / "photo.png", exif=exif)
-    pixels = photos.read_image(tmp_path / "photo.png")
-    assert "200 x 80" in capsys.readouterr().out
-    assert pixels.shape == (64, 64, 3) and pixels.dtype == np.uint8
-    assert (pixels[:, :30] == (255, 0, 0)).all() and (pixels[:, 34:] == (0, 0, 255)).all()
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "P", "1", "CMYK"])
-def test_every_kind_of_picture_becomes_rgb(tmp_path, mode, capsys):
-    path = tmp_path / ("photo.tif" if mode == "CMYK" else "photo.png")
-    Image.new("RGBA", (64, 64), (0, 0, 0, 255)).convert(mode).save(path)
-    assert (photos.read_image(path) == 0).all()
-    assert capsys.readouterr().out == ""
-
-
-def test_transparent_is_white(tmp_path):
-    Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(tmp_path / "photo.png")
-    assert (photos.read_image(tmp_path / "photo.png") == 255).all()
-
-
-def test_pixels_of_the_built_in_size_are_not_touched(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "photo.png")
-    assert (photos.read_image(tmp_path / "photo.png") == pixels).all()
-
 
 def test_bad_images_are_refused_in_one_sentence(make, monkeypatch, tmp_path, capsys):
     noise = np.random.default_rng(0).integers(0, 255, (90, 90, 3), dtype=np.uint8)

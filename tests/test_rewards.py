@@ -126,3 +126,40 @@ def test_retriever_saved_and_loaded_is_the_same(retriever, tmp_path):
     assert torch.equal(loaded.encode_pose(POSES[:5]), retriever.encode_pose(POSES[:5]))
     with pytest.raises(FileNotFoundError, match="train_rft.py"):
         Retriever.from_pretrained(tmp_path)
+
+
+# ---------------------------------------------------------------- the table
+
+def test_weights_are_the_tables_but_for_those_that_are_named():
+    table = {name: reward.weight for name, reward in rewards.REWARDS.items()}
+    assert rewards.weights() == table
+    assert rewards.weights(["joint=0.25", "text=-1"], without="format") == table | {"joint": .25, "text": -1, "format": 0}
+
+
+@pytest.mark.parametrize("change", ["beauty=1", "joint", "joint=", "joint=much", "joint=nan", "joint=inf", "=1"])
+def test_a_weight_that_cannot_be_is_named(change):
+    with pytest.raises(ValueError, match="the rewards are format|must be NAME=NUMBER"):
+        rewards.weights([change])
+
+
+@pytest.mark.parametrize("function, fault", [
+    (lambda c: torch.zeros(2, 2), r"gave a tensor \(2, 2\) where \(2, 2, 3\) is due"), (lambda c: c.nothing, "AttributeError")])
+def test_a_reward_that_fails_is_named(retriever, monkeypatch, function, fault):
+    examples = [example("text2pose", i) for i in range(2)]
+    for e in examples:
+        e.prompt = "a prompt"
+    monkeypatch.setitem(rewards.REWARDS, "mine", rewards.Reward(1.0, "poses", ("text2pose",), function))
+    answers = rollout(examples, [[e.answer] * 2 for e in examples], POSES[:12].view(2, 2, 3, 24, 3, 3))
+    with pytest.raises(ValueError, match=f"the reward `mine` failed on the text2pose example 'a prompt'.*{fault}"):
+        rewards.score(examples, answers, retriever, torch.zeros(len(captions.STATEMENTS)))
+
+
+def test_a_reward_that_is_not_finite_is_found_where_it_is_due_and_there_alone():
+    examples = [example("text2pose", 0), example("vqa", 1)]
+    examples[0].statements = ()
+    given = SimpleNamespace(has_pose=torch.tensor([[True, False], [False, False]]))
+    words, poses = {"format": torch.ones(2, 2)}, {"semantic": torch.ones(2, 2, 3), "statements": torch.ones(2, 2, 3)}
+    poses["semantic"][0, 1] = poses["semantic"][1] = poses["statements"][:] = torch.nan
+    assert rewards.broken(examples, given, words, poses) == []
+    poses["semantic"][0, 0, 1], words["format"][1, 0] = torch.inf, torch.nan
+    assert rewards.broken(examples, given, words, poses) == ["format", "semantic"]

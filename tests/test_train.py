@@ -2,10 +2,12 @@
 same bits, test_resume.py shows."""
 
 import json
+import shutil
 import sys
 from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,17 +15,19 @@ import torch
 from torch.distributions import Independent, Normal
 
 import evaluate
-import pictures
+import rewards
 import train_rft
 import train_sft
-from body import matrix_to_axis_angle, matrix_to_rot6d, axis_rotation
+from body import axis_rotation, matrix_to_axis_angle, matrix_to_rot6d
 from builtin.poses import sample_poses
 from builtin.retriever import Retriever
 from builtin.tiny import build_tiny
 from data import corpus, draw_batch, make_example, make_split
 from engine.log import numbers
-from lab.frozen_sigma import freeze_sigma
 from engine.saving import load_policy
+from engine.start_from import find_same
+from lab.frozen_sigma import freeze_sigma
+from lab import pictures
 from model import PosePolicy
 from pose_head import PoseHead
 
@@ -100,7 +104,7 @@ def test_evaluate_gives_the_metrics_of_the_run(chain, monkeypatch, tmp_path, cap
     run(monkeypatch, evaluate, "--model", str(out / "rft"), "--eval_poses", "24", "--device", "cpu", "--json",
         str(tmp_path / "m.json"))
     got = json.loads((tmp_path / "m.json").read_text())
-    assert got.keys() == metrics["rft"].keys()
+    assert got.keys() - {"floors"} == metrics["rft"].keys()
     assert got["text2pose"]["judge_r5"] == metrics["rft"]["text2pose"]["judge_r5"]
     assert got["image2pose"]["mpjpe_mean"] == pytest.approx(metrics["rft"]["image2pose"]["mpjpe_mean"], rel=1e-4)
     assert "R@5" in capsys.readouterr().out
@@ -112,10 +116,61 @@ def test_a_folder_of_another_run_is_refused(chain, monkeypatch):
         run(monkeypatch, train_sft, "--out", str(out), "--seed", "1", *SMALL[:10])
 
 
+def test_changed_weights_are_refused_whether_set_by_a_flag_or_in_the_table(chain, monkeypatch):
+    out, _ = chain
+    with pytest.raises(ValueError, match="a run with reward_weights = .*--out"):
+        run(monkeypatch, train_rft, "--out", str(out), *SMALL, "--reward_weights", "joint=0.125")
+    monkeypatch.setitem(rewards.REWARDS, "joint", rewards.REWARDS["joint"]._replace(weight=0.125))
+    with pytest.raises(ValueError, match="a run with reward_weights = .*--out"):
+        run(monkeypatch, train_rft, "--out", str(out), *SMALL)
+
+
+@pytest.mark.parametrize("change, taken", [
+    ({}, "encoders sft reward judge"), ({"eval_poses": 12, "rft_lr": 1.0}, "encoders sft reward judge"),
+    ({"sft_lr": .001}, "encoders reward judge"), ({"retriever_steps": 3}, "encoders sft"),
+    ({"covariance": "full"}, "reward judge"), ({"seed": 1}, ""), ({"a new setting": None}, "")])
+def test_what_a_variant_takes_is_what_its_settings_do_not_touch(chain, tmp_path, capsys, change, taken):
+    notes = {name: json.loads((chain[0] / name).read_text()) for name in ("sft_config.json", "rft_config.json")}
+    for name, value in change.items():
+        notes["rft_config.json" if name in ("rft_lr", "retriever_steps") else "sft_config.json"][name] = value
+    assert find_same(str(chain[0]), tmp_path, notes) == taken.split()
+    assert f"{', '.join(taken.split()) or 'nothing'} can be taken from there" in capsys.readouterr().out
+
+
+def test_a_variant_ends_as_if_all_had_been_made_anew(chain, monkeypatch, tmp_path):
+    """Also where it is stopped in the middle and goes on."""
+    out, metrics = chain
+    variant = ("--out", str(tmp_path / "variant"), *SMALL, "--sft_lr", "0.001", "--start_from", str(out))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_rft, "load_or_train_retrievers", mock.Mock(side_effect=KeyboardInterrupt))
+        run(patch, train_rft, *variant)
+    for name in ("encoders", "reward", "judge"):
+        files = [file.relative_to(out) for file in (out / name).rglob("*") if file.is_file()]
+        assert files and all((tmp_path / "variant" / file).read_bytes() == (out / file).read_bytes() for file in files)
+    run(monkeypatch, train_rft, *variant)
+    run(monkeypatch, train_rft, "--out", str(tmp_path / "anew"), *SMALL, "--sft_lr", "0.001")
+    ours, theirs = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("variant", "anew"))
+    assert ours == theirs and ours["sft"] != metrics["sft"]
+
+
+def test_a_run_to_start_from_must_be_there_and_have_come_to_stage_two(chain, monkeypatch, tmp_path):
+    shutil.copytree(chain[0], tmp_path / "half")
+    (tmp_path / "half" / "metrics.json").unlink()
+    start_from = lambda out, source: run(monkeypatch, train_rft, "--out", str(tmp_path / out), *SMALL, "--start_from",
+                                         str(tmp_path / source))
+    with pytest.raises(ValueError, match="--start_from .*half: name another folder for the variant"):
+        start_from("half", "half")
+    shutil.rmtree(tmp_path / "half" / "judge")
+    for source, missing in (("half", "judge"), ("none", "sft_config.json")):
+        with pytest.raises(ValueError, match=f"--start_from .*{source}: .*{missing} is not there"):
+            start_from("new", source)
+    assert not (tmp_path / "new").exists()  # before any work
+
+
 def test_the_chain_runs_on_motion_capture(monkeypatch, tmp_path):
     write_amass(tmp_path / "mocap")
-    for name in ("before_after", "curves"):  # drawn by the chain above
-        monkeypatch.setattr(pictures, name, lambda *args, **kwargs: None)
+    for module, name in ((pictures, "before_after"), (train_rft, "curves")):  # drawn by the chain above
+        monkeypatch.setattr(module, name, lambda *args, **kwargs: None)
     run(monkeypatch, train_rft, "--poses", str(tmp_path / "mocap"), "--out", str(tmp_path / "runs"), *SMALL)
     metrics = json.loads((tmp_path / "runs" / "metrics.json").read_text())
     assert metrics["rft"]["n"] == 12  # all the test poses there are
@@ -201,7 +256,8 @@ def test_a_run_with_every_option_changed(chain):
     split = make_split(sample_poses(16, rng), rng)
     config = train_rft.RFTConfig(
         rft_steps=3, prompts=3, group_size=2, poses_per_answer=1, inner_epochs=2, beta_text=0.0, beta_pose=0.0,
-        pose_ratio="joint", normalize="batch", sigma="frozen", sigma_floor=.01)
+        pose_ratio="joint", normalize="batch", baseline="mean", aggregation="dr_grpo", pose_clip_low=1e-3,
+        pose_clip_high=1e-3, sigma="frozen", sigma_floor=.01)
     trunk = policy.pose_head.trunk[1].weight.clone()
     policy.vlm.get_output_embeddings().register_forward_hook(  # every token is <POSE>
         lambda module, inputs, logits: logits.index_fill(-1, torch.tensor([policy.pose_id]), 50.0))
@@ -209,6 +265,7 @@ def test_a_run_with_every_option_changed(chain):
     assert all(torch.isfinite(torch.tensor(v)) for row in rows for k, v in row.items() if k != "task")
     assert all("pose_ratio_std" in row and row["valid"] == 1 for row in rows[1:])
     assert any(row["pose_ratio_std"] > 0 for row in rows[1:])  # the second epoch is off the policy that sampled
+    assert any(row["pose_clip_low"] + row["pose_clip_high"] > 0 for row in rows[1:])
     assert len({row["sigma"] for row in rows[1:]}) == 1 and policy.pose_head.sigma_floor == .01
     assert not torch.equal(policy.pose_head.trunk[1].weight, trunk)
 

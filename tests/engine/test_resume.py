@@ -37,9 +37,9 @@ SMALL = ["--train_poses", "48", "--eval_poses", "8", "--encoder_steps", "5", "--
 # that has learned nothing end after 16 tokens.
 PREPARED = """
 from functools import partialmethod
-import model
+import model, train_rft
 from lab import pictures
-pictures.before_after = pictures.curves = pictures.progression = lambda *args, **kwargs: None
+pictures.before_after = train_rft.curves = pictures.progression = lambda *args, **kwargs: None
 model.PosePolicy.sample = partialmethod(model.PosePolicy.sample, max_tokens=16)
 """
 
@@ -49,7 +49,7 @@ class Killed(BaseException):
 
 
 def chain(monkeypatch, out: Path, *more: str) -> None:
-    for module, name in ((pictures, "before_after"), (pictures, "curves"), (pictures, "progression"),
+    for module, name in ((pictures, "before_after"), (train_rft, "curves"), (pictures, "progression"),
                          (PosePolicy, "sample")):
         monkeypatch.setattr(module, name, getattr(module, name))  # put back what PREPARED changes, after the test
     exec(PREPARED, {})

@@ -64,7 +64,7 @@ def test_both_kinds_of_folder_are_read(folders):
 def test_every_answer_has_all_its_tokens_and_most_a_pose(folders):
     torch.manual_seed(0)
     policy = benchmark.load_policy_or_vlm(folders / "checkpoint").eval()
-    benchmark.steer(policy)
+    benchmark.force_answers(policy)
     examples = benchmark.make_examples(policy, 2, 20)
     for way in (benchmark.SharedPrompt(policy, examples, 16), benchmark.PlainWay(policy, examples, 16)):
         rollout = way.sample(2, 12)
@@ -77,7 +77,7 @@ def test_every_answer_has_all_its_tokens_and_most_a_pose(folders):
 def test_the_plain_step_takes_the_same_gradient(folders):
     """On one rollout: micro-batches of single answers add up to the step of whole groups."""
     policy = benchmark.load_policy_or_vlm(folders / "policy").eval()
-    benchmark.steer(policy)
+    benchmark.force_answers(policy)
     shared = benchmark.SharedPrompt(policy, benchmark.make_examples(policy, 2, 20), 4)
     plain = benchmark.PlainWay(policy, shared.examples, 4, micro_batch=2)
     rollout = shared.sample(2, 6)

@@ -21,7 +21,6 @@ from builtin.tiny import build_tiny
 from model import PosePolicy
 from real import formats, smpl
 from real.amass import amass_rotmats
-from real.photos import read_image, read_person
 
 LEFT, RIGHT = (next(i for i, s in enumerate(captions.STATEMENTS) if s.key == f"the {side} hand is above the head")
                for side in ("left", "right"))
@@ -293,46 +292,9 @@ def test_words_of_people_are_mirrored(text, mirrored):
 
 # ---------------------------------------------------------------- pictures
 
-def test_a_box_is_cut_out_padded_with_black_and_resized(tmp_path):
-    pixels = np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    assert np.array_equal(read_person(tmp_path / "a.png", (10, 8, 8), 8), pixels[4:12, 6:14])
-    corner = read_person(tmp_path / "a.png", (0, 20, 8), 8)
-    assert np.array_equal(corner[:4, 4:], pixels[16:, :4]) and not corner[4:].any() and not corner[:, :4].any()
-    whole = read_person(tmp_path / "a.png", None, 30)
-    assert np.array_equal(whole[5:25], pixels) and not whole[:5].any() and not whole[25:].any()
-    Image.fromarray(np.full((40, 40), 200, np.uint8)).save(tmp_path / "grey.png")
-    assert (read_person(tmp_path / "grey.png", (20, 20, 30), 64) == 200).all()
-
-
-def test_a_photo_is_turned_upright_unless_a_box_says_where_the_person_is_stored(tmp_path):
-    """Boxes are of the pixels as they are stored; without one, training sees what predict.py sees."""
-    pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter clockwise
-    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    assert np.array_equal(read_person(tmp_path / "a.png", (8, 8, 16), 16), pixels)
-    assert np.array_equal(read_person(tmp_path / "a.png", None, 16), np.rot90(pixels, -1))
-    assert np.array_equal(read_image(tmp_path / "a.png", 16), np.rot90(pixels, -1))
-
-
-def test_training_and_predict_read_the_same_pixels(tmp_path):
-    """Of a square photo, of whatever mode, whether it is the whole, the person's box, or the centre."""
-    noise = np.random.default_rng(1).integers(0, 255, (40, 40, 4), dtype=np.uint8)
-    for mode in ("RGB", "RGBA", "L", "LA", "P", "1"):
-        Image.fromarray(noise).convert(mode).save(tmp_path / f"{mode}.png")
-        whole = read_person(tmp_path / f"{mode}.png", None, 24)
-        assert np.array_equal(whole, read_person(tmp_path / f"{mode}.png", (20, 20, 40), 24))
-        assert np.array_equal(whole, read_image(tmp_path / f"{mode}.png", 24))
-    Image.fromarray(noise[..., 0].astype(np.uint16) * 200).save(tmp_path / "deep.png")
-    for read in (lambda path: read_person(path, None, 24), read_image):
-        with pytest.raises(ValueError, match="more than 8 bits"):
-            read(tmp_path / "deep.png")
-
-
 def test_pictures_are_opened_when_an_example_is_drawn_and_not_before(tmp_path, monkeypatch):
     opened, real = [], Image.open
-    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or real(path))
+    monkeypatch.setattr(Image, "open", lambda path, **options: opened.append(path) or real(path, **options))
     mixture = read(tmp_path, monkeypatch, "spin")
     assert not opened
     mixture.draw({"image2pose": 1.0}, 3, RNG(0))

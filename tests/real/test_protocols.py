@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.distributions import Independent, MultivariateNormal, Normal
 
-import evaluate
 from engine.saving import load_policy, save_policy
 from real import formats
 from lab import metrics
@@ -205,9 +204,9 @@ def policies(tmp_path_factory):
 
 
 def call(monkeypatch, policies, *arguments) -> None:
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--model", str(policies / "rft"), "--eval_poses", "12", "--device",
+    monkeypatch.setattr(sys, "argv", ["protocols.py", "--model", str(policies / "rft"), "--eval_poses", "12", "--device",
                                       "cpu", *map(str, arguments)])
-    evaluate.main()
+    protocols.main()
 
 
 @pytest.mark.parametrize("protocol", ["smpl-24", "best-of-n", "calibration", "posescript"])
@@ -263,7 +262,7 @@ def test_a_protocol_on_real_layouts(name, protocol, policies, monkeypatch, tmp_p
     (["--protocol", "banana"], "choose from smpl-24"), (["--protocol", "rpe"], "give --data rpe:"),
     (["--protocol", "3dpw-14"], "3dpw-14 needs J_regressor"),
     (["--protocol", "smpl-24", "--plot", "x.png"], "--plot draws"),
-    (["--against", "x"], "need a --protocol"), (["--protocol", "smpl-24", "--against", "nowhere"], "holds no policy"),
+    ([], "choose from smpl-24"), (["--protocol", "smpl-24", "--against", "nowhere"], "holds no policy"),
     (["--protocol", "smpl-24", "--data", "llava:talk.json,img"], "img is not a folder"),
     (["--protocol", "smpl-24", "--eval_poses", "0"], "must be 1 or more")])
 def test_what_cannot_be_done_is_said(arguments, told, policies, monkeypatch):
@@ -329,7 +328,7 @@ def test_part_of_the_rows_is_spread_over_all_of_them(policies, monkeypatch, tmp_
     make, spec = FORMATS["amass"]  # 3 frames
     write(tmp_path, make())
     monkeypatch.chdir(tmp_path)
-    config = evaluate.EvaluateConfig(data=[spec], eval_poses=2)
+    config = protocols.ProtocolConfig(data=[spec], eval_poses=2)
     policy = load_policy(policies / "rft")
     (ids, examples), = protocols.protocol_examples(config, policy, "text2pose")
     assert [name[-1] for name in ids] == ["0", "2"] and len(examples) == 2

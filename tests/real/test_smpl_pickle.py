@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import body
+from real.smpl import body_vertices, load_body
 from real.smpl_pickle import restricted_load
 
 
@@ -59,7 +60,7 @@ def smpl(monkeypatch):
                              indptr=np.searchsorted(columns, np.arange(dense.shape[1] + 1)).astype(np.int32))
         return made
 
-    model = smpl.load_body()
+    model = load_body()
     parents = np.array([body.PARENTS, range(24)])
     return {"v_template": model.v_template.double().numpy(), "shapedirs": chumpy(model.shapedirs.double().numpy()),
             "posedirs": chumpy(np.asfortranarray(posedirs_like(model.v_template))),
@@ -86,7 +87,7 @@ def write(path, smpl, monkeypatch, protocol=2):
 @pytest.mark.parametrize("protocol", [1, 2, 4])
 def test_the_official_pickle_is_smpl_without_chumpy_or_scipy(smpl, tmp_path, monkeypatch, protocol):
     write(tmp_path / "SMPL_NEUTRAL.pkl", smpl, monkeypatch, protocol)
-    loaded, built_in = smpl.load_body(str(tmp_path / "SMPL_NEUTRAL.pkl")), smpl.load_body()
+    loaded, built_in = load_body(str(tmp_path / "SMPL_NEUTRAL.pkl")), load_body()
     for name in ("v_template", "shapedirs", "J_regressor", "lbs_weights", "faces_tensor", "parents"):
         assert torch.equal(getattr(loaded, name), getattr(built_in, name)), name
     posedirs = torch.from_numpy(posedirs_like(loaded.v_template)).float()
@@ -107,13 +108,13 @@ def test_a_folder_of_the_usual_layout_is_enough(smpl, tmp_path, monkeypatch, pla
         np.savez(tmp_path / "folder" / place, **{k: v for k, v in found.items() if isinstance(v, np.ndarray)})
     else:
         (tmp_path / "folder" / "written").rename(tmp_path / "folder" / place)
-    loaded = smpl.load_body(str(tmp_path / "folder"))
-    assert torch.equal(loaded.v_template, smpl.load_body().v_template) and loaded.parents[0] == -1
+    loaded = load_body(str(tmp_path / "folder"))
+    assert torch.equal(loaded.v_template, load_body().v_template) and loaded.parents[0] == -1
     rotmats = body.axis_angle_to_matrix(torch.randn(1, 24, 3, generator=torch.Generator().manual_seed(0)))
-    vertices, joints = smpl.body_vertices(loaded, torch.eye(3).expand(1, 24, 3, 3), torch.zeros(1, 10))
+    vertices, joints = body_vertices(loaded, torch.eye(3).expand(1, 24, 3, 3), torch.zeros(1, 10))
     assert joints[0, body.JOINT["left_hand"], 0] > .5 and joints[0, body.JOINT["head"], 1] > .5  # left is +x, up is +y
     assert joints[0, body.JOINT["left_foot"], 2] > .05  # toes, as the face, point to +z
-    assert torch.isfinite(smpl.body_vertices(loaded, rotmats, torch.ones(1, 10))[0]).all()
+    assert torch.isfinite(body_vertices(loaded, rotmats, torch.ones(1, 10))[0]).all()
 
 
 @pytest.mark.parametrize("key, value, words", [
@@ -123,16 +124,16 @@ def test_a_folder_of_the_usual_layout_is_enough(smpl, tmp_path, monkeypatch, pla
 def test_a_pickle_that_is_not_smpl_says_what_it_lacks(smpl, tmp_path, monkeypatch, key, value, words):
     write(tmp_path / "SMPL_NEUTRAL.pkl", smpl | {key: value}, monkeypatch)
     with pytest.raises(ValueError, match=words):
-        smpl.load_body(str(tmp_path / "SMPL_NEUTRAL.pkl"))
+        load_body(str(tmp_path / "SMPL_NEUTRAL.pkl"))
 
 
 def test_a_folder_or_file_that_is_not_there(tmp_path):
     for path in (tmp_path, tmp_path / "SMPL_NEUTRAL.pkl", tmp_path / "smpl.npz"):
         with pytest.raises(FileNotFoundError, match="no such file; give SMPL_NEUTRAL.pkl"):
-            smpl.load_body(str(path))
+            load_body(str(path))
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04")
     with pytest.raises(ValueError, match="broken.npz cannot be read as an npz"):
-        smpl.load_body(str(tmp_path / "broken.npz"))
+        load_body(str(tmp_path / "broken.npz"))
 
 
 # ---------------------------------------------------------------- pickles that mean harm
@@ -204,7 +205,7 @@ def test_a_pickle_that_means_harm_is_refused_and_nothing_of_it_runs(name, tmp_pa
     (tmp_path / "SMPL_NEUTRAL.pkl").write_bytes(raw)
     before, ran.calls = {"SMPL_NEUTRAL.pkl"}, 0
     with pytest.raises(ValueError) as caught:
-        smpl.load_body(str(tmp_path / "SMPL_NEUTRAL.pkl"))
+        load_body(str(tmp_path / "SMPL_NEUTRAL.pkl"))
     assert words in str(caught.value) and "SMPL_NEUTRAL.pkl" in str(caught.value) and "\n" not in str(caught.value)
     assert ran.calls == 0 and set(os.listdir(tmp_path)) == before
 

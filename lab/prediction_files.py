@@ -1,6 +1,13 @@
-"""The picture that predict.py writes: the mean pose and its samples, how far each part varies, and what was said.
+"""The files that predict.py writes.
 
-    spread of a vertex = sqrt(sum of the variances of its x, y and z over the samples), cm
+`body.obj`: the mean pose in metres, y up, as Blender's importer expects.
+`pose.npz`: float32, in SMPL's own frame (y up; an upright body with the identity at its root looks along +z):
+    axis_angle (24, 3)   the mean pose: `global_orient` and `body_pose` of any SMPL implementation, radians
+    rot6d (24, 6)        the same rotations, the first two columns of each matrix
+    betas (10,)          zeros: the policy says nothing of the body's shape
+    mean (144,), covariance (144, 144)   the raw Gaussian over 24 x 6 numbers, before they are made rotations
+    samples (K, 24, 3)   poses drawn from it, axis-angle
+`picture.png`: the mean pose and its samples, how far each part varies, and what was said.
 Read next: pictures.py, the pictures of a run.
 """
 
@@ -14,13 +21,24 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from body import axis_angle_to_matrix
+from body import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_rot6d
 from builtin.renderer import PALETTE, part_colors, render
 from lab.curves import write_picture
 from real.smpl import body_vertices
 
 SIZE = 480  # pixels a picture of a body is high
 GHOSTS, SHOWN = 12, 8  # samples painted translucent, and on their own
+
+
+def write_pose(folder: Path, body, mean: Tensor, covariance: Tensor, rotmats: Tensor) -> None:
+    """`pose.npz` and `body.obj`, as the top of this file says."""
+    axis_angle, betas = matrix_to_axis_angle(rotmats), torch.zeros(10)
+    np.savez(folder / "pose.npz", axis_angle=axis_angle[0], rot6d=matrix_to_rot6d(rotmats[0]), betas=betas, mean=mean,
+             covariance=covariance, samples=axis_angle[1:])
+    vertices = body_vertices(body, rotmats[:1], betas[None])[0][0]
+    lines = [f"v {x:.6f} {y:.6f} {z:.6f}" for x, y, z in vertices.tolist()]
+    lines += [f"f {a} {b} {c}" for a, b, c in (body.faces_tensor + 1).tolist()]  # Wavefront counts from 1
+    (folder / "body.obj").write_text("\n".join(lines) + "\n")
 
 
 def draw(path: Path, body, asked: str, image: np.ndarray | None, answer: str, lines: list[str],
@@ -55,8 +73,8 @@ def draw(path: Path, body, asked: str, image: np.ndarray | None, answer: str, li
         if len(pixels) == SIZE:  # leave out the empty columns on either side
             axis.set_xlim(SIZE / 2 * (1 - wide), SIZE / 2 * (1 + wide))
 
-    seen = ("front", "from its left") if image is None else ("as the camera sees it", "from the side")
-    for i, (title, pixels) in enumerate(zip((*seen, "standard deviation, cm"), (*means, *heat))):
+    titles = ("front", "from its left") if image is None else ("as the camera sees it", "from the side")
+    for i, (title, pixels) in enumerate(zip((*titles, "standard deviation, cm"), (*means, *heat))):
         show((0.23 + 0.24 * i, 0.33, 0.235, 0.6), pixels, title)
     bar = figure.colorbar(scale, cax=figure.add_axes((0.955, 0.38, 0.008, 0.5)))
     bar.ax.tick_params(labelsize=13)

@@ -1,0 +1,66 @@
+"""The table of statements: what can be said of a pose, when it holds, and how one says it.
+
+    (measure, low, high, weight, "phrasing|phrasing|..."):  it holds where low <= measure < high
+Read next: ../captions.py, which makes statements, sentences and the checker of these rows.
+"""
+
+from math import inf
+
+# Measure, low, high, weight (odds of being picked: how much it tells), phrasings (the canonical one first). A row about
+# the left makes one about the right. A measure's name up to its colon is its topic: one description has one of each.
+TABLE = (
+    ("posture: standing", .5, inf, 1, "the person is standing|the person is standing up"),
+    ("posture: squatting", .5, inf, 9, "the person is squatting|the person is crouching"),
+    ("posture: sitting", .5, inf, 9, "the person is sitting|the person is sitting down|the person is seated"),
+    ("posture: upside down", .5, inf, 9, "the person is upside down"),
+    ("posture: kneeling on both", .5, inf, 9, "the person is kneeling|the person is kneeling on both knees"),
+    ("posture: kneeling on left", .5, inf, 9, "the person is kneeling on the left knee"),
+    ("posture: lying, belly up", 0, inf, 9, "the person is lying on their back|the person is lying face up"),
+    ("posture: lying, belly up", -inf, 0, 9, "the person is lying on their belly|the person is lying face down"),
+    ("posture: lying, left down", 0, inf, 9, "the person is lying on their left side"),
+    ("trunk forward [deg]", -inf, -8, 4, "the person is leaning back|the person is leaning backward"),
+    ("trunk forward [deg]", -8, 10, .4, "the back is upright|the upper body is upright"),
+    ("trunk forward [deg]", 10, 25, 1, "the person is leaning slightly forward"),
+    ("trunk forward [deg]", 25, 60, 3, "the person is leaning forward|the upper body is leaning forward"),
+    ("trunk forward [deg]", 60, inf, 6, "the person is bent over|the person is bent far forward"),
+    ("trunk to the left [deg]", 10, inf, 3, "the person is leaning to the left"),
+    ("twist to the left [deg]", 12, inf, 2, "the upper body is twisted to the left|the person is twisting to the left"),
+    ("head turn to the left [deg]", 20, inf, 2, "the head is turned to the left|the person is looking to the left"),
+    ("head up [deg]", 15, inf, 2, "the person is looking up|the head is tilted back"),
+    ("head up [deg]", -inf, -20, 2, "the person is looking down|the head is bowed|the head is lowered"),
+    ("head tilt to the left [deg]", 12, inf, 2, "the head is tilted to the left"),
+    ("left elbow [deg]", -inf, 25, 1, "the left elbow is straight|the left arm is straight"),
+    ("left elbow [deg]", 25, 60, .6, "the left elbow is slightly bent|the left arm is slightly bent"),
+    ("left elbow [deg]", 60, 110, 1, "the left elbow is bent|the left arm is bent"),
+    ("left elbow [deg]", 110, inf, 3, "the left elbow is sharply bent|the left arm is folded"),
+    ("left hand height [cm]", 35, inf, 4,
+     "the left hand is above the head|the left hand is raised above the head|the left arm is raised above the head"),
+    ("left hand height [cm]", 10, 35, 3, "the left hand is at head height"),
+    ("left hand height [cm]", -15, 10, 2, "the left hand is at shoulder height"),
+    ("left hand height [cm]", -45, -15, .7, "the left hand is at belly height"),
+    ("left hand height [cm]", -inf, -45, .7, "the left hand is low|the left arm is hanging down"),
+    ("left hand over right [cm]", 20, inf, 1.5, "the left hand is higher than the right hand"),
+    ("left hand forward [cm]", 35, inf, 2, "the left hand is in front of the body|the left arm is reaching forward"),
+    ("left hand forward [cm]", -inf, -12, 3, "the left hand is behind the body|the left arm is reaching back"),
+    ("left hand outward [cm]", 45, inf, 2, "the left arm is out to the side|the left hand is out to the side"),
+    ("left hand outward [cm]", -inf, -4, 3, "the left arm is across the body|the left hand is across the body"),
+    ("left hand: to hip [cm]", -inf, 18, 5, "the left hand is on the left hip|the left hand is on the hip"),
+    ("left hand: to face [cm]", -inf, 22, 5, "the left hand is near the head|the left hand is near the face"),
+    ("left hand: to knee [cm]", -inf, 20, 5, "the left hand is near the left knee|the left hand is near the knee"),
+    ("left hand: to ground [cm]", -inf, 10, 5, "the left hand is on the ground|the left hand is on the floor"),
+    ("hand to hand [cm]", -inf, 20, 4, "the hands are together|the hands are close together"),
+    ("hand to hand [cm]", 100, inf, 1.5, "the hands are far apart|the arms are spread"),
+    ("left knee [deg]", -inf, 25, .5, "the left knee is straight|the left leg is straight"),
+    ("left knee [deg]", 25, 60, .6, "the left knee is slightly bent|the left leg is slightly bent"),
+    ("left knee [deg]", 60, 110, 2, "the left knee is bent|the left leg is bent"),
+    ("left knee [deg]", 110, inf, 4, "the left knee is sharply bent|the left leg is folded"),
+    ("left thigh forward [deg]", 40, 75, 2, "the left thigh is forward|the left leg is forward"),
+    ("left thigh forward [deg]", 75, 180, 4, "the left thigh is raised|the left knee is raised"),
+    ("left thigh forward [deg]", -180, -15, 3, "the left leg is stretched back|the left leg is behind the body"),
+    ("left thigh outward [deg]", 25, inf, 3, "the left leg is out to the side"),
+    ("left foot to ground [cm]", 15, inf, 3, "the left foot is off the ground|the left foot is lifted"),
+    ("left foot ahead [cm]", 20, inf, 1.5, "the left foot is in front of the right foot"),
+    ("foot to foot [cm]", -inf, 16, 1.5, "the feet are together|the feet are close together"),
+    ("foot to foot [cm]", 50, inf, 1.5, "the feet are far apart|the feet are wide apart"),
+    ("ankles uncrossed by [cm]", -inf, -5, 4, "the legs are crossed|the feet are crossed"),
+)
