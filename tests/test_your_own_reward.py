@@ -1,4 +1,4 @@
-"""docs/your_own_reward.md: its ten lines are run, and the new reward appears in log, samples, bar and curves by itself."""
+"""docs/your_own_reward.md: its ten lines are run; the new reward appears in log, samples, bar and curves by itself."""
 
 import json
 import re
