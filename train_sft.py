@@ -1,8 +1,10 @@
 """Stage one, supervised fine-tuning: imitate true answers and true poses.
 
     loss = - mean_t log pi(a_t | q, a_<t)  +  w  mean_d sg[sigma_d]^(2 b) (-log N(p_d; mu_d, sigma_d))
+           + v  mean_j |J_j(mu) - J_j(p)|                                      where there is an image
 The second term is the beta-NLL of Seitzer et al. (2022): weighing each number by its own variance (without gradient)
-keeps hard numbers from being explained away by a large sigma; with b = 1 the mean learns as by squared error. Answers
+keeps hard numbers from being explained away by a large sigma; with b = 1 the mean learns as by squared error. The third
+is the error of the joints that kinematics make of the mean pose. Matrices are taught by Muon (engine/muon.py). Answers
 are scored by the same `log_prob` as in stage two. Before it the two image encoders of `tiny` are made, which has no
 pre-trained ones (builtin/tiny_encoders.py); from then on both are frozen. Any other VLM brings its own, and gets LoRA.
 
@@ -22,10 +24,11 @@ from torch import Tensor
 from torch.distributions import Independent
 from transformers import HfArgumentParser
 
-from body import matrix_to_rot6d
+from body import forward_kinematics, matrix_to_rot6d, rot6d_to_matrix
 from builtin.tiny_encoders import train_encoders
 from data import Example, Split, draw_batch
 from engine.checkpoint import TrainingState, check_folder, warm_up_and_decay
+from engine.muon import MuonAdamW
 from engine.distributed import add_gradients, is_first, own_parts, processes, start, total, wait
 from engine.runtime import pick_device, run
 from engine.saving import load_policy, save_policy
@@ -36,7 +39,9 @@ from real.mixture import Mixture
 
 BETA_NLL = 1.0
 POSE_WEIGHT = 20.0
-MIX = {"text2pose": 0.25, "image2pose": 0.25, "image2text": 0.05, "vqa": 0.45}
+JOINT_WEIGHT = 10.0
+MUON_LR = 0.02
+MIX = {"text2pose": 0.35, "image2pose": 0.20, "image2text": 0.10, "vqa": 0.35}
 
 
 @dataclass
@@ -79,9 +84,15 @@ def sft_loss(policy: PosePolicy, examples: Sequence[Example],
     spread = scores.pose.stddev if isinstance(scores.pose, Independent) else scores.pose.scale_tril.diagonal(0, -2, -1)
     weight = spread.detach()[:, 0] ** (2 * BETA_NLL)
     pose = -(weight * terms).mean(-1).masked_fill(~has_pose, 0.0).sum() / max(1, pose_count)
+    # An image shows one pose: its mean is drawn to the joints, which add up the errors along a limb. A sentence fits many
+    # poses, of which the mean is none.
+    shown = has_pose & torch.tensor([e.image is not None for e in examples], device=policy.device)  # (B,)
+    mean, true = (rot6d_to_matrix(x[shown].unflatten(-1, (24, 6))) for x in (scores.pose.mean[:, 0], true))
+    error = (forward_kinematics(mean)[0] - forward_kinematics(true)[0]).abs().mean((-2, -1))  # (shown,) metres
+    joints = error.sum() / max(1, pose_count)
     sigma = scores.pose.stddev[has_pose].mean().item() if has_pose.any() else float("nan")
-    return text + POSE_WEIGHT * pose, {  # 4. the loss
-        "text": text.item(), "pose": pose.item(), "sigma": sigma}
+    return text + POSE_WEIGHT * pose + JOINT_WEIGHT * joints, {  # 4. the loss
+        "text": text.item(), "pose": pose.item(), "joints": joints.item(), "sigma": sigma}
 
 
 def count_answers(policy: PosePolicy, tokens: Tensor, mask: Tensor) -> tuple[int, int]:
@@ -94,13 +105,16 @@ def train_sft(policy: PosePolicy, split: Split | Mixture, config: SFTConfig, see
     """Teach the policy in place on fresh words for the poses of `split`. state_file: from which a run that was stopped
     goes on."""
     rng = np.random.default_rng([seed, 10])
-    parameters = [p for p in policy.parameters() if p.requires_grad]
+    parameters, matrices = [p for p in policy.parameters() if p.requires_grad], []
     groups = [{"params": parameters}]
     if config.vlm != "tiny":  # what others trained takes smaller steps than what is new
         new = {id(p) for module in (policy.pose_head, policy.pose_projector) for p in module.parameters()}
         groups = [{"params": [p for p in parameters if id(p) in new]},
                   {"params": [p for p in parameters if id(p) not in new], "lr": config.vlm_lr}]
-    optimizer = torch.optim.AdamW(groups, lr=config.sft_lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    else:
+        inside = policy.vlm.get_decoder().layers, policy.pose_projector, policy.pose_head.trunk
+        matrices = [p for module in inside for p in module.parameters() if p.dim() == 2]
+    optimizer = MuonAdamW(groups, matrices, MUON_LR, lr=config.sft_lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = warm_up_and_decay(optimizer, config.sft_steps)
     policy.train()
     parts = own_parts(config.sft_batch, config.sft_accumulate)  # rows of a batch; one part, unless they are asked for

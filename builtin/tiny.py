@@ -58,7 +58,7 @@ class PoseEncoder(nn.Module):
     tokens: an even look at them finds it.
     """
 
-    def __init__(self, channels: Sequence[int] = (24, 48, 96), tokens: int = 8, width: int = 192):
+    def __init__(self, channels: Sequence[int] = (24, 48, 96), tokens: int = 4, width: int = 192):
         super().__init__()
         self.config = {"channels": list(channels), "tokens": tokens, "width": width}
         if len(channels) != 3 or min(*channels, tokens + 1, width) < 1 or max(*channels, tokens * width) > 4096:

@@ -13,7 +13,7 @@ from engine.saving import save_policy
 from lab import benchmark
 from lab import soak
 from model import PosePolicy
-from poses import sample_poses
+from builtin.poses import sample_poses
 from test_model import CORPUS
 from builtin.tiny import build_tiny
 
