@@ -30,7 +30,7 @@ import rewards
 from builtin.retriever import Retriever, load_or_train_retrievers
 from data import Split, draw_batch
 from engine.checkpoint import TrainingState, atomic_write, check_folder, warm_up_and_decay
-from engine.distributed import is_first, processes, start, wait
+from engine.distributed import is_first, own_parts, processes, start, wait
 from engine.log import Part, Steps
 from engine.runtime import pick_device, run
 from engine.saving import load_policy, save_policy
@@ -93,10 +93,7 @@ def train_rft(policy: PosePolicy, split: Split | Mixture, retriever: Retriever, 
               validate: Callable[[PosePolicy], dict], out: Path | None = None) -> list[dict]:
     """HyGRPO in place. Returns a row of numbers a step, with those of validate(policy) before the first step, at
     intervals and at the end. out: folder for rows, samples, and the state from which a stopped run goes on."""
-    if (config.normalize == "batch" or config.aggregation != "grpo") and processes() * config.accumulate > 1:
-        raise ValueError("--normalize batch, --aggregation bnpo and dr_grpo look at a whole batch at once: not with "
-                         "--accumulate or several processes")
-    weights, base_rates = rewards.weights(config.reward_weights, config.without), split.base_rates()
+    weights, base_rates = check(config), split.base_rates()
     policy.pose_head.sigma_floor = config.sigma_floor
     if config.sigma == "frozen":
         freeze_sigma(policy, split, seed)
@@ -144,6 +141,15 @@ def train_rft(policy: PosePolicy, split: Split | Mixture, retriever: Retriever, 
     return steps.rows
 
 
+def check(config: RFTConfig) -> dict[str, float]:
+    """The weight of each reward. ValueError, before work is spent, for settings that cannot be followed together."""
+    parts = processes() * len(own_parts(config.prompts, config.accumulate))
+    if (config.normalize == "batch" or config.aggregation != "grpo") and parts > 1:
+        raise ValueError("--normalize batch, --aggregation bnpo and dr_grpo look at a whole batch at once: not with "
+                         "--accumulate or several processes")
+    return rewards.weights(config.reward_weights, config.without)
+
+
 # ---------------------------------------------------------------- the chain
 
 def main() -> None:
@@ -153,9 +159,8 @@ def main() -> None:
     started, out, device = time.time(), Path(world.out), pick_device(world.device)
     start()
     # What decides a run is noted in its folder, the weights of all rewards too; it goes on with the same ones alone.
-    weights = rewards.weights(config.reward_weights, config.without)
     notes = {"sft_config.json": settings_of(world, sft_config),
-             "rft_config.json": asdict(replace(config, start_from=None)) | {"reward_weights": weights}}
+             "rft_config.json": asdict(replace(config, start_from=None)) | {"reward_weights": check(config)}}
     for name, settings in notes.items():
         check_folder(out, name, settings, write=False)
     if (out / "metrics.json").exists():

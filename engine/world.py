@@ -13,6 +13,7 @@ import transformers
 
 from builtin.tiny import PoseEncoder, build_tiny
 from data import TASKS, Split, corpus, load_splits
+from engine.distributed import own_parts
 from engine.runtime import half_precision, pick_device
 from model import PosePolicy
 from real.formats import read_data
@@ -67,10 +68,12 @@ def load_world(world: WorldConfig, config) -> dict[str, Split | Mixture]:
     """The three splits that a configuration asks for and, with --data, what the policy is to be trained on as `data`.
     The image encoders are still made from the train split, and val and test still judge.
 
-    ValueError, before minutes of drawing pictures, for models that are not there and for faults in --data."""
+    ValueError, before minutes of drawing pictures, for models that are not there, for faults in --data, and for a batch
+    that cannot be split as is asked."""
     counts = {"train": world.train_poses, "val": world.eval_poses, "test": world.eval_poses}
     if config.vlm == "tiny" and (config.lora_rank or world.picture != 64):
         raise ValueError("tiny is trained whole, on pictures of 64 pixels: --lora_rank and --picture need --vlm")
+    own_parts(config.sft_batch, config.sft_accumulate)
     if not (Path(world.out) / "encoders").exists():  # later all is read from there
         for name in (config.vlm, config.pose_encoder):
             if name not in ("tiny", None):

@@ -27,7 +27,7 @@ from engine.log import numbers
 from engine.saving import load_policy
 from engine.start_from import find_same
 from lab.frozen_sigma import freeze_sigma
-from lab import pictures
+from lab import continued_sft, pictures
 from model import PosePolicy
 from pose_head import PoseHead
 
@@ -282,3 +282,24 @@ def test_words_alone_leave_the_pose_head_as_it_was_and_a_reward_left_out_must_ex
     assert changed and not any(name.startswith("pose_head.") for name in changed)
     with pytest.raises(ValueError, match="there is no reward 'beauty' to weigh; the rewards are format"):
         train_rft.train_rft(policy, split, retriever, train_rft.RFTConfig(without="beauty"), 0, None)
+
+
+@pytest.mark.parametrize("flags, fault", [
+    (("--prompts", "2", "--accumulate", "3"), "a batch of 2 cannot be split"),
+    (("--sft_batch", "2", "--sft_accumulate", "3"), "a batch of 2 cannot be split"),
+    (("--accumulate", "2", "--aggregation", "bnpo"), "look at a whole batch at once"),
+    (("--without", "nothing"), "there is no reward 'nothing'")])
+def test_settings_that_cannot_be_followed_are_refused_before_anything_is_made(monkeypatch, tmp_path, flags, fault):
+    with pytest.raises(ValueError, match=fault):
+        run(monkeypatch, train_rft, "--out", str(tmp_path / "runs"), *flags)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_sft_of_a_finished_run_is_continued_as_its_control(chain, monkeypatch, tmp_path, capsys):
+    shutil.copytree(chain[0], tmp_path / "runs")
+    run(monkeypatch, continued_sft, "--run", str(tmp_path / "runs"), "--steps", "2", "--device", "cpu")
+    made = json.loads((tmp_path / "runs" / "continued.json").read_text())["continued"]
+    assert made.keys() == chain[1]["sft"].keys() and made["text2pose"] != chain[1]["sft"]["text2pose"]
+    assert "continued" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="holds no finished run; python train_rft.py"):
+        run(monkeypatch, continued_sft, "--run", str(tmp_path / "none"))
