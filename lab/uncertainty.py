@@ -59,7 +59,7 @@ def spread_by_group(std: Tensor, error: Tensor, groups: dict[str, Tensor]) -> di
             spread = std[:, columns][inside]
             numbers[f"{limb}, {name}"] = {
                 "n": len(spread), "std_cm": spread.mean().item(), "error_cm": error[:, columns][inside].mean().item(),
-                "standard_error_cm": (spread.std() / len(spread) ** 0.5).item()}
+                "standard_error_cm": (spread.std() / len(spread) ** 0.5).item() if len(spread) > 1 else 0.0}
     ranks = torch.stack([std, error]).argsort(1).argsort(1).double()  # (2, N, 4)
     centred = ranks - ranks.mean(1, keepdim=True)
     agree = centred.prod(0).sum(0) / centred.square().sum(1).prod(0).sqrt()  # (4,)
