@@ -21,7 +21,7 @@ from builtin.questions import draw_question
 from engine.checkpoint import TrainingState, atomic_folder
 from engine.distributed import is_first, wait
 from model import PosePolicy
-from real.amass import amass_files, read_amass
+from real.amass import amass_files, read_amass, subjects
 from engine.world import WorldConfig
 
 
@@ -135,21 +135,23 @@ def train_retriever(rotmats: Tensor, tokenizer: Tokenizer, steps: int, seed: int
 def retrieval_poses(poses_dir: str | Path | None, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Two sets of at most `count` poses (N, 24, 3, 3) that share none: for the retriever that rewards, for the judge.
 
-    Made-up poses are drawn afresh. Of motion capture each set takes half of the train files, mirrored too, since
-    neighbouring frames of one file are nearly the same pose.
+    Made-up poses are drawn afresh. Of motion capture each set takes half of the train split's subjects (of its files,
+    where there is one subject), mirrored too: neighbouring frames are nearly the same pose.
     """
     if poses_dir is None:
         return tuple(sample_poses(count, np.random.default_rng([seed, 3 + i])) for i in range(2))
     rng = np.random.default_rng([seed, 3])
-    files = amass_files(poses_dir, "train")
-    if len(files) < 2:
+    groups = subjects(amass_files(poses_dir, "train"), 2)
+    if len(groups) < 2:
         raise ValueError(f"{poses_dir}: two retrievers need at least two train files, found one")
-    halves = []
-    for part in np.array_split(rng.permutation(len(files)), 2):
-        rotmats = remove_heading(torch.cat([read_amass(files[i]) for i in part]))
+    halves, made = ([], []), []
+    for i in rng.permutation(len(groups)):
+        min(halves, key=len).extend(groups[i])  # to the one with fewer files
+    for half in halves:
+        rotmats = remove_heading(torch.cat([read_amass(path) for path in half]))
         rotmats = torch.cat([rotmats, mirror(rotmats)])
-        halves.append(rotmats[rng.permutation(len(rotmats))[:count]])
-    return tuple(halves)
+        made.append(rotmats[rng.permutation(len(rotmats))[:count]])
+    return tuple(made)
 
 
 def load_or_train_retrievers(policy: PosePolicy, world: WorldConfig, steps: int) -> dict[str, Retriever]:

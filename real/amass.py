@@ -5,6 +5,8 @@ Fingers and face are left out: SMPL has 24 joints, of which AMASS gives 22, and 
 Read next: formats.py, which reads AMASS with captions, and every other format.
 """
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,16 +58,30 @@ def read_amass(path: str | Path) -> Tensor:
     return amass_rotmats(poses[::step])
 
 
+def subjects(files: Sequence[Path], at_least: int) -> list[list[Path]]:
+    """The files of each subject. A subject is a folder, as AMASS lays them out, DATASET/SUBJECT/motion_poses.npz; where
+    all files lie in one folder, what their names begin with: cmu_85_05.npz is of cmu_85. Where that leaves fewer than
+    `at_least` subjects each file is taken for one."""
+    names = [path.parent for path in files]
+    if len(set(names)) == 1:
+        names = [re.sub(r"_(poses|stageii)$", "", path.stem).rpartition("_")[0] or path.stem for path in files]
+    names = names if len(set(names)) >= at_least else files
+    found = {name: [] for name in names}
+    for name, path in zip(names, files):
+        found[name].append(path)
+    return list(found.values())
+
+
 def amass_files(folder: str | Path, split: str) -> list[Path]:
     """The npz files of `split` ("train", "val", "test"), sorted: those under folder/split where these three folders
-    exist (so that the data's own split of subjects is kept), else every tenth file is test and every tenth val."""
+    exist (so that the data's own split of subjects is kept), else of every ten subjects one is test and one val."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of motion capture files")
     if all((folder / name).is_dir() for name in SPLITS):
         files = sorted((folder / split).rglob("*.npz"))
     else:
-        files = [path for i, path in enumerate(sorted(folder.rglob("*.npz")))
+        files = [path for i, own in enumerate(subjects(sorted(folder.rglob("*.npz")), len(SPLITS))) for path in own
                  if split == {0: "test", 1: "val"}.get(i % 10, "train")]
     if not files:
         raise ValueError(f"{folder}: no npz files for the {split} split")

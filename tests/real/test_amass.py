@@ -8,6 +8,8 @@ import torch
 
 import body
 import data
+from builtin import retriever
+from builtin.poses import sample_poses
 from builtin.retriever import retrieval_poses
 from real import amass
 from test_data import keys
@@ -75,3 +77,27 @@ def test_amass_folders_make_splits(tmp_path):
         one = motion(tmp_path / "one" / "train" / "0.npz").parent.parent
         (one / "val").mkdir(), (one / "test").mkdir()
         retrieval_poses(one, 10)
+
+
+def test_splits_and_retrieval_models_share_no_subject(tmp_path, monkeypatch):
+    """AMASS's DATASET/SUBJECT/motion.npz: all motions of a subject go one way."""
+    for i, count in enumerate([1, 5, 2, 3, 1, 1, 4, 2, 1, 1, 3, 6]):
+        for nth in range(count):
+            motion(tmp_path / f"set{i % 2}" / f"{i // 2:02d}" / f"walk_{nth}_poses.npz", np.zeros((1, 156)))
+    files = [amass.amass_files(tmp_path, name) for name in amass.SPLITS]
+    of = [{path.parent for path in group} for group in files]
+    assert sum(map(len, files)) == 30 and list(map(len, of)) == [8, 2, 2] and len(set.union(*of)) == 12
+    read = []
+    monkeypatch.setattr(retriever, "read_amass",
+                        lambda path: read.append(path) or sample_poses(1, np.random.default_rng(len(read))))
+    first = len(retriever.retrieval_poses(tmp_path, 1000)[0]) // 2  # mirrored too
+    reward, judge = ({path.parent for path in part} for part in (read[:first], read[first:]))
+    assert reward | judge == of[0] and not reward & judge and abs(2 * first - len(read)) < 6
+
+
+def test_a_subject_may_be_in_the_name_alone(tmp_path):
+    for i in range(30):
+        motion(tmp_path / f"cmu_{i % 10:02d}_{i // 10:02d}_poses.npz", np.zeros((1, 156)))
+    files = [amass.amass_files(tmp_path, name) for name in amass.SPLITS]
+    assert list(map(len, files)) == [24, 3, 3] and len({path.stem[:6] for path in files[2]}) == 1
+    assert len(amass.subjects(files[2], 1)) == 1 and len(amass.subjects(files[2], 2)) == 3  # one subject: by file
