@@ -84,8 +84,8 @@ def sft_loss(policy: PosePolicy, examples: Sequence[Example],
     spread = scores.pose.stddev if isinstance(scores.pose, Independent) else scores.pose.scale_tril.diagonal(0, -2, -1)
     weight = spread.detach()[:, 0] ** (2 * BETA_NLL)
     pose = -(weight * terms).mean(-1).masked_fill(~has_pose, 0.0).sum() / max(1, pose_count)
-    # An image shows one pose: its mean is drawn to the joints, which add up the errors along a limb. A sentence fits many
-    # poses, of which the mean is none.
+    # An image shows one pose: the mean is drawn to its joints, in which the errors along a limb add up. A sentence fits
+    # many poses, and the mean of those is no pose that it describes.
     shown = has_pose & torch.tensor([e.image is not None for e in examples], device=policy.device)  # (B,)
     mean, true = (rot6d_to_matrix(x[shown].unflatten(-1, (24, 6))) for x in (scores.pose.mean[:, 0], true))
     error = (forward_kinematics(mean)[0] - forward_kinematics(true)[0]).abs().mean((-2, -1))  # (shown,) metres

@@ -205,7 +205,8 @@ def stability(world: Seed, path: Path) -> dict:
         print(f"{name}: {curves['val_statements_sampled'][-1][0]} steps; statements held {shares[0]:.3f} before, at "
               f"best {max(shares):.3f}, at the end {shares[-1]:.3f}; never more than {lost:.3f} below the best before")
         for axis, (measure, title) in zip(axes, panels.items()):
-            plot_smoothed(axis, curves[measure], 1 if measure.startswith("val_") else 30, color=color, label=name)
+            if curves[measure]:  # a very short run may not have drawn this task
+                plot_smoothed(axis, curves[measure], 1 if measure.startswith("val_") else 30, color=color, label=name)
             axis.set(title=title, xlabel="HyGRPO step")
             axis.set_ylim(bottom=0)
     axes[0].legend(frameon=False, fontsize=13)

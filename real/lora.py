@@ -14,7 +14,7 @@ from torch import nn
 
 
 def quiet_peft() -> warnings.catch_warnings:
-    """peft asks a model by an old name whether it checkpoints activations; transformers warns, and answers all the same."""
+    """peft asks a model by an old name whether it checkpoints activations: transformers warns, and answers."""
     return warnings.catch_warnings(action="ignore", category=FutureWarning)
 
 

@@ -23,7 +23,7 @@ def open_photo(path: str | Path, upright: bool = True) -> Image.Image:
     missing, broken, no image, or too large."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pillow warns of odd notes beside the pixels, and of sizes: there is a limit here
+            warnings.simplefilter("ignore")  # odd notes beside the pixels, and sizes: see MAX_PIXELS
             with Image.open(path, formats=FORMATS) as file:
                 if file.width * file.height > MAX_PIXELS:
                     raise ValueError(f"{file.width} x {file.height} pixels are too many, make it smaller")

@@ -46,7 +46,7 @@ def test_the_tables_are_printed_and_written(folders, monkeypatch, tmp_path, caps
     rows = json.loads((tmp_path / "b.json").read_text())["rows"]
     assert [(row["P"], row["G"]) for row in rows] == [(20, 8), (20, 16)]
     for row in rows:
-        assert row["length"] == 20 + 4 + 8  # words, image, pose features
+        assert row["length"] == 20 + 4 + 4  # words, image, pose features
         for way in ("ours", "plain"):
             parts = [row[way][part] for part in benchmark.PARTS]
             assert min(parts) >= 0 and row["gflop"][way] > 0 and row["peak_mb"][way] > 0

@@ -327,8 +327,8 @@ class FakePolicy(SimpleNamespace):
         return Scores(self.given, None, self.pose)
 
 
-def sft_loss(log_prob, mean, log_sigma):
-    examples = [SimpleNamespace(rotmats=pose.float()) for pose in exact(randn(3, 24, 3, seed=5))]
+def sft_loss(log_prob, mean, log_sigma, image=None):
+    examples = [SimpleNamespace(rotmats=pose.float(), image=image) for pose in exact(randn(3, 24, 3, seed=5))]
     pose = Independent(Normal(mean, log_sigma.exp()), 1)
     return train_sft.sft_loss(FakePolicy(given=log_prob, pose=pose), examples)[0]
 
@@ -337,7 +337,8 @@ def test_the_gradient_of_the_beta_nll_weighs_a_number_by_its_variance_and_not_th
     """In log pi and mu it is the gradient of the value; in sigma, that of the value with the weight held still, so
     sigma^2 times the gradient of the plain negative log-likelihood: sigma - (p - mu)^2 / sigma."""
     log_prob, mean, log_sigma = leaves((3, 1, 3), (3, 1, 144), (3, 1, 144))
-    assert gradcheck(lambda l, m: sft_loss(l, m, log_sigma.detach()), (log_prob, mean))
+    for image in (None, "an image"):  # with one, the error of the mean's joints
+        assert gradcheck(lambda l, m: sft_loss(l, m, log_sigma.detach(), image), (log_prob, mean))
     gradient, = torch.autograd.grad(sft_loss(log_prob, mean, log_sigma), log_sigma)
     true = bd.matrix_to_rot6d(exact(randn(3, 24, 3, seed=5)).float()).flatten(1)[:, None].double()
     variance = (2 * log_sigma).exp()  # d/d log sigma of the weighed term: sigma^2 - (p - mu)^2
@@ -351,5 +352,6 @@ def test_the_gradient_of_the_beta_nll_weighs_a_number_by_its_variance_and_not_th
 def test_the_sft_loss_is_finite_at_the_bounds_of_sigma_and_far_from_the_truth(dtype, log_sigma):
     parameters = [torch.full((3, 1, 3), -50.0, dtype=dtype), torch.full((3, 1, 144), 1e3, dtype=dtype),
                   torch.full((3, 1, 144), log_sigma, dtype=dtype)]
-    loss = sft_loss(*(parameter.requires_grad_() for parameter in parameters))
-    assert loss.isfinite() and all(g.isfinite().all() for g in torch.autograd.grad(loss, parameters))
+    for image in (None, "an image"):
+        loss = sft_loss(*(parameter.requires_grad_() for parameter in parameters), image)
+        assert loss.isfinite() and all(g.isfinite().all() for g in torch.autograd.grad(loss, parameters))
