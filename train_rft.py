@@ -82,7 +82,7 @@ class RFTConfig:
     reward_weights: list[str] | None = field(default=None, metadata={
         "help": "weights that differ from the table in rewards.py, as statements=2 joint=1"})
     without: str | None = field(default=None, metadata={"help": "a reward to leave out"})
-    retriever_steps: int = field(default=400, metadata={"help": "steps of each of the two retrieval models"})
+    retriever_steps: int = field(default=250, metadata={"help": "steps of each of the two retrieval models"})
     accumulate: int = field(default=1, metadata={"help": "parts in which a batch is run, to save memory"})
     start_from: str | None = field(default=None, metadata={
         "help": "folder of a run from which to take what the settings of this one leave as it is"})

@@ -55,7 +55,8 @@ class SFTConfig:
     pose_encoder: str | None = field(default=None, metadata={
         "help": "backbone of transformers (name or folder), kept frozen; default: a small CNN, trained first"})
     covariance: str = field(default="diag", metadata={"help": "of the Gaussian pose head: diag, lowrank or full"})
-    encoder_steps: int = field(default=1000, metadata={"help": "steps of both image encoders, 64 pictures each"})
+    encoder_steps: int = field(default=2000, metadata={
+        "help": "steps of both image encoders: 64 pictures each, 16 of them for the vision tower"})
     sft_steps: int = field(default=950, metadata={"help": "steps of supervised fine-tuning"})
     sft_batch: int = field(default=48, metadata={"help": "examples a step"})
     sft_lr: float = field(default=2.5e-3, metadata={"help": "peak learning rate"})
@@ -66,7 +67,8 @@ class SFTConfig:
 
 def sft_loss(policy: PosePolicy, examples: Sequence[Example],
              counts: tuple[int, int] | None = None) -> tuple[Tensor, dict[str, float]]:
-    """Cross-entropy of the answers plus beta-NLL of the poses, where the answer holds one.
+    """Cross-entropy of the answers plus beta-NLL of the poses, where the answer holds one, plus, where there is an
+    image too, joint errors of the mean pose.
 
     counts: of the tokens and of the poses by which the sums are divided, those of the whole batch where `examples` are
     a part of it, so that the losses of the parts add up; default: those of `examples`."""
@@ -114,7 +116,8 @@ def train_sft(policy: PosePolicy, split: Split | Mixture, config: SFTConfig, see
     else:
         inside = policy.vlm.get_decoder().layers, policy.pose_projector, policy.pose_head.trunk
         matrices = [p for module in inside for p in module.parameters() if p.dim() == 2]
-    optimizer = MuonAdamW(groups, matrices, MUON_LR, lr=config.sft_lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = MuonAdamW(groups, matrices, muon_lr=MUON_LR, muon_decay=0.1, lr=config.sft_lr, betas=(0.9, 0.98),
+                          weight_decay=0.01)
     schedule = warm_up_and_decay(optimizer, config.sft_steps)
     policy.train()
     parts = own_parts(config.sft_batch, config.sft_accumulate)  # rows of a batch; one part, unless they are asked for

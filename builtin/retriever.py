@@ -19,6 +19,7 @@ from body import forward_kinematics, matrix_to_rot6d, mirror, remove_heading
 from builtin.poses import sample_poses
 from builtin.questions import draw_question
 from engine.checkpoint import TrainingState, atomic_folder
+from engine.muon import MuonAdamW
 from engine.distributed import is_first, wait
 from model import PosePolicy
 from real.amass import amass_files, read_amass, subjects
@@ -114,7 +115,10 @@ def train_retriever(rotmats: Tensor, tokenizer: Tokenizer, steps: int, seed: int
     rotmats = remove_heading(rotmats).to(device)
     joints = forward_kinematics(rotmats)[0]
     holds = captions.pose_holds(rotmats).cpu().numpy()
-    optimizer = torch.optim.AdamW(retriever.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
+    matrices = [p for tower in (retriever.text_tower, retriever.text_out, retriever.pose_tower)
+                for p in tower.parameters() if p.dim() == 2]
+    optimizer = MuonAdamW([{"params": list(retriever.parameters())}], matrices, muon_lr=0.02, muon_decay=0.01, lr=3e-3,
+                          weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     state = TrainingState(state_file, retriever, optimizer, schedule, rng)
     for bar in state.steps(steps, f"retrieval model: {name}"):

@@ -43,7 +43,8 @@ def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batc
     modules = nn.ModuleList([*([policy.pose_encoder] if own_encoder else []), *tower, namer, pose_namer, locator])
     modules.requires_grad_(True).train()
     filters = [p for p in policy.pose_encoder.parameters() if own_encoder and p.dim() == 4]
-    optimizer = MuonAdamW([{"params": list(modules.parameters())}], filters, muon_lr=0.03, lr=3e-3, weight_decay=0.01)
+    optimizer = MuonAdamW([{"params": list(modules.parameters())}], filters, muon_lr=0.03, muon_decay=0.01,
+                          lr=3e-3, weight_decay=0.01)
     schedule = warm_up_and_decay(optimizer, steps)
     images, holds = torch.from_numpy(split.images), torch.from_numpy(split.image_holds).float()
     image_joints = forward_kinematics(split.image_rotmats)[0]
@@ -66,9 +67,10 @@ def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batc
             loss = loss + pose_loss + 6 * pose_name_loss
             shown |= {"pose": pose_loss, "joint_mm": 1000 * error, "naming": pose_name_loss}
         if towers:
-            pixels = ((batch - mean) / std).movedim(-1, 1)  # (N, 3, 64, 64)
-            named = torch.stack(list(policy.vlm.get_image_features(pixel_values=pixels).pooler_output))  # (N, 4, H)
-            name_loss = name_error(namer(named.mean(1)), true_names)
+            n = batch_size // 4  # of the pose, this tower sees little that the pose-aware encoder does not
+            pixels = ((batch[:n] - mean) / std).movedim(-1, 1)  # (n, 3, 64, 64)
+            named = torch.stack(list(policy.vlm.get_image_features(pixel_values=pixels).pooler_output))  # (n, 4, H)
+            name_loss = name_error(namer(named.mean(1)), true_names[:n])
             loss, shown["vlm_naming"] = loss + name_loss, name_loss
         loss.backward()
         state.update(loss.item())

@@ -30,12 +30,14 @@ class MuonAdamW(torch.optim.AdamW):
     """Muon for those parameters that are among `matrices`, at `muon_lr`, AdamW for the others of the groups. It is one
     optimiser, so that one schedule drives it and one state is kept."""
 
-    def __init__(self, groups: Iterable[dict], matrices: Iterable[nn.Parameter], muon_lr: float, **adamw):
+    def __init__(self, groups: Iterable[dict], matrices: Iterable[nn.Parameter], muon_lr: float,
+                 muon_decay: float, **adamw):
         matrices = list(matrices)
         taken = set(map(id, matrices))
         groups = [group | {"params": [p for p in group["params"] if id(p) not in taken], "muon": False}
                   for group in groups]
-        super().__init__([*groups, {"params": matrices, "lr": muon_lr, "muon": True}], fused=True, **adamw)
+        super().__init__([*groups, {"params": matrices, "lr": muon_lr, "weight_decay": muon_decay, "muon": True}],
+                         fused=True, **adamw)
 
     @torch.no_grad()
     def step(self, closure=None):

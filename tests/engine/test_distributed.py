@@ -16,6 +16,7 @@ from engine import distributed
 import train_rft
 import train_sft
 from data import corpus, make_split
+from engine.muon import MuonAdamW
 from engine.saving import load_policy, save_policy
 from model import PosePolicy
 from pose_head import draw_tokens
@@ -43,6 +44,7 @@ def start(tmp_path_factory):
 # Adam divides a gradient by its own size: one of nothing but rounding error moves its number by the whole learning rate.
 # An eps above rounding error takes that out, and nothing else.
 @mock.patch("torch.optim.AdamW", partial(torch.optim.AdamW, eps=1e-5))
+@mock.patch("train_sft.MuonAdamW", partial(MuonAdamW, eps=1e-5))
 def run(folder: Path, stage: str, seed: int, accumulate: int = 1) -> tuple[dict[str, torch.Tensor], list[dict]]:
     """Three steps of a stage; the parameters then."""
     rng = np.random.default_rng(1)
