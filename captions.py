@@ -4,8 +4,8 @@
 Every statement is one row of a table: a measurement m_s of the posed skeleton, two thresholds, some phrasings, as
     left knee [deg]   60 <= m < 110   "the left knee is bent", "the left leg is bent"
 So a sentence is written from a pose (`describe`), read back into statements (`parse`) and checked against another pose
-(`check`) by one and the same table, builtin/statement_table.py; builtin/posecodes.py measures. Nothing depends on the
-heading; gravity counts where everyday words mean it, and the ground is the lowest joint.
+(`pose_holds`) by one and the same table, builtin/statement_table.py; builtin/posecodes.py measures. Nothing depends on
+the heading; gravity counts where everyday words mean it, and the ground is the lowest joint.
 Read next: body.py, the skeleton that is measured.
 """
 
@@ -81,13 +81,6 @@ def holds(joints: Tensor, global_rotmats: Tensor) -> Tensor:
 def pose_holds(rotmats: Tensor) -> Tensor:
     """Which statements hold of a pose (..., 24, 3, 3) on the neutral skeleton: bool (..., S)."""
     return holds(*forward_kinematics(rotmats))
-
-
-def check(statements: Sequence[int], rotmats: Tensor) -> float:
-    """The share of the statements that hold of one pose (24, 3, 3). Raises ValueError when there are none."""
-    if len(statements) == 0:
-        raise ValueError("there is no statement to check: the text says nothing that can be measured")
-    return pose_holds(rotmats)[list(statements)].double().mean().item()
 
 
 # ---------------------------------------------------------------- words

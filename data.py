@@ -148,9 +148,3 @@ def draw_batch(split: Split, tasks: dict[str, float], batch_size: int, rng: np.r
     return [make_example(split, task, int(i), rng) for i in rng.integers(len(split.rotmats), size=batch_size)]
 
 
-def corpus(split: Split, n: int, rng: np.random.Generator) -> list[str]:
-    """Prompts and answers of n examples of each task that the split allows: the text to train a tokenizer on."""
-    tasks = TASKS if split.images is not None else TASKS[:1]
-    rows = rng.integers(len(split.rotmats), size=(len(tasks), n))
-    examples = [make_example(split, task, int(i), rng) for task, drawn in zip(tasks, rows) for i in drawn]
-    return [text for example in examples for text in (example.prompt, example.answer)]

@@ -4,12 +4,13 @@ For every prompt the policy gives G answers a_i, and for every answer that holds
 pi(a, p | q) = pi(a | q) N(p; mu, Sigma) (Pose-RFT eq. 1-2). As it is computed here, to be made large (eq. 3-6):
 
     J = 1/(B G) sum_i 1/T_i sum_t [ min(r_it F_i, clip(r_it) F_i) - beta_text KL_it ]
-      + w/(V D) sum_i [ 1/K sum_k sum_j min(r_ikj Delta_ik, clip(r_ikj) Delta_ik) - beta_pose KL_i ]
+      + w/(V D) sum_i [ 1/K sum_k sum_j min(r_ikj Delta_ikj, clip(r_ikj) Delta_ikj) - beta_pose KL_i ]
     r_it = pi(a_it) / pi_old(a_it),   r_ikj = N(p_ikj) / N_old(p_ikj),   KL from the SFT policy, in nats, exact
     A(R_i) = (R_i - mean of the others in the group) / (spread of the group)
-    F_i = sum_m w_m A(R_m(a_i)) + sum_n w_n A(1/K sum_k R_n(p_ik)),   Delta_ik = sum_n w_n A(R_n(p_ik))
+    F_i = sum_m w_m A(R_m(a_i)) + sum_n w_n A(1/K sum_k R_n(p_ik)),   Delta_ikj = sum_n w_n A(R_nj(p_ik))
 i: the B G answers, in the second line the V that hold a pose; t: the T_i tokens of an answer; j: the 24 joints of a
-pose, six numbers each; m, n: rewards of words and of poses, with their weights; w: `pose_weight`.
+pose, six numbers each; m, n: rewards of words and of poses, with their weights; w: `pose_weight`; R_nj: the part of
+R_n that joint j decides, or R_n itself where it has no parts.
 
 Two advantages: a lucky sample of a pose is no merit of the words before it, and K poses of one answer differ in nothing
 else. Two clips: a ratio of one token hardly moves, that of a Gaussian's many numbers does at once, so that the product
@@ -21,6 +22,9 @@ et al. 2019) clips the ratios of both halves apart, as here.
 
 Departures from the paper:
 - K poses for an answer instead of one: they come from one hidden state, so they cost next to nothing.
+- Where all answers of a prompt are the same sentence, one is given (G = 1), and the group is its K poses.
+- Delta is one number for a pose in the paper. Here each joint, whose ratio is its own, is compared by the part of a
+  reward that it decides: of 24 joints one bends the elbow, and the luck of the others is noise to it.
 - F also holds the mean reward of an answer's poses: a description that leads to better poses is a better description.
 - r_d is taken for each token, as in GRPO (Shao et al. 2024), and r_c for each joint: the density ratio of a
   144-dimensional Gaussian leaves any clip range after one small step. `pose_ratio="joint"` is the paper's literal form.
@@ -47,10 +51,10 @@ LOG_RATIO_LIMIT = 20.0  # exp of more than this says nothing but "far away", and
 # ---------------------------------------------------------------- advantages (eq. 5)
 
 def group_advantage(reward: Tensor, valid: Tensor, normalize: str = "std", baseline: str = "leave_one_out") -> Tensor:
-    """How much better each member of a group did than the others: (B, n), zero where not valid or nothing to compare.
+    """How much better each member of a group did than the others: (..., n), zero where not valid or nothing to compare.
 
-    reward: (B, n), one group a row. valid: (B, n) bool. baseline: `leave_one_out` compares with the mean of the *other*
-    valid members (unbiased; Kool et al. 2019), `mean` with the mean of all (GRPO; scales the gradient by (n-1)/n).
+    reward: (..., n), one group a row. valid: (..., n) bool. baseline: `leave_one_out` compares with the mean of the
+    *other* valid members (unbiased; Kool et al. 2019), `mean` with that of all (GRPO; scales the gradient by (n-1)/n).
     normalize: `std` divides by the group's standard deviation (GRPO), which over-weights groups that hardly differ;
     `batch` by the root mean square over all groups with spread, so that rewards of different units can be added;
     `none` leaves the reward's unit (Dr. GRPO, Liu et al. 2025).
@@ -59,10 +63,10 @@ def group_advantage(reward: Tensor, valid: Tensor, normalize: str = "std", basel
         raise ValueError(f"baseline must be leave_one_out or mean, not {baseline!r}")
     if normalize not in ("std", "batch", "none"):
         raise ValueError(f"normalize must be std, batch or none, not {normalize!r}")
-    count = valid.sum(-1, keepdim=True)  # (B, 1)
+    count = valid.sum(-1, keepdim=True)  # (..., 1)
     reward = reward.float().masked_fill(~valid, 0.0)
     mean = reward.sum(-1, keepdim=True) / count.clamp_min(1)
-    centred = (reward - mean).masked_fill(~valid, 0.0)  # (B, n)
+    centred = (reward - mean).masked_fill(~valid, 0.0)  # (..., n)
     std = (centred.square().sum(-1, keepdim=True) / (count - 1).clamp_min(1)).sqrt()
     # Below the rounding error of its rewards a group has no spread: it says nothing, and must not be blown up.
     has_spread = valid & (std > 1e-6 * (1 + mean.abs()))
@@ -77,11 +81,13 @@ def group_advantage(reward: Tensor, valid: Tensor, normalize: str = "std", basel
 
 
 def advantages(text_rewards: dict[str, Tensor], pose_rewards: dict[str, Tensor], has_pose: Tensor,
-               weights: dict[str, float], **how) -> tuple[Tensor, Tensor]:
-    """F (B, G) for the answers and Delta (B, G, K) for the poses (Pose-RFT eq. 5), rewards normalised one by one.
+               weights: dict[str, float], by_joint: dict[str, Tensor] | None = None, **how) -> tuple[Tensor, Tensor]:
+    """F (B, G) for the answers and Delta for the poses (Pose-RFT eq. 5), rewards normalised one by one.
 
     text_rewards: name -> (B, G). pose_rewards: name -> (B, G, K), read only where `has_pose` (B, G). A NaN marks a
     reward that its task does not have. weights: name -> weight. how: `normalize` and `baseline` of `group_advantage`.
+    by_joint: name -> (B, G, K, 24), the part of a reward that each joint decides, NaN where it decides nothing. Delta
+    (B, G, K, 24) then compares each joint by its own part, or by the whole of a reward without parts; else (B, G, K).
     Delta's baseline is all V x K valid poses of the prompt: with K = 1 this is the paper's normalisation over V.
     F's baseline is all G answers, or those with a pose for the mean reward of an answer's poses.
     """
@@ -90,11 +96,12 @@ def advantages(text_rewards: dict[str, Tensor], pose_rewards: dict[str, Tensor],
         F = F + weights[name] * group_advantage(reward, ~reward.isnan(), **how)
     Delta = 0.0
     for name, reward in pose_rewards.items():
-        valid = has_pose[..., None] & ~reward.isnan()  # (B, G, K)
-        delta = group_advantage(reward.flatten(1), valid.flatten(1), **how).view_as(reward)
-        Delta = Delta + weights[name] * delta
-        F = F + weights[name] * group_advantage(reward.mean(-1), valid.all(-1), **how)
-    return F, Delta
+        F = F + weights[name] * group_advantage(reward.mean(-1), has_pose & ~reward.isnan().any(-1), **how)
+        part = (by_joint or {}).get(name, reward[..., None])  # (B, G, K, 24 or 1)
+        valid = has_pose[..., None, None] & ~part.isnan()
+        delta = group_advantage(part.flatten(1, 2).mT, valid.flatten(1, 2).mT, **how)  # (B, 24 or 1, G K)
+        Delta = Delta + weights[name] * delta.mT.unflatten(1, reward.shape[1:])
+    return F, Delta if by_joint else Delta.squeeze(-1)
 
 
 # ---------------------------------------------------------------- densities
@@ -188,15 +195,15 @@ def pose_loss(pose: Distribution, old_terms: Tensor, ref_pose: Distribution, sam
               pose_ratio: str = "per_joint") -> tuple[Tensor, dict[str, Tensor]]:
     """The continuous half of eq. 6, negated, over the V answers that hold a pose (zero when none does).
 
-    pose, ref_pose: batch shape (...,), event shape (D,). old_terms, sample: (..., K, D). Delta: (..., K).
-    has_pose: (...,) bool. At ratio 1 each `pose_ratio` gives the gradient of Delta log N / D. For two numbers of slopes
-    a and b, joint: r = r_1 r_2, slope a + b; number by number: r_1 + r_2, a + b; `mean`: sqrt(r_1 r_2), (a + b) / 2, so
-    it is multiplied by D = 2.
+    pose, ref_pose: batch shape (...,), event shape (D,). old_terms, sample: (..., K, D). Delta: (..., K) or, of joints,
+    (..., K, 24). has_pose: (...,) bool. At ratio 1 each `pose_ratio` gives the gradient of Delta log N / D. For two
+    numbers of slopes a and b, joint: r = r_1 r_2, slope a + b; number by number: r_1 + r_2, a + b; `mean`:
+    sqrt(r_1 r_2), (a + b) / 2, so it is multiplied by D = 2.
     """
     D = sample.shape[-1]
     terms = gaussian_log_prob_terms(pose, sample.movedim(-2, 0))  # (K, ..., D): the distribution broadcasts over K
     log_ratio = pose_log_ratio(terms, old_terms.movedim(-2, 0), pose_ratio)  # (K, ..., 1 or 24)
-    advantage = Delta.movedim(-1, 0)[..., None]  # (K, ..., 1)
+    advantage = (Delta if Delta.dim() == sample.dim() else Delta[..., None]).movedim(-2, 0)  # (K, ..., 1 or 24)
     surrogate, active = clipped(log_ratio, advantage, clip_low, clip_high)
     surrogate = surrogate.sum(-1).mean(0) * (D if pose_ratio == "mean" else 1)  # (...,)
     kl = kl_divergence(pose, ref_pose)  # (...,) nats
@@ -224,10 +231,10 @@ def loss(new, old_log_prob: Tensor, old_terms: Tensor, reference, rollout, F: Te
 
     new, reference: scores with `log_prob` (B, G, T), `log_softmax` (B, G, T, W) and `pose`, a Gaussian of batch shape
     (B, G). old_log_prob (B, G, T), old_terms (B, G, K, D): under the policy that sampled. rollout: `token_mask`
-    (B, G, T), `pose` (B, G, K, D) raw samples, `has_pose` (B, G). F: (B, G). Delta: (B, G, K). pose_clip_low,
-    pose_clip_high: the poses' own clip; None: clip_low, clip_high. text_share, pose_share:
-    where these prompts are a part of a batch, their share of its B G answers and of its V poses: the losses of the
-    parts, and so their gradients, then add up to those of the batch.
+    (B, G, T), `pose` (B, G, K, D) raw samples, `has_pose` (B, G). F: (B, G). Delta: (B, G, K) or (B, G, K, 24).
+    pose_clip_low, pose_clip_high: the poses' own clip; None: clip_low, clip_high. text_share,
+    pose_share: where these prompts are a part of a batch, their share of its B G answers and of its V poses: the losses
+    of the parts, and so their gradients, then add up to those of the batch.
     """
     text, text_metrics = text_loss(
         new.log_prob, old_log_prob, categorical_kl(new.log_softmax, reference.log_softmax), F, rollout.token_mask,

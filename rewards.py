@@ -23,6 +23,7 @@ from torch import Tensor
 
 import captions
 from body import forward_kinematics, remove_heading, rot6d_to_matrix
+from builtin.joint_credit import joint_by_joint, statements_by_joint
 from builtin.retriever import Retriever
 from data import Example
 
@@ -50,6 +51,17 @@ class Context:
         """The poses without heading: rotmats, joints (n, G, K, 24, 3) and their orientations (n, G, K, 24, 3, 3)."""
         rotmats = remove_heading(self.rotmats)
         return rotmats, *forward_kinematics(rotmats)
+
+    @cached_property
+    def said(self) -> Tensor:  # (n, S), 1 for each statement of the sentence
+        said = torch.zeros(len(self.examples), len(captions.STATEMENTS), device=self.rotmats.device)
+        for row, example in zip(said, self.examples):
+            row[list(example.statements)] = 1.0
+        return said
+
+    @cached_property
+    def said_and_held(self) -> Tensor:  # (n, G, K, S), 1 for those that hold in the pose
+        return captions.holds(*self.upright[1:]) * self.said[:, None, None]
 
 
 # ---------------------------------------------------------------- the rewards: of a Context, (n, G) or (n, G, K)
@@ -113,12 +125,7 @@ def semantic_reward(c: Context) -> Tensor:
 
 
 def statements_reward(c: Context) -> Tensor:
-    _, joints, orientations = c.upright
-    said = torch.zeros(len(c.examples), len(captions.STATEMENTS), device=joints.device)  # (n, S)
-    for row, example in zip(said, c.examples):
-        row[list(example.statements)] = 1.0
-    holds = captions.holds(joints, orientations).float()  # (n, G, K, S)
-    return torch.einsum("ngks,ns->ngk", holds, said) / said.sum(-1)[:, None, None]
+    return c.said_and_held.sum(-1) / c.said.sum(-1)[:, None, None]
 
 
 class Reward(NamedTuple):
@@ -127,6 +134,7 @@ class Reward(NamedTuple):
     tasks: tuple[str, ...]  # the tasks that have it
     function: Callable[[Context], Tensor | list]
     needs: Callable[[Example], bool] = lambda example: True  # an example that lacks it has no such reward: NaN
+    by_joint: Callable[[Context], Tensor] | None = None  # (n, G, K, 24): the part that each joint of a pose decides
 
 
 # Of the form little is to be learned, but it must not be lost. An answer half right is already similar to the true one,
@@ -134,11 +142,12 @@ class Reward(NamedTuple):
 REWARDS = {
     "format": Reward(12.0, "words", ("text2pose", "image2pose", "image2text", "vqa"), format_reward),
     "text": Reward(0.5, "words", ("image2text", "vqa"), text_reward),
-    "description": Reward(1.0, "words", ("image2text",), description_reward),
+    "description": Reward(8.0, "words", ("image2text",), description_reward),
     "correct": Reward(1.0, "words", ("vqa",), correct_reward),
-    "joint": Reward(2.0, "poses", ("image2pose", "image2text"), joint_reward),
+    "joint": Reward(2.0, "poses", ("image2pose", "image2text"), joint_reward, by_joint=joint_by_joint),
     "semantic": Reward(0.5, "poses", ("text2pose",), semantic_reward),
-    "statements": Reward(3.5, "poses", ("text2pose",), statements_reward, needs=lambda e: len(e.statements) > 0),
+    "statements": Reward(3.5, "poses", ("text2pose",), statements_reward, lambda e: len(e.statements) > 0,
+                         statements_by_joint),
 }
 
 
@@ -155,10 +164,11 @@ def weights(changes: Sequence[str] | None = None, without: str | None = None) ->
     return result
 
 
-def run_reward(name: str, context: Context, size: tuple[int, ...]) -> Tensor:
-    """What one reward gives, a tensor of this size. Whatever fails becomes a ValueError that names it."""
+def run_reward(name: str, function: Callable[[Context], Tensor | list], context: Context,
+               size: Sequence[int]) -> Tensor:
+    """What a reward gives, a tensor of this size. Whatever fails becomes a ValueError that names it."""
     try:
-        given = torch.as_tensor(REWARDS[name].function(context), device=context.rotmats.device).float()
+        given = torch.as_tensor(function(context), device=context.rotmats.device).float()
         if given.shape != size:
             raise ValueError(f"it gave a tensor {tuple(given.shape)} where {tuple(size)} is due")
         return given
@@ -170,28 +180,23 @@ def run_reward(name: str, context: Context, size: tuple[int, ...]) -> Tensor:
 
 @torch.no_grad()
 def score(examples: Sequence[Example], rollout, retriever: Retriever,
-          base_rates: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """All rewards of a rollout: of words, name -> (B, G), and poses, name -> (B, G, K); NaN where a task has none.
+          base_rates: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """All rewards of a rollout: of words, name -> (B, G), and poses, name -> (B, G, K), and of those that are made of
+    parts what each joint decides, name -> (B, G, K, 24); NaN where a task has no such reward, a joint no such part.
 
     base_rates: (S,), in what share of the training pictures each statement holds: `base_rates` of Split and Mixture."""
     rotmats = rot6d_to_matrix(rollout.pose.unflatten(-1, (24, 6)))  # (B, G, K, 24, 3, 3)
     scored = {name: torch.full(rotmats.shape[:2 if reward.of == "words" else 3], torch.nan, device=rotmats.device)
               for name, reward in REWARDS.items()}
+    by_joint = {name: torch.full(rotmats.shape[:4], torch.nan, device=rotmats.device)
+                for name, reward in REWARDS.items() if reward.by_joint}
     for task in dict.fromkeys(e.task for e in examples):
         rows = [i for i, e in enumerate(examples) if e.task == task]
         context = Context([examples[i] for i in rows], [rollout.answers[i] for i in rows], rotmats[rows], retriever,
                           base_rates)
-        for name, table in scored.items():
-            if task in REWARDS[name].tasks:
-                table[rows] = run_reward(name, context, (len(rows), *table.shape[1:]))
-    return tuple({name: x for name, x in scored.items() if REWARDS[name].of == of} for of in ("words", "poses"))
-
-
-def broken(examples: Sequence[Example], rollout, words: dict[str, Tensor], poses: dict[str, Tensor]) -> list[str]:
-    """The names of those rewards that are not finite where the example has them (and the answer has a pose)."""
-    found = []
-    for name, values in (words | poses).items():
-        has = torch.tensor([e.task in REWARDS[name].tasks and REWARDS[name].needs(e) for e in examples])  # (B,)
-        has = has.to(values.device) if values.dim() == 2 else has.to(values.device)[:, None] & rollout.has_pose
-        found += [] if values[has].isfinite().all() else [name]
-    return found
+        for name, reward in REWARDS.items():
+            if task in reward.tasks:
+                scored[name][rows] = run_reward(name, reward.function, context, (len(rows), *scored[name].shape[1:]))
+                if reward.by_joint:
+                    by_joint[name][rows] = run_reward(name, reward.by_joint, context, context.rotmats.shape[:4])
+    return *({name: x for name, x in scored.items() if REWARDS[name].of == of} for of in ("words", "poses")), by_joint

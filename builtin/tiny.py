@@ -9,6 +9,7 @@ Read next: tiny_encoders.py.
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from transformers import (CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, 
                           LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast)
 
 from body import rot6d_to_matrix
+from data import TASKS, Split, make_example
 
 CHAT_TEMPLATE = ("{% for message in messages %}USER: {% for part in message.content %}{% if part.type == 'image' %}"
                  "<image>\n{% else %}{{ part.text }}{% endif %}{% endfor %} {% endfor %}ASSISTANT:")
@@ -100,3 +102,11 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.relu(x + self.body(x))
+
+
+def corpus(split: Split, n: int, rng: np.random.Generator) -> list[str]:
+    """Prompts and answers of n examples of each task that the split allows: the text to train a tokenizer on."""
+    tasks = TASKS if split.images is not None else TASKS[:1]
+    rows = rng.integers(len(split.rotmats), size=(len(tasks), n))
+    examples = [make_example(split, task, int(i), rng) for task, drawn in zip(tasks, rows) for i in drawn]
+    return [text for example in examples for text in (example.prompt, example.answer)]

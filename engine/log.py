@@ -45,7 +45,6 @@ class Steps:
     def __init__(self, state: TrainingState, policy: PosePolicy, config, validate: Callable[[PosePolicy], dict],
                  out: Path | None):
         self.state, self.policy, self.config, self.validate = state, policy, config, validate
-        self.parts = own_parts(config.prompts, config.accumulate)
         self.log, self.samples_log = (out and out / name for name in ("log.jsonl", "samples.jsonl"))
         self.rows, self.shown = (read_log(file, state.step) for file in (self.log, self.samples_log))
         if not self.rows:
@@ -75,20 +74,20 @@ class Step:
 
     def split(self, batch: Sequence[Example]) -> Iterator[tuple[list[Example], np.ndarray]]:
         """The examples of each part of this process, with a seed each, on which alone what is sampled depends."""
-        seeds = self.steps.state.rng.integers(2 ** 62, size=len(batch))
-        for rows in self.steps.parts:
+        self.B, seeds = len(batch), self.steps.state.rng.integers(2 ** 62, size=len(batch))
+        for rows in own_parts(self.B, self.steps.config.accumulate):
             yield [batch[i] for i in rows], seeds[rows]
 
     def shares(self, part: Part) -> dict:
         """The part's share of the batch's answers and of its V poses, by which its two halves of the loss weigh."""
         if self.V is None:
             self.V = total(sum(int(part.rollout.has_pose.sum()) for part in self.parts), self.steps.policy.device)
-        return {"text_share": len(part.examples) / self.steps.config.prompts,
+        return {"text_share": len(part.examples) / self.B,
                 "pose_share": part.rollout.has_pose.sum() / max(1, self.V)}
 
     def backward(self, loss: Tensor, metrics: dict[str, Tensor], part: Part, new: Scores) -> None:
         """Add the gradient of a part's loss. With a reward that is not finite the update is not made."""
-        if rewards.broken(part.examples, part.rollout, part.words, part.poses):
+        if broken(part.examples, part.rollout, part.words, part.poses):
             loss = loss * torch.nan
         loss.backward()
         self.loss += loss.item()
@@ -102,6 +101,17 @@ class Step:
         self.row = {"task": self.parts[0].examples[0].task} | mean_of(self.made) | {"grad_norm": grad_norm}
         self.row |= {"skipped": state.skipped} if state.skipped else {}
         self.made, self.loss = [], 0.0  # the row that stays is that of the last epoch
+
+
+def broken(examples: Sequence[Example], rollout, words: dict[str, Tensor], poses: dict[str, Tensor]) -> list[str]:
+    """The names of those rewards that are not finite where the example has them (and the answer has a pose)."""
+    found = []
+    for name, values in (words | poses).items():
+        reward = rewards.REWARDS[name]
+        has = torch.tensor([e.task in reward.tasks and reward.needs(e) for e in examples])  # (B,)
+        has = has.to(values.device) if values.dim() == 2 else has.to(values.device)[:, None] & rollout.has_pose
+        found += [] if values[has].isfinite().all() else [name]
+    return found
 
 
 def samples(step: int, part: Part) -> list[dict]:

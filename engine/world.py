@@ -12,7 +12,8 @@ import torch
 import transformers
 
 from builtin.tiny import PoseEncoder, build_tiny
-from data import TASKS, Split, corpus, load_splits
+from data import TASKS, Split, load_splits
+from builtin.tiny import corpus
 from engine.distributed import own_parts
 from engine.runtime import half_precision, pick_device
 from model import PosePolicy

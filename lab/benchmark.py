@@ -33,7 +33,8 @@ from transformers import (CLIPImageProcessorPil, CLIPVisionConfig, HfArgumentPar
 import hygrpo
 import rewards
 from captions import STATEMENTS, describe
-from data import Example, corpus, make_example, make_split
+from data import Example, make_example, make_split
+from builtin.tiny import corpus
 from engine.saving import load_policy
 from model import PosePolicy
 from lab.plain import PlainWay, SharedPrompt
@@ -132,7 +133,7 @@ def step(way, examples: Sequence, meter: Callable, config: BenchmarkConfig, refe
     with meter("sampling"):
         rollout = way.sample(config.poses_per_answer, config.new_tokens)
     with meter("rewards"):
-        text_rewards, pose_rewards = rewards.score(examples, rollout, retriever, torch.full((len(STATEMENTS),), 0.5))
+        text_rewards, pose_rewards, _ = rewards.score(examples, rollout, retriever, torch.full((len(STATEMENTS),), 0.5))
     with meter("rest"):
         F, Delta = hygrpo.advantages(text_rewards, pose_rewards, rollout.has_pose, rewards.weights())
         batches = way.batches(rollout, F, Delta)

@@ -23,8 +23,8 @@ ARMS = {
     **{f"without {name}": ("gaussian", {"without": name}) for name in
        ("joint", "semantic", "statements", "format", "text", "correct")},
     **{f"KL {beta}": ("gaussian", {"beta_pose": beta}) for beta in (0.0, 0.02, 0.2, 0.6)},
-    **{f"K = {K}": ("gaussian", {"poses_per_answer": K}) for K in (1, 8)},
-    **{f"G = {G}": ("gaussian", {"group_size": G}) for G in (2, 6)},
+    **{f"K = {K}": ("gaussian", {"poses_per_answer": K, "pose_prompts": 16, "pose_answers": 3}) for K in (1, 8)},
+    **{f"G = {G}": ("gaussian", {"group_size": G, "pose_prompts": 48 // G, "pose_answers": G}) for G in (2, 6)},
     **{f"4 epochs, {ratio}": ("gaussian", {"inner_epochs": 4, "pose_ratio": ratio})
        for ratio in ("joint", "per_joint", "mean")},
     **{f"divided by {what}": ("gaussian", {"normalize": what}) for what in ("batch", "none")},

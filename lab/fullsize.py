@@ -20,7 +20,8 @@ from transformers import (AutoModelForImageTextToText, HfArgumentParser, Idefics
 import train_rft
 import train_sft
 from lab.benchmark import force_answers
-from data import corpus, make_split
+from data import make_split
+from builtin.tiny import corpus
 from builtin.poses import sample_poses
 from builtin.retriever import Retriever
 from engine.runtime import check_outputs, pick_device, run

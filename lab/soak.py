@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import corpus, make_split
+from data import make_split
+from builtin.tiny import corpus
 from model import PosePolicy
 from builtin.poses import sample_poses
 from builtin.retriever import Retriever

@@ -583,3 +583,31 @@ def test_words_are_scored_with_the_odds_they_were_drawn_with(policy):
 def test_an_unknown_mode_is_named(call):
     with pytest.raises(ValueError, match="must be"):
         call()
+
+
+def test_a_joint_is_compared_by_its_own_part_of_a_reward():
+    """Each joint as if it were a pose of its own; a reward without parts counts for all; NaN: the joint decides nothing."""
+    whole, pose, part = randn(3, 4, 5), randn(3, 4, 5, seed=1), randn(3, 4, 5, 24, seed=2)
+    part[1, ..., 7], has_pose = torch.nan, randn(3, 4, seed=3) < .8
+    weights = {"whole": .5, "parted": 2.0}
+    F, Delta = hygrpo.advantages({}, {"whole": whole, "parted": pose}, has_pose, weights, {"parted": part})
+    plain = hygrpo.advantages({}, {"whole": whole, "parted": pose}, has_pose, weights)
+    torch.testing.assert_close(F, plain[0])
+    assert Delta.shape == (3, 4, 5, 24) and plain[1].shape == (3, 4, 5)
+    for joint in range(24):
+        alone = {"whole": whole, "parted": part[..., joint]}
+        torch.testing.assert_close(Delta[..., joint], hygrpo.advantages({}, alone, has_pose, weights)[1])
+    torch.testing.assert_close(Delta[1, ..., 7], hygrpo.advantages({}, {"whole": whole}, has_pose, weights)[1][1])
+
+
+def test_equal_advantages_of_all_joints_are_that_of_the_pose_and_each_moves_its_own_numbers():
+    r = rollout()
+    one = full_loss(r, shift=.05)
+    r.Delta = r.Delta[..., None].repeat(1, 1, 1, 2)  # D = 12: two joints
+    for got, expected in zip(full_loss(r, shift=.05)[2], one[2]):
+        torch.testing.assert_close(got, expected)
+    r.Delta[..., 1] = 0
+    other = full_loss(r, shift=.05)[2][1]
+    r.Delta[..., 0] *= 3
+    changed = (full_loss(r, shift=.05)[2][1] - other).abs().amax((0, 1))  # (12,), of the means' gradient
+    assert (changed[:6] > 1e-6).all() and (changed[6:] < 1e-12).all()

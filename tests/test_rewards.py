@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import captions
+from builtin import joint_credit
+from engine import log
 import rewards
-from body import forward_kinematics, matrix_to_rot6d, mirror, remove_heading
+from body import JOINT, axis_angle_to_matrix, forward_kinematics, matrix_to_rot6d, mirror, remove_heading
 from builtin.poses import sample_poses
 from builtin.retriever import Retriever, train_retriever
 from builtin.tiny import build_tiny
@@ -60,7 +62,7 @@ def test_each_task_gets_its_own_terms_and_nan_elsewhere(retriever):
     tasks = ["text2pose", "image2pose", "image2text", "vqa"]
     examples = [example(task, i) for i, task in enumerate(tasks)]
     poses = POSES[:24].view(4, 2, 3, 24, 3, 3)
-    text, pose = rewards.score(examples, rollout(examples, [[e.answer, "no"] for e in examples], poses), retriever, RATES)
+    text, pose, _ = rewards.score(examples, rollout(examples, [[e.answer, "no"] for e in examples], poses), retriever, RATES)
     has = {name: [tasks[i] for i in range(4) if not value[i].isnan().any()] for name, value in (text | pose).items()}
     assert has == {"format": tasks, "text": ["image2text", "vqa"], "description": ["image2text"], "correct": ["vqa"],
                    "joint": ["image2pose", "image2text"], "semantic": ["text2pose"], "statements": ["text2pose"]}
@@ -89,11 +91,35 @@ def test_statements_and_joint_rewards_know_the_true_pose(retriever):
     examples = [example("text2pose", i) for i in range(8)] + [example("image2pose", i) for i in range(8)]
     true = torch.stack([e.rotmats for e in examples])
     poses = torch.stack([true, true.roll(3, 0), mirror(true)], 1)[:, None]  # (16, 1, 3, 24, 3, 3)
-    _, pose = rewards.score(examples, rollout(examples, [[e.answer] for e in examples], poses), retriever, RATES)
+    _, pose, _ = rewards.score(examples, rollout(examples, [[e.answer] for e in examples], poses), retriever, RATES)
     assert (pose["statements"][:8, 0, 0] == 1).all() and (pose["statements"][:8, 0, 1:] < 1).float().mean() > .6
-    expected = captions.check(examples[2].statements, poses[2, 0, 1])
+    expected = captions.pose_holds(poses[2, 0, 1])[list(examples[2].statements)].double().mean().item()
     assert pose["statements"][2, 0, 1].item() == pytest.approx(expected)
     assert (pose["joint"][8:, 0, 0] > pose["joint"][8:, 0, 1]).all()
+
+
+def test_a_joints_part_of_a_reward_moves_with_what_it_decides_alone(retriever):
+    """Turn one joint of a pose: only the parts of the joints above it, and its own, may change, where it moves joints;
+    of the statements those that the joint is found to decide."""
+    task = example("text2pose", 5), example("image2pose", 5)
+    decided, moved = joint_credit.decides_statement(), joint_credit.MOVES
+    key = lambda name: [s.key for s in captions.STATEMENTS].index(name)
+    assert decided[:, key("the left elbow is bent")].nonzero()[:, 0].tolist() == [JOINT["left_elbow"]]
+    assert decided[:, key("the head is turned to the left")].sum() == 2 and decided.any(0).all()
+    assert moved[0, 1:].all() and not moved[JOINT["head"]].any() and moved[JOINT["left_knee"]].sum() == 2
+    for joint in (0, JOINT["left_knee"], JOINT["right_elbow"], JOINT["head"]):
+        poses = POSES[[7]].repeat(2, 1, 1, 1)
+        poses[1, joint] = poses[1, joint] @ axis_angle_to_matrix(torch.tensor([.5, .4, -.3]))
+        pair = poses[None, None].expand(2, -1, -1, -1, -1, -1)  # (2, 1, 2, 24, 3, 3)
+        _, pose, parts = rewards.score(task, rollout(task, [[e.answer] for e in task], pair), retriever, RATES)
+        change = (parts["joint"][1, 0, 0] - parts["joint"][1, 0, 1]).abs()  # (24,), NaN for hands, feet, head
+        above = moved[:, moved[joint]].any(-1) if moved[joint].any() else torch.zeros(24).bool()
+        assert ((change > 1e-6) == above).all()
+        torch.testing.assert_close(parts["joint"][1, 0, :, 0], pose["joint"][1, 0])  # the root moves all: eq. 7 itself
+        said = torch.zeros(len(captions.STATEMENTS)).index_fill_(0, torch.tensor(task[0].statements), 1.0)
+        held = captions.pose_holds(poses).float() * said  # (2, S)
+        torch.testing.assert_close(parts["statements"][0, 0], held @ decided.T.float() / (decided.float() @ said),
+                                   equal_nan=True)
 
 
 def test_semantic_reward_does_not_see_the_heading(retriever):
@@ -103,7 +129,7 @@ def test_semantic_reward_does_not_see_the_heading(retriever):
     true = torch.stack([e.rotmats for e in examples])
     turned = true.clone()
     turned[:, 0] = turn @ turned[:, 0]
-    _, pose = rewards.score(examples, rollout(examples, [[e.answer] for e in examples], torch.stack([true, turned], 1)[:, None]),
+    _, pose, _ = rewards.score(examples, rollout(examples, [[e.answer] for e in examples], torch.stack([true, turned], 1)[:, None]),
                             retriever, RATES)
     torch.testing.assert_close(pose["semantic"][..., 0], pose["semantic"][..., 1], atol=1e-4, rtol=0)
 
@@ -162,6 +188,6 @@ def test_a_reward_that_is_not_finite_is_found_where_it_is_due_and_there_alone():
     given = SimpleNamespace(has_pose=torch.tensor([[True, False], [False, False]]))
     words, poses = {"format": torch.ones(2, 2)}, {"semantic": torch.ones(2, 2, 3), "statements": torch.ones(2, 2, 3)}
     poses["semantic"][0, 1] = poses["semantic"][1] = poses["statements"][:] = torch.nan
-    assert rewards.broken(examples, given, words, poses) == []
+    assert log.broken(examples, given, words, poses) == []
     poses["semantic"][0, 0, 1], words["format"][1, 0] = torch.inf, torch.nan
-    assert rewards.broken(examples, given, words, poses) == ["format", "semantic"]
+    assert log.broken(examples, given, words, poses) == ["format", "semantic"]

@@ -15,7 +15,8 @@ import torch
 from engine import distributed
 import train_rft
 import train_sft
-from data import corpus, make_split
+from data import make_split
+from builtin.tiny import corpus
 from engine.muon import MuonAdamW
 from engine.saving import load_policy, save_policy
 from model import PosePolicy

@@ -219,7 +219,7 @@ def test_upright_is_the_identity_and_left_stays_left(name, split, tmp_path, monk
             if task in ("text2pose", "image2text"):
                 assert example.caption in words and example.statements
                 if name != "posescript":
-                    assert captions.check(example.statements, example.rotmats) == 1
+                    assert captions.pose_holds(example.rotmats)[list(example.statements)].all()
                 else:
                     assert example.statements[0] == (RIGHT if flip else LEFT)
                     assert f"The {side.title()} hand is above the head" in words
@@ -598,10 +598,10 @@ def test_the_second_stage_trains_on_the_mix_too(tmp_path, monkeypatch):
     policy.vlm.get_output_embeddings().register_forward_hook(  # an answer is <POSE> and nothing else
         lambda module, inputs, logits: logits.index_fill(-1, torch.tensor([policy.pose_id, 2]), 50.0))
     rollout = policy.sample(policy.encode(examples), 2, 3, seeds=range(len(examples)))
-    text, pose = rewards.score(examples, rollout, retriever, mixture.base_rates())
+    text, pose, by_joint = rewards.score(examples, rollout, retriever, mixture.base_rates())
     assert pose["statements"].isnan().all()
     assert pose["semantic"][:2].isfinite().all() and text["text"][2:].isfinite().all()
-    for advantage in hygrpo.advantages(text, pose, rollout.has_pose, rewards.weights()):
+    for advantage in hygrpo.advantages(text, pose, rollout.has_pose, rewards.weights(), by_joint):
         assert advantage.isfinite().all()
     config = train_rft.RFTConfig(rft_steps=6, prompts=3, group_size=2, poses_per_answer=2, eval_every=9)
     rows = train_rft.train_rft(policy, mixture, retriever, config, 0, lambda policy: {})
