@@ -20,12 +20,11 @@ from torch import Tensor
 from torch.distributions import Independent
 from transformers import HfArgumentParser
 
-import captions
 from body import remove_heading, rot6d_to_matrix
 from builtin.free_text import make_prompt
 from engine.runtime import pick_device, run
 from engine.saving import load_policy
-from lab.prediction_files import GHOSTS, SHOWN, draw, write_pose
+from lab.prediction_files import GHOSTS, SHOWN, draw, statement_lines, write_pose
 from model import PosePolicy
 from pose_head import POSE_DIM, draw_poses
 from real.photos import read_image
@@ -57,14 +56,6 @@ def predict(policy: PosePolicy, prompt: str, image: np.ndarray | None, samples: 
     mean, drawn, covariance = (tensor[0, 0].cpu() for tensor in (pose.mean, drawn, covariance))
     rotmats = rot6d_to_matrix(torch.cat([mean[None], drawn]).unflatten(-1, (24, 6)))
     return Prediction(rollout.answers[0][0], bool(rollout.has_pose[0, 0]), mean, covariance, rotmats)
-
-
-def statement_lines(text: str, rotmats: Tensor) -> list[str]:
-    """A line for each statement of a text: whether it holds of the mean pose, + or -, and in how many samples; rotmats:
-    (1 + K, 24, 3, 3), the mean pose first."""
-    holds, K = captions.pose_holds(rotmats), len(rotmats) - 1  # (1 + K, S)
-    return [f"{'+' if holds[0, i] else '-'} {captions.STATEMENTS[i].key}: {holds[1:, i].sum()} of {K} samples"
-            for i in captions.parse(text)]
 
 
 @dataclass

@@ -55,7 +55,7 @@ class SFTConfig:
     pose_encoder: str | None = field(default=None, metadata={
         "help": "backbone of transformers (name or folder), kept frozen; default: a small CNN, trained first"})
     covariance: str = field(default="diag", metadata={"help": "of the Gaussian pose head: diag, lowrank or full"})
-    encoder_steps: int = field(default=2000, metadata={
+    encoder_steps: int = field(default=1650, metadata={
         "help": "steps of both image encoders: 64 pictures each, 16 of them for the vision tower"})
     sft_steps: int = field(default=950, metadata={"help": "steps of supervised fine-tuning"})
     sft_batch: int = field(default=48, metadata={"help": "examples a step"})

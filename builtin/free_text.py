@@ -1,13 +1,16 @@
 """What a user types, made a prompt of the kind that the built-in world trains on.
 
     "arms spread" -> "Give the SMPL pose of this person: The person has the arms spread."
+    "kneeling, left hand low" -> "Give the SMPL pose of this person: The person is kneeling. The left hand is low."
 Sent as a fragment, many would be answered without a pose.
 Read next: ../predict.py, which sends these prompts.
 """
 
+import re
+
 import numpy as np
 
-from captions import STATEMENTS
+from captions import STATEMENTS, parse
 from data import INSTRUCTIONS
 
 _SUBJECTS = "the a an this that these someone somebody person both each he she they his her their it there".split()
@@ -22,6 +25,9 @@ def make_prompt(words: str, image: np.ndarray | None) -> str:
         raise ValueError('describe a pose, as in python predict.py "kneeling on the left knee", or give --image FILE')
     if image is not None or "?" in words or "smpl pose" in words.lower():
         return words or INSTRUCTIONS["image2pose"][0]
+    parts = [parse(part) for part in re.split("[,;]", words)]
+    if len(parts) > 1 and all(parts):  # fragments, as "kneeling, right hand up": a sentence for each statement
+        words = " ".join(f"{STATEMENTS[i].key.capitalize()}." for i in dict.fromkeys(sum(parts, ())))
     first = words.split()[0].strip(",.!").lower()
     if first not in _SUBJECTS:
         is_state = first in _STATES or first.endswith("ing")

@@ -65,7 +65,7 @@ def sizes(quick: bool) -> SimpleNamespace:
     if quick:
         return SimpleNamespace(poses=64, eval=16, encoder=4, sft=6, retriever=4, most=8, rft={
             "rft_steps": 4, "prompts": 4, "poses_per_answer": 4, "group_size": 2, "eval_every": 4})
-    return SimpleNamespace(poses=8000, eval=150, encoder=2000, sft=950, retriever=250, most=10**6,
+    return SimpleNamespace(poses=8000, eval=150, encoder=1650, sft=950, retriever=160, most=10**6,
                            rft={"rft_steps": 100})
 
 

@@ -37,8 +37,8 @@ LINES = (  # x, y, text, colour, size
     (7.6, 2.72, r"$\dfrac{1}{B G}\,\sum_i\,\dfrac{1}{T_i}\,\sum_t\,[\,\min(r_{it} F_i,\ \mathrm{clip}(r_{it})\,F_i)"
      r"\ -\ \beta_\mathrm{text}\,\mathrm{KL}_{it}\,]$", BLUE, 21),
     (7.6, 2.1, r"i: answers; t: their $T_i$ tokens; $r_{it}$: its probability over that when it was sampled", BLUE, 13),
-    (7.6, 1.37, r"$+\ \dfrac{w}{V D}\,\sum_i\,[\,\dfrac{1}{K}\,\sum_k\,\sum_j\,\min(r_{ikj} \Delta_{ik},\ "
-     r"\mathrm{clip}(r_{ikj})\,\Delta_{ik})\ -\ \beta_\mathrm{pose}\,\mathrm{KL}_i\,]$", ORANGE, 21),
+    (7.6, 1.37, r"$+\ \dfrac{w}{V D}\,\sum_i\,[\,\dfrac{1}{K}\,\sum_k\,\sum_j\,\min(r_{ikj} \Delta_{ikj},\ "
+     r"\mathrm{clip}(r_{ikj})\,\Delta_{ikj})\ -\ \beta_\mathrm{pose}\,\mathrm{KL}_i\,]$", ORANGE, 21),
     (7.6, 0.7, r"i: the V answers with a pose; j: joints; $r_{ikj}$: its density over that when it was sampled;"
      "\nKL: from the SFT policy, exact", ORANGE, 13),
     (15.9, 4.07, "each compared within its group", "black", 13), (5.8, 4.05, "gradient", "black", 14),

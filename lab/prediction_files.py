@@ -21,6 +21,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
+import captions
 from body import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_rot6d
 from builtin.renderer import PALETTE, part_colors, render
 from lab.curves import write_picture
@@ -91,3 +92,11 @@ def draw(path: Path, body, asked: str, image: np.ndarray | None, answer: str, li
         figure.text(0.015, top, text, va="top", fontsize=450 * step, linespacing=1.25, parse_math=False, color=color)
         top -= step * (text.count("\n") + 1.7)
     write_picture(figure, path, dpi=100)
+
+
+def statement_lines(text: str, rotmats: Tensor) -> list[str]:
+    """A line for each statement of a text: whether it holds of the mean pose, + or -, and in how many samples; rotmats:
+    (1 + K, 24, 3, 3), the mean pose first."""
+    holds, K = captions.pose_holds(rotmats), len(rotmats) - 1  # (1 + K, S)
+    return [f"{'+' if holds[0, i] else '-'} {captions.STATEMENTS[i].key}: {holds[1:, i].sum()} of {K} samples"
+            for i in captions.parse(text)]

@@ -159,15 +159,15 @@ def test_statements_are_marked_as_the_checker_finds_them(make, monkeypatch, tmp_
 def test_holding_statements_get_a_plus():
     poses = torch.eye(3).repeat(4, 24, 1, 1)  # T-poses
     poses[1, JOINT["right_knee"]] = axis_angle_to_matrix(torch.tensor([2.4, 0, 0]))
-    assert predict.statement_lines("The person is standing. right knee sharply bent, hands far apart", poses) == [
+    assert prediction_files.statement_lines("The person is standing. right knee sharply bent, hands far apart", poses) == [
         "+ the person is standing: 3 of 3 samples", "- the right knee is sharply bent: 1 of 3 samples",
         "+ the hands are far apart: 3 of 3 samples"]
-    assert predict.statement_lines("a happy day", poses) == []
+    assert prediction_files.statement_lines("a happy day", poses) == []
 
 
 @pytest.mark.parametrize("words, sentence", [
     ("kneeling on the left knee, right hand above the head",
-     "The person is kneeling on the left knee, right hand above the head."),
+     "The person is kneeling on the left knee. The right hand is above the head."),
     ("upside down", "The person is upside down."), ("arms  spread\n", "The person has the arms spread."),
     ("The head is bowed.", "The head is bowed."), ("someone is dancing", "Someone is dancing."),
     ("waving!", "The person is waving!"), ("{} 100 %", "The person has the {} 100 %."),

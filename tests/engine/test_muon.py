@@ -34,7 +34,7 @@ def test_all_singular_values_are_brought_near_one_and_the_directions_stay(shape)
     U, S, Vh = torch.linalg.svd(matrices, full_matrices=False)
     made = orthogonal(matrices)
     found = torch.linalg.svdvals(made)
-    large = S > 0.02 * S[..., :1]  # five steps do not lift the smallest ones all the way
+    large = S > 0.02 * S[..., :1]  # five iterations do not lift the smallest ones all the way
     assert ((found > 0.6) & (found < 1.3))[large].all()
     inside = U.mT @ made @ Vh.mT  # diagonal where U and V are those of the matrix itself
     assert (inside - inside.diagonal(dim1=-2, dim2=-1).diag_embed()).abs().max() < 1e-4
