@@ -1,6 +1,7 @@
 """Several seeds of the main job in one table: mean and spread of SFT, of SFT continued for as long, and of RFT.
 
-    for s in 0 1 2; do python train_rft.py --seed $s --out runs_$s; python -m lab.continued_sft --run runs_$s; done
+    python train_rft.py --seed 0 --out runs_0          # and 1, and 2
+    python -m lab.continued_sft --run runs_0           # of each
     python -m lab.seeds --runs runs_0 runs_1 runs_2 --json assets/seeds.json
 Beside them stand the floors (lab/floors.py). Below the table: in how many seeds RFT is better than SFT continued.
 Read next: experiments.py, which tries many settings with three seeds each.

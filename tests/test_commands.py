@@ -37,6 +37,11 @@ RUN = {
         ["train_rft", *SMALL, "--start_from", "runs", "--out", "runs_mine", "--reward_weights", "statements=2", "joint=1"],
 }
 ELSEWHERE = {  # the test that runs it
+    "python train_rft.py --seed 0 --out runs_0": "test_train.py::test_what_the_chain_leaves",
+    "python -m lab.continued_sft --run runs_0":
+        "test_train.py::test_sft_of_a_finished_run_is_continued_as_its_control",
+    "python -m lab.seeds --runs runs_0 runs_1 runs_2 --json assets/seeds.json":
+        "lab/test_seeds.py::test_mean_and_spread_over_seeds_and_in_how_many_rft_is_better",
     "python train_rft.py --poses DIR --out runs_mocap": "test_train.py::test_the_chain_runs_on_motion_capture",
     "python -m lab.experiments --json assets/claims.json --figure assets/claims.png":
         "lab/test_experiments.py::test_a_quick_run_makes_table_json_and_figure_and_is_kept",

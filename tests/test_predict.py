@@ -145,7 +145,7 @@ def test_statements_are_marked_as_the_checker_finds_them(make, monkeypatch, tmp_
     call(monkeypatch, "left elbow straight,", "both", "feet together", "--model", make("diag"), "--out", tmp_path,
          "--samples", 7)
     said = capsys.readouterr().out
-    assert "person: The person has the left elbow straight, both feet together.\n" in said
+    assert "person: The left elbow is straight. The feet are together.\n" in said
     pose = np.load(tmp_path / "pose.npz")
     mean, samples = (captions.pose_holds(remove_heading(axis_angle_to_matrix(torch.from_numpy(pose[name]))))
                      for name in ("axis_angle", "samples"))

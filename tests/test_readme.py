@@ -199,8 +199,8 @@ def variants_sentences() -> list[str]:
         f"The default there: statements {brief(arm('hygrpo', told))}, MPJPE of sampled poses "
         f"{arm('hygrpo', 'MPJPE sampled, mm'):.0f} mm, diversity {arm('hygrpo', wide):.0f} mm; SFT: "
         f"{brief(arm('sft', told))}, {arm('sft', 'MPJPE sampled, mm'):.0f} mm.",
-        f"`--poses_per_answer 1` | statements {brief(arm('K = 1', told))}: below SFT",
-        f"`--group_size 6` | statements {brief(arm('G = 6', told))} against {brief(arm('G = 2', told))} with 2",
+        f"`--poses_per_answer 1 --pose_answers 3 --pose_prompts 16` | statements {brief(arm('K = 1', told))}: below SFT",
+        f"`--group_size 6 --pose_answers 6 --pose_prompts 8` | statements {brief(arm('G = 6', told))} against {brief(arm('G = 2', told))} with 2",
         f"| {listed(brief, three, told)}; diversity {listed(whole, three, wide)} mm |",
         f"`--beta_pose 0` | judge's R@5 {brief(arm('KL 0.0', 'judge R@5'))} instead of "
         f"{brief(arm('hygrpo', 'judge R@5'))}, diversity {arm('KL 0.0', wide):.0f} mm",
