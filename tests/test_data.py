@@ -61,11 +61,11 @@ def test_every_description_is_true_and_read_back(split):
         example = data.make_example(split, "text2pose", index, rng)
         assert example.image is None and example.answer == captions.POSE_ANSWER
         assert torch.equal(example.rotmats, split.rotmats[index])
-        assert captions.check(example.statements, example.rotmats) == 1.0
+        assert captions.pose_holds(example.rotmats)[list(example.statements)].all()
         assert set(captions.parse(example.prompt)) == set(example.statements)  # the instruction itself says nothing
         assert example.caption in example.prompt and captions.parse(example.caption)
         example = data.make_example(split, "image2text", index, rng)
-        assert captions.check(example.statements, example.rotmats) == 1.0
+        assert captions.pose_holds(example.rotmats)[list(example.statements)].all()
         assert set(captions.parse(example.answer)) == set(example.statements)
         assert example.answer.endswith(" " + captions.POSE_ANSWER) and not captions.parse(example.prompt)
         assert torch.equal(example.rotmats, split.image_rotmats[index])
@@ -94,8 +94,8 @@ def test_words_are_drawn_afresh_yet_repeat_with_the_seed(split):
         return [data.make_example(split, "text2pose", 0, rng).prompt for _ in range(10)]
 
     assert len(set(prompts(0))) > 5 and prompts(0) == prompts(0) != prompts(1)
-    assert data.corpus(split, 20, np.random.default_rng(0)) == data.corpus(split, 20, np.random.default_rng(0))
-    assert len(data.corpus(split, 20, np.random.default_rng(0))) == 2 * 20 * len(data.TASKS)
+    assert corpus(split, 20, np.random.default_rng(0)) == corpus(split, 20, np.random.default_rng(0))
+    assert len(corpus(split, 20, np.random.default_rng(0))) == 2 * 20 * len(data.TASKS)
 
 
 def test_what_cannot_be_made_is_refused(split):
@@ -104,4 +104,4 @@ def test_what_cannot_be_made_is_refused(split):
         data.make_example(blind, "image2pose", 0, np.random.default_rng(0))
     with pytest.raises(ValueError, match="no task"):
         data.make_example(split, "pose2text", 0, np.random.default_rng(0))
-    data.corpus(blind, 3, np.random.default_rng(0))
+    corpus(blind, 3, np.random.default_rng(0))

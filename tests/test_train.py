@@ -142,6 +142,8 @@ def test_what_a_variant_takes_is_what_its_settings_do_not_touch(chain, tmp_path,
 def test_a_variant_ends_as_if_all_had_been_made_anew(chain, monkeypatch, tmp_path):
     """Also where it is stopped in the middle and goes on."""
     out, metrics = chain
+    for module, name in ((pictures, "before_after"), (pictures, "progression"), (train_rft, "curves")):  # drawn above
+        monkeypatch.setattr(module, name, lambda *args, **kwargs: None)
     variant = ("--out", str(tmp_path / "variant"), *SMALL, "--sft_lr", "0.001", "--start_from", str(out))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train_rft, "load_or_train_retrievers", mock.Mock(side_effect=KeyboardInterrupt))

@@ -415,7 +415,7 @@ def test_what_is_not_finite_in_stage_two_skips_the_update(stage_two, monkeypatch
     if place == "reward of words":
         replace_reward(monkeypatch, "format", lambda c: [[float("nan")] * len(answers) for answers in c.answers])
     elif place == "reward of poses":
-        monkeypatch.setattr(rewards, "broken", lambda *args: ["joint"])
+        monkeypatch.setattr(log, "broken", lambda *args: ["joint"])
     elif place == "advantage":
         whole_of = hygrpo.advantages
         monkeypatch.setattr(hygrpo, "advantages", lambda *a, **k: [x * torch.inf for x in whole_of(*a, **k)])
