@@ -6,6 +6,7 @@ import torch
 
 import captions
 import data
+from builtin.tiny import corpus
 from builtin import poses
 from builtin.retriever import retrieval_poses
 
