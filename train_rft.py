@@ -29,9 +29,9 @@ import hygrpo
 import rewards
 from builtin.retriever import Retriever, load_or_train_retrievers
 from data import Split, draw_batch
-from engine.checkpoint import TrainingState, atomic_write, check_folder, warm_up_and_decay
+from engine.checkpoint import TrainingState, atomic_write, check_folder, read_log, warm_up_and_decay
 from engine.distributed import is_first, own_parts, processes, start, wait
-from engine.log import Part, Steps
+from engine.log import Part, Steps, rewards_table
 from engine.runtime import pick_device, run
 from engine.saving import load_policy, save_policy
 from engine.start_from import find_same, take
@@ -184,6 +184,7 @@ def main() -> None:
         if is_first():
             metrics = json.loads((out / "metrics.json").read_text())
             print(evaluate.table({"blind": metrics["floors"], "SFT": metrics["sft"], "RFT": metrics["rft"]}))
+            print(rewards_table(read_log(out / "log.jsonl", config.rft_steps)))
             print(f"This run was finished before: {out}/metrics.json. To run anew, name another folder with --out.")
         return
     same = find_same(config.start_from, out, notes) if config.start_from else []
@@ -215,6 +216,7 @@ def main() -> None:
     blind = floors(sft, splits["train"], splits["test"], judge, body, world.eval_poses, world.seed)
     pictures.before_after(out / "before_after.png", splits["test"], {"SFT": sft, "RFT": policy}, drawn, world.seed)
     print(evaluate.table({"blind": blind, "SFT": before, "RFT": after}))
+    print(rewards_table(read_log(out / "log.jsonl", config.rft_steps)))
     atomic_write(out / "metrics.json", json.dumps({
         "floors": blind, "sft": before, "rft": after, "seed": world.seed, "device": str(device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__,

@@ -134,6 +134,19 @@ def mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
 
 
+def rewards_table(rows: Sequence[dict]) -> str:
+    """A line for each reward of a run's log, in the columns of evaluate.table: its mean over the first and over the
+    last tenth of the steps that have it."""
+    lines = []
+    for name in rewards.REWARDS:
+        given = [row[name] for row in rows if name in row]
+        if given:
+            tenth = max(1, len(given) // 10)
+            first, last = np.mean(given[:tenth]), np.mean(given[-tenth:])
+            lines.append(f"{f'reward {name}: first, last tenth of its steps':52s}{'-':>10s}{first:10.3f}{last:10.3f}")
+    return "\n".join(lines)
+
+
 def numbers(tensors: dict[str, Tensor], new: Scores, rollout: Rollout) -> dict[str, float]:
     """The mean of each tensor; left out is what the step's task does not have (NaN, or of poses when none is given)."""
     given = lambda tensor: tensor[rollout.has_pose] if tensor.dim() == 3 else tensor  # rewards of poses are (B, G, K)

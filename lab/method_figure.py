@@ -27,7 +27,8 @@ BOXES = (  # x, y, width, height, colour, title, text; {prompt} is the one that 
      "q is run once\nfor all G answers"),
     (7.9, 4.5, 7.1, 3.7, GREY, f"G = {G} answers, each with K = {K} poses", ""),
     (15.8, 6.65, 3.9, 1.55, BLUE, "advantage F of an answer", "form, similarity, exact\nanswers, descriptions"),
-    (15.8, 4.5, 3.9, 1.55, ORANGE, "advantage \u0394 of each joint", "of the pose: joints, semantics,\nstatements that hold"),
+    (15.8, 4.5, 3.9, 1.55, ORANGE, "advantage \u0394 of each joint",
+     "of the pose: joints, semantics,\nstatements that hold"),
     (7.3, 0.3, 12.4, 3.35, GREY, "HyGRPO: make this large", ""), (0.3, 0.3, 6.2, 3.35, GREY, "hybrid action", ""))
 
 LINES = (  # x, y, text, colour, size

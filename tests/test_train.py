@@ -24,7 +24,7 @@ from builtin.retriever import Retriever
 from builtin.tiny import build_tiny
 from data import draw_batch, make_example, make_split
 from builtin.tiny import corpus
-from engine.log import numbers
+from engine.log import numbers, rewards_table
 from engine.saving import load_policy
 from engine.start_from import find_same
 from lab.frozen_sigma import freeze_sigma
@@ -97,7 +97,15 @@ def test_a_second_call_only_prints(chain, monkeypatch, capsys):
     out, _ = chain
     before = (out / "rft" / "model.safetensors").stat().st_mtime_ns
     run(monkeypatch, train_rft, "--out", str(out), *SMALL)
-    assert "finished before" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "finished before" in printed and "reward format: first, last tenth of its steps" in printed
+
+
+def test_the_table_ends_with_what_became_of_each_reward_that_was_given():
+    rows = [{"step": 0}] + [{"step": i, "joint": float(i)} if i % 2 else {"step": i, "format": 1.0} for i in range(1, 41)]
+    lines = rewards_table(rows).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["reward format", "reward joint"]  # not those of no step
+    assert lines[1].split()[-2:] == ["2.000", "38.000"]  # of 20 steps, the first two and the last two
     assert (out / "rft" / "model.safetensors").stat().st_mtime_ns == before
 
 
