@@ -99,6 +99,7 @@ def test_a_second_call_only_prints(chain, monkeypatch, capsys):
     run(monkeypatch, train_rft, "--out", str(out), *SMALL)
     printed = capsys.readouterr().out
     assert "finished before" in printed and "reward format: first, last tenth of its steps" in printed
+    assert (out / "rft" / "model.safetensors").stat().st_mtime_ns == before
 
 
 def test_the_table_ends_with_what_became_of_each_reward_that_was_given():
@@ -106,7 +107,6 @@ def test_the_table_ends_with_what_became_of_each_reward_that_was_given():
     lines = rewards_table(rows).splitlines()
     assert [line.split(":")[0] for line in lines] == ["reward format", "reward joint"]  # not those of no step
     assert lines[1].split()[-2:] == ["2.000", "38.000"]  # of 20 steps, the first two and the last two
-    assert (out / "rft" / "model.safetensors").stat().st_mtime_ns == before
 
 
 def test_evaluate_gives_the_metrics_of_the_run(chain, monkeypatch, tmp_path, capsys):
