@@ -38,6 +38,8 @@ RUN = {
 }
 ELSEWHERE = {  # the test that runs it
     "python train_rft.py --seed 0 --out runs_0": "test_train.py::test_what_the_chain_leaves",
+    "python train_rft.py --seed 0 --start_from runs_0 --credit pose --out runs_pose_0":
+        "test_train.py::test_what_a_variant_takes_is_what_its_settings_do_not_touch",
     "python -m lab.continued_sft --run runs_0":
         "test_train.py::test_sft_of_a_finished_run_is_continued_as_its_control",
     "python -m lab.seeds --runs runs_0 runs_1 runs_2 --json assets/seeds.json":
