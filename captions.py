@@ -130,17 +130,17 @@ def describe(row: np.ndarray, rng: np.random.Generator) -> tuple[str, tuple[int,
     return " ".join(sentence[0].upper() + sentence[1:] + "." for sentence in sentences), tuple(made)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Lower case without the small words, so that 'right hand above head' is read like the whole clause."""
     small = "the|a|an|is|are|both|their|his|her|person|they|someone|this|to"
     return " ".join(re.findall(rf"\b(?!(?:{small})\b)[a-z]+|[.,;:!?]", text.lower()))
 
 
-_READING = {_plain(phrase): (i,) for i, s in enumerate(STATEMENTS) for phrase in s.phrases}
-_READING |= {_plain(phrase): (MIRRORED_STATEMENT[i], i) for i, s in enumerate(STATEMENTS) for phrase in s.both}
-_PATTERN = re.compile(rf"\b(?:{'|'.join(sorted(_READING, key=len, reverse=True))})\b")
+READING = {plain(phrase): (i,) for i, s in enumerate(STATEMENTS) for phrase in s.phrases}
+READING |= {plain(phrase): (MIRRORED_STATEMENT[i], i) for i, s in enumerate(STATEMENTS) for phrase in s.both}
+_PATTERN = re.compile(rf"\b(?:{'|'.join(sorted(READING, key=len, reverse=True))})\b")
 
 
 def parse(text: str) -> tuple[int, ...]:
     """The statements that a text makes, in its order, each once; () where it makes none. The longest phrase wins."""
-    return tuple(dict.fromkeys(i for phrase in _PATTERN.findall(_plain(text)) for i in _READING[phrase]))
+    return tuple(dict.fromkeys(i for phrase in _PATTERN.findall(plain(text)) for i in READING[phrase]))

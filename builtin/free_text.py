@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-from captions import STATEMENTS, parse
+from captions import READING, STATEMENTS, plain
 from data import INSTRUCTIONS
 
 _SUBJECTS = "the a an this that these someone somebody person both each he she they his her their it there".split()
@@ -25,8 +25,8 @@ def make_prompt(words: str, image: np.ndarray | None) -> str:
         raise ValueError('describe a pose, as in python predict.py "kneeling on the left knee", or give --image FILE')
     if image is not None or "?" in words or "smpl pose" in words.lower():
         return words or INSTRUCTIONS["image2pose"][0]
-    parts = [parse(part) for part in re.split("[,;]", words)]
-    if len(parts) > 1 and all(parts):  # fragments, as "kneeling, right hand up": a sentence for each statement
+    parts = [READING.get(plain(part)) for part in re.split("[,;]", words)]
+    if len(parts) > 1 and all(parts):  # each fragment says a statement and nothing else, no "not" for instance
         words = " ".join(f"{STATEMENTS[i].key.capitalize()}." for i in dict.fromkeys(sum(parts, ())))
     first = words.split()[0].strip(",.!").lower()
     if first not in _SUBJECTS:

@@ -23,6 +23,7 @@ for _joint in range(1, 24):
     MOVES[:, _joint] = MOVES[:, PARENTS[_joint]]
     MOVES[PARENTS[_joint], _joint] = True
 
+
 def joint_by_joint(c) -> Tensor:
     """Of a rewards.Context: (n, G, K, 24). The ends of limbs move no joint."""
     squares = (c.joints - c.true_joints).square().sum(-1) @ MOVES.to(c.joints).T  # (n, G, K, 24) square metres

@@ -168,6 +168,8 @@ def test_holding_statements_get_a_plus():
 @pytest.mark.parametrize("words, sentence", [
     ("kneeling on the left knee, right hand above the head",
      "The person is kneeling on the left knee. The right hand is above the head."),
+    ("not kneeling, left hand low", "The person has the not kneeling, left hand low."),
+    ("The person is sitting, an old man.", "The person is sitting, an old man."),
     ("upside down", "The person is upside down."), ("arms  spread\n", "The person has the arms spread."),
     ("The head is bowed.", "The head is bowed."), ("someone is dancing", "Someone is dancing."),
     ("waving!", "The person is waving!"), ("{} 100 %", "The person has the {} 100 %."),
