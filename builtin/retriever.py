@@ -21,6 +21,7 @@ from builtin.questions import draw_question
 from engine.checkpoint import TrainingState, atomic_folder
 from engine.muon import MuonAdamW
 from engine.distributed import is_first, wait
+from engine.runtime import own_seed
 from model import PosePolicy
 from real.amass import amass_files, read_amass, subjects
 from engine.world import WorldConfig
@@ -166,8 +167,8 @@ def load_or_train_retrievers(policy: PosePolicy, world: WorldConfig, steps: int)
         if is_first() and not (out / name).exists():
             poses = poses or retrieval_poses(world.poses, world.train_poses, world.seed)
             state_file = out / f"{name}.state"
-            train_retriever(poses[i], policy.tokenizer.backend_tokenizer, steps, world.seed + 100 + i, policy.device,
-                            name, state_file=state_file).save_pretrained(out / name)
+            train_retriever(poses[i], policy.tokenizer.backend_tokenizer, steps, own_seed(world.seed, 5 + i),
+                            policy.device, name, state_file=state_file).save_pretrained(out / name)
             state_file.unlink(missing_ok=True)
     wait()
     return {name: Retriever.from_pretrained(out / name).to(policy.device) for name in ("reward", "judge")}

@@ -15,6 +15,7 @@ from captions import STATEMENTS
 from data import Split
 from engine.checkpoint import TrainingState, warm_up_and_decay
 from engine.muon import MuonAdamW
+from engine.runtime import own_seed
 from model import PosePolicy
 
 
@@ -34,7 +35,7 @@ def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batc
     joints read straight from the features (weighed 20), which is learned soonest. Statements are read from the pose
     features too (weighed 6): what is linear in them, the language model finds with few questions.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(own_seed(seed, 13))
     device = policy.device
     own_encoder = isinstance(policy.pose_encoder, PoseEncoder)
     tower = [policy.vlm.model.vision_tower, policy.vlm.model.multi_modal_projector] if towers else []

@@ -1,10 +1,11 @@
-"""What every script does: choose threads, device and precision, and end in one sentence where the user can mend what
-failed, not in a traceback."""
+"""What every script does: choose threads, device, precision and seeds, and end in one sentence where the user can mend
+what failed, not in a traceback."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 
@@ -38,6 +39,12 @@ def decide_threads() -> None:
     processors, how it rounds; from the first call on, even with the number there was, it takes what it was told. A
     process that called it and one that did not would not end in the same bits."""
     torch.set_num_threads(torch.get_num_threads())
+
+
+def own_seed(seed: int, *role: int) -> int:
+    """The seed (32 bits) that one role has in the run of `seed`, for generators that take a single number, as torch's;
+    numpy's take the list [seed, role] itself. A sum of the two would give two runs one stream: 0 + 101 is 1 + 100."""
+    return int(np.random.SeedSequence([seed, *role]).generate_state(1)[0])
 
 
 def run(main: Callable[[], None]) -> None:

@@ -15,7 +15,7 @@ from builtin.tiny import PoseEncoder, build_tiny
 from data import TASKS, Split, load_splits
 from builtin.tiny import corpus
 from engine.distributed import own_parts
-from engine.runtime import half_precision, pick_device
+from engine.runtime import half_precision, own_seed, pick_device
 from model import PosePolicy
 from real.formats import read_data
 from real.hub import check_common_path, fetch, load_vlm
@@ -45,7 +45,7 @@ def build_policy(world: WorldConfig, config, splits: dict[str, Split | Mixture],
     """The policy before SFT: `tiny` made from nothing, or the VLM that was asked for. mix: the odds of the tasks of
     real data, of whose words `tiny` takes its vocabulary; default: equal ones."""
     device = pick_device(world.device)
-    torch.manual_seed(world.seed)
+    torch.manual_seed(own_seed(world.seed, 12))
     if config.vlm == "tiny":
         texts = corpus(splits["train"], 1000, rng := np.random.default_rng([world.seed, 11]))
         if "data" in splits:  # its words, too, shall not be spelled letter by letter

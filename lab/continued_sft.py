@@ -15,7 +15,7 @@ from transformers import HfArgumentParser
 import evaluate
 from builtin.retriever import Retriever
 from engine.checkpoint import atomic_write
-from engine.runtime import pick_device, run
+from engine.runtime import own_seed, pick_device, run
 from engine.saving import load_policy
 from engine.world import WorldConfig, keep_features, load_world
 from real.smpl import load_body
@@ -43,7 +43,7 @@ def main() -> None:
     world, sft_config = replace(world, out=str(folder)), replace(sft_config, sft_steps=config.steps)
     splits, policy = load_world(world, sft_config), load_policy(folder / "sft").to(device)
     keep_features(policy, splits)
-    train_sft(policy, splits.get("data", splits["train"]), sft_config, world.seed + 1000)
+    train_sft(policy, splits.get("data", splits["train"]), sft_config, own_seed(world.seed, 14))
     judge, body = Retriever.from_pretrained(folder / "judge").to(device), load_body(world.body).to(device)
     result = evaluate.evaluate(policy, splits["test"], judge, body, world.eval_poses, world.seed)
     made = json.loads((folder / "metrics.json").read_text())

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 import transformers
 from matplotlib.figure import Figure
 
@@ -29,7 +30,7 @@ from builtin.tiny import PoseEncoder
 from builtin.tiny_encoders import train_encoders
 from data import Split
 from engine.checkpoint import atomic_write, check_folder
-from engine.runtime import check_outputs, pick_device, run
+from engine.runtime import check_outputs, own_seed, pick_device, run
 from engine.saving import load_policy, save_policy
 from engine.world import WorldConfig, build_policy, keep_features, load_world
 from lab import claims_figure
@@ -104,6 +105,7 @@ class Seed:
             if name == "no pose encoder":
                 policy.pose_encoder = PoseEncoder(tokens=0).eval().requires_grad_(False).to(self.device)
             if name in ("lowrank", "full"):
+                torch.manual_seed(own_seed(self.seed, 15))  # whichever arms came before
                 policy.pose_head = PoseHead(policy.pose_projector[1].out_features, name).to(self.device)
             if name == "deterministic":
                 policy.pose_head.sigma.requires_grad_(False).bias.fill_(-50.0)  # softplus leaves nothing of it
@@ -134,7 +136,7 @@ class Seed:
             seconds = float((self.folder / f"start, {start}.seconds").read_text())
             steps = max(1, round(self.size.sft * self.run("hygrpo")["seconds"] / seconds))
             began = time.time()
-            train_sft(policy, self.splits["train"], SFTConfig(sft_steps=steps), self.seed + 1000)
+            train_sft(policy, self.splits["train"], SFTConfig(sft_steps=steps), own_seed(self.seed, 14))
         elif changes is not None:
             settings = self.size.rft | changes
             settings |= {"rft_steps": min(settings["rft_steps"], self.size.most)}

@@ -23,7 +23,7 @@ import captions
 from body import axis_rotation, matrix_to_axis_angle, matrix_to_rot6d, remove_heading
 from builtin.retriever import load_judge
 from data import Example, load_splits
-from engine.runtime import check_outputs, pick_device, run
+from engine.runtime import check_outputs, own_seed, pick_device, run
 from engine.saving import load_policy
 from lab.metrics import (CHUNK, RECALL_AT, best_of, bootstrap, compare, errors_24, eval_examples, frechet_distance,
                          hits, pa_mpjpe, respond)
@@ -97,7 +97,7 @@ def retrieval(texts: Tensor, poses: Tensor, seed: int = 0, pool: int = 32,
     `repeats` ways to part the set. With the latter R-precision, in the same pools, at 1, 2 and 3 (Guo et al. 2022)."""
     mean = lambda of: sum(of[f"{way}_r{k}"] for way in ("t2p", "p2t") for k in (1, 5, 10)) / 6
     full = hits(texts @ poses.T)
-    rng, found = np.random.default_rng(seed), []
+    rng, found = np.random.default_rng([seed, 80]), []
     for _ in range(repeats):
         order = rng.permutation(len(texts))
         for start in range(0, max(1, len(order) - pool + 1), pool):  # pools of one size; what is left over waits
@@ -262,8 +262,9 @@ def measure(config: ProtocolConfig, device: torch.device) -> tuple[list[str], li
         raise ValueError(f"{config.model} and {config.against} were taught on pictures of different sizes")
     ids, parts = [], [[] for _ in policies]
     for names, examples in protocol_examples(config, policies[0], PROTOCOLS[config.protocol][0]):
+        seed = own_seed(config.seed, 81, len(ids))  # no chunk has the samples of another, nor those of another seed
         for policy, part in zip(policies, parts):
-            part.append(follow_protocol(config.protocol, policy, examples, body, instrument, config.seed + len(ids)))
+            part.append(follow_protocol(config.protocol, policy, examples, body, instrument, seed))
         ids += names
     if not ids:
         raise ValueError(f"--data {' '.join(config.data or [])}: every row was left out")
