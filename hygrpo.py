@@ -16,9 +16,8 @@ Two advantages: a lucky sample of a pose is no merit of the words before it, and
 else. Two clips: a ratio of one token hardly moves, that of a Gaussian's many numbers does at once, so that the product
 r_d r_c of eq. 3-4 would clip the words for what the pose did. "Old" is the policy that sampled; its densities are those
 of the first epoch's own pass. With one inner epoch, the default, every ratio is therefore exactly 1, no clip does
-anything, and only the gradient matters: that of F log pi + Delta log N. Actions made of a choice and of numbers that go
-with it are older than language models: parameterised actions (Masson et al. 2016, Hausknecht & Stone 2016); H-PPO (Fan
-et al. 2019) clips the ratios of both halves apart, as here.
+anything, and only the gradient matters: that of F log pi + Delta log N. A choice with numbers that go with it is called
+a parameterised action (Masson et al. 2016, Hausknecht & Stone 2016); H-PPO (Fan et al. 2019) also has two clips.
 
 Departures from the paper:
 - K poses for an answer instead of one: they come from one hidden state, so they cost next to nothing.
@@ -161,12 +160,13 @@ def ratio_metrics(kind: str, log_ratio: Tensor, advantage: Tensor, active: Tenso
             f"{kind}_clip_low": (active & ~rises).float().mean(), f"{kind}_clip_high": (active & rises).float().mean()}
 
 
-def aggregate(per_token: Tensor, mask: Tensor, aggregation: str = "grpo") -> Tensor:
+def aggregate(per_token: Tensor, mask: Tensor, aggregation: str = "grpo", max_tokens: int | None = None) -> Tensor:
     """One number from the tokens (..., T) of many answers. mask: (..., T), by length: for G = 2 answers of 3 and of 2
     tokens, [[1, 1, 1], [1, 1, 0]].
 
     `grpo`: mean of each answer's mean, in which a token of a short answer weighs more; `bnpo`: mean over all tokens;
-    `dr_grpo`: sum over answers x T, free of the length bias (Liu et al. 2025).
+    `dr_grpo`: sum over answers x `max_tokens`, free of the length bias (Liu et al. 2025). max_tokens: the most that an
+    answer may have, not the longest one at hand, or a batch's parts would not add up; None: all answers are given T.
     """
     mask = mask.to(per_token.dtype)
     total = (per_token * mask).sum(-1)  # (...,)
@@ -175,19 +175,19 @@ def aggregate(per_token: Tensor, mask: Tensor, aggregation: str = "grpo") -> Ten
     if aggregation == "bnpo":
         return total.sum() / mask.sum().clamp_min(1)
     if aggregation == "dr_grpo":
-        return total.sum() / mask.numel()
+        return total.sum() / (total.numel() * (max_tokens or mask.shape[-1]))
     raise ValueError(f"aggregation must be grpo, bnpo or dr_grpo, not {aggregation!r}")
 
 
 def text_loss(log_prob: Tensor, old_log_prob: Tensor, kl: Tensor, F: Tensor, mask: Tensor, *, clip_low: float,
-              clip_high: float, beta: float, aggregation: str = "grpo") -> tuple[Tensor, dict[str, Tensor]]:
+              clip_high: float, beta: float, **how) -> tuple[Tensor, dict[str, Tensor]]:
     """The discrete half of eq. 6, negated. log_prob, old_log_prob, kl: (..., T). F: (...,). mask: (..., T) bool, by
-    length and never by token id, so that the end token is trained."""
+    length and never by token id, so that the end token is trained. how: `aggregation`, `max_tokens` of `aggregate`."""
     log_ratio = (log_prob - old_log_prob).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).masked_fill(~mask, 0.0)
     kl = kl.masked_fill(~mask, 0.0)
     surrogate, active = clipped(log_ratio, F[..., None], clip_low, clip_high)
     metrics = ratio_metrics("text", log_ratio, F[..., None], active, mask)
-    return aggregate(beta * kl - surrogate, mask, aggregation), metrics | {"text_kl": kl[mask].mean()}
+    return aggregate(beta * kl - surrogate, mask, **how), metrics | {"text_kl": kl[mask].mean()}
 
 
 def pose_loss(pose: Distribution, old_terms: Tensor, ref_pose: Distribution, sample: Tensor, Delta: Tensor,
@@ -195,9 +195,9 @@ def pose_loss(pose: Distribution, old_terms: Tensor, ref_pose: Distribution, sam
               pose_ratio: str = "per_joint") -> tuple[Tensor, dict[str, Tensor]]:
     """The continuous half of eq. 6, negated, over the V answers that hold a pose (zero when none does).
 
-    pose, ref_pose: batch shape (...,), event shape (D,). old_terms, sample: (..., K, D). Delta: (..., K) or, of joints,
-    (..., K, 24). has_pose: (...,) bool. At ratio 1 each `pose_ratio` gives the gradient of Delta log N / D. For two
-    numbers of slopes a and b, joint: r = r_1 r_2, slope a + b; number by number: r_1 + r_2, a + b; `mean`:
+    pose, ref_pose: batch shape (...,), event shape (D,). old_terms, sample: (..., K, D). Delta: (..., K), or
+    (..., K, 24) by `per_joint`. has_pose: (...,) bool. At ratio 1 each ratio gives the gradient of Delta log N / D.
+    For two numbers of slopes a and b, joint: r = r_1 r_2, slope a + b; number by number: r_1 + r_2, a + b; `mean`:
     sqrt(r_1 r_2), (a + b) / 2, so it is multiplied by D = 2.
     """
     D = sample.shape[-1]
@@ -223,30 +223,30 @@ def detached(new, sample: Tensor) -> tuple[Tensor, Tensor]:
 
 def loss(new, old_log_prob: Tensor, old_terms: Tensor, reference, rollout, F: Tensor, Delta: Tensor, *, clip_low: float,
          clip_high: float, pose_clip_low: float | None = None, pose_clip_high: float | None = None, beta_text: float,
-         beta_pose: float, pose_ratio: str = "per_joint", aggregation: str = "grpo", pose_weight: float = 1.0,
-         text_share: float = 1.0, pose_share: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
-    """Eq. 6, negated: the discrete half plus `pose_weight` times the continuous half. Returns the scalar
-    and diagnostics of both halves, `valid`, the share of answers that hold a pose, and `flat_groups`, that of prompts
-    with nothing to compare.
+         beta_pose: float, pose_ratio: str = "per_joint", pose_weight: float = 1.0, text_share: float = 1.0,
+         pose_share: float = 1.0, **how) -> tuple[Tensor, dict[str, Tensor]]:
+    """Eq. 6, negated: the discrete half plus `pose_weight` times the continuous half. Returns it and diagnostics of
+    both halves, `valid`, the share of answers with a pose, and `flat_groups`, of prompts with nothing to compare.
 
     new, reference: scores with `log_prob` (B, G, T), `log_softmax` (B, G, T, W) and `pose`, a Gaussian of batch shape
-    (B, G). old_log_prob (B, G, T), old_terms (B, G, K, D): under the policy that sampled. rollout: `token_mask`
-    (B, G, T), `pose` (B, G, K, D) raw samples, `has_pose` (B, G). F: (B, G). Delta: (B, G, K) or (B, G, K, 24).
-    pose_clip_low, pose_clip_high: the poses' own clip; None: clip_low, clip_high. text_share,
+    (B, G). old_log_prob (B, G, T), old_terms (B, G, K, D): under the policy that sampled. rollout: `tokens`,
+    `token_mask` (B, G, T), `pose` (B, G, K, D) raw samples, `has_pose` (B, G). F: (B, G). Delta: (B, G, K) or
+    (B, G, K, 24). pose_clip_low, pose_clip_high: the poses' own clip; None: clip_low, clip_high. text_share,
     pose_share: where these prompts are a part of a batch, their share of its B G answers and of its V poses: the losses
-    of the parts, and so their gradients, then add up to those of the batch.
+    of the parts, and so their gradients, then add up to those of the batch (but for `bnpo`). how: of `aggregate`.
     """
     text, text_metrics = text_loss(
         new.log_prob, old_log_prob, categorical_kl(new.log_softmax, reference.log_softmax), F, rollout.token_mask,
-        clip_low=clip_low, clip_high=clip_high, beta=beta_text, aggregation=aggregation)
+        clip_low=clip_low, clip_high=clip_high, beta=beta_text, **how)
     pose, pose_metrics = pose_loss(
         new.pose, old_terms, reference.pose, rollout.pose, Delta, rollout.has_pose, pose_ratio=pose_ratio,
         beta=beta_pose, clip_low=clip_low if pose_clip_low is None else pose_clip_low,
         clip_high=clip_high if pose_clip_high is None else pose_clip_high)
     entropy = -(new.log_softmax.detach().exp() * new.log_softmax.detach()).sum(-1)  # (B, G, T) nats
+    words = rollout.tokens.masked_fill(~rollout.token_mask, -1)  # (B, G, T)
+    alike = (words == words[:, :1]).flatten(1).all(-1)  # (B,): F compares the luck of their poses, and moves no word
     metrics = {"loss_text": text, "loss_pose": pose} | text_metrics | pose_metrics | {
         "text_entropy": entropy[rollout.token_mask].mean(), "valid": rollout.has_pose.float().mean(),
-        "text_flat_groups": (F == 0).all(-1).float().mean(),
+        "text_flat_groups": ((F == 0).all(-1) | alike).float().mean(),
         "pose_flat_groups": (Delta == 0).flatten(1).all(-1).float().mean()}
-    whole = text_share * text + pose_weight * pose_share * pose
-    return whole, {name: value.detach() for name, value in metrics.items()}
+    return text_share * text + pose_weight * pose_share * pose, {name: x.detach() for name, x in metrics.items()}

@@ -2,13 +2,12 @@
 
     pi(a, p | q) = prod_t pi(a_t | q, a_<t) x N(p; mu(h), Sigma(h)),   h = hidden state at <POSE>     (Pose-RFT eq. 1-2)
 An image enters twice: through the VLM's own vision tower and through a *pose-aware encoder*, pre-trained on pose
-regression, whose projected features follow the image's tokens. Both are frozen, so each image is encoded only once.
+regression, whose projected features follow the image's tokens. Both are frozen, so what they see in it is kept.
 A prompt is run once for all the answers of its group: they follow it side by side in one row, blind to each other.
 
 Departures from the paper: the VLM's own projector is aligned before SFT and frozen with the tower, so that an image is
 one cached tensor; the language model of builtin/tiny.py is trained whole where the paper uses LoRA (real/lora.py).
-Read next: pose_head.py, the Gaussian at <POSE>. Prompts and images become tokens
-and features in real/prompts.py; engine/saving.py saves and loads.
+Read next: pose_head.py. Prompts become tokens and features in real/prompts.py; engine/saving.py saves and loads.
 """
 
 import copy
@@ -22,8 +21,10 @@ from torch.distributions import Distribution
 
 from captions import POSE_TOKEN
 from pose_head import PoseHead, draw_poses, draw_random_numbers, draw_tokens
-from real.hub import POSE_FEATURE_TOKEN, add_pose_tokens
+from real.hub import POSE_FEATURE_TOKEN, add_pose_tokens, spare_ids
 from real.prompts import ImageFeatures, Prompt, chat_frames, encode_prompts, image_features
+
+MAX_TOKENS = 80  # of an answer
 
 
 class Rollout(NamedTuple):
@@ -67,12 +68,12 @@ class PosePolicy(nn.Module):
         tied = vlm.get_output_embeddings().weight is vlm.get_input_embeddings().weight
         self.has_adapter = hasattr(vlm, "peft_config")
         self.pose_rows = nn.Parameter(torch.zeros(1 if tied else 2, hidden_size)) if self.has_adapter else None
+        self.spare_ids = spare_ids(vlm, tokenizer)
         # Some VLMs have positions of their own for images, in this method; the others count tokens.
         self.rope_index = next((m.get_rope_index for m in vlm.modules() if hasattr(m, "get_rope_index")), None)
-        self.pose_id, self.pose_feature_id = tokenizer.convert_tokens_to_ids([POSE_TOKEN, POSE_FEATURE_TOKEN])
-        self.image_token = processor.image_token
-        self.image_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        self.chat_frames = chat_frames(processor)
+        self.image_token, self.chat_frames = processor.image_token, chat_frames(processor)
+        self.pose_id, self.pose_feature_id, self.image_id = tokenizer.convert_tokens_to_ids(
+            [POSE_TOKEN, POSE_FEATURE_TOKEN, self.image_token])
         self.frozen_features: dict[bytes, ImageFeatures] = {}
         self.freeze_encoders()
 
@@ -98,13 +99,13 @@ class PosePolicy(nn.Module):
         return self.pose_head.mean.weight.device
 
     def train(self, mode: bool = True) -> "PosePolicy":
-        """Frozen encoders stay in evaluation mode, or their batch statistics would drift."""
-        super().train(mode)
-        self.pose_encoder.eval()
+        """Frozen encoders stay in evaluation mode, or batch statistics would drift and dropout reach what is kept."""
+        super().train(mode).pose_encoder.eval()
+        self.vlm.eval().get_decoder().train(mode)
         return self
 
     def image_features(self, images: Sequence[np.ndarray]) -> list[ImageFeatures]:
-        """What the frozen encoders see in images (H, W, 3) uint8, all of one size; each is encoded only once."""
+        """What the frozen encoders see in images (H, W, 3) uint8, all of one size; kept, as far as there is room."""
         return image_features(self, images)
 
     def encode(self, examples: Sequence) -> Prompt:
@@ -117,8 +118,10 @@ class PosePolicy(nn.Module):
         return embeds if rows is None else embeds + (ids == self.pose_id)[..., None] * rows[0].to(embeds)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """Logits (..., W) of the next token, float32, with the trained row of <POSE>."""
+        """Logits (..., W) of the next token, float32, with the trained row of <POSE>; what is no token never comes."""
         logits = self.vlm.get_output_embeddings()(hidden).float()
+        if len(self.spare_ids):  # finite, or their part of a KL, which is 0, would be NaN
+            logits = logits.index_fill(-1, self.spare_ids.to(logits.device), torch.finfo(logits.dtype).min)
         if self.pose_rows is None:
             return logits
         place = torch.tensor([self.pose_id], device=hidden.device)
@@ -157,7 +160,7 @@ class PosePolicy(nn.Module):
                                       past_key_values=cache, use_cache=True).last_hidden_state
 
     @torch.no_grad()
-    def sample(self, prompt: Prompt, group_size: int, poses_per_answer: int, max_tokens: int = 80,
+    def sample(self, prompt: Prompt, group_size: int, poses_per_answer: int, max_tokens: int = MAX_TOKENS,
                temperature: float = 1.0, seeds: Sequence[int] | None = None) -> Rollout:
         """G answers to each prompt and K poses for each answer.
 
@@ -175,9 +178,8 @@ class PosePolicy(nn.Module):
         tokens, masks = [], []
         for t in range(max_tokens):
             logits = self._logits(hidden)  # (B, G, W)
-            token = logits.argmax(-1)
-            if temperature:
-                token = draw_tokens((logits / temperature).softmax(-1), uniform[..., t])
+            token = logits.argmax(-1) if temperature == 0 else draw_tokens(
+                (logits / temperature).softmax(-1), uniform[..., t])
             token = token.masked_fill(finished, pad)
             tokens.append(token)
             masks.append(~finished)
@@ -200,9 +202,8 @@ class PosePolicy(nn.Module):
         G, T = tokens.shape[1:]
         cache, last = self._prefill(prompt)
         position = torch.arange(T, device=self.device).repeat(G)  # (G*T,)
-        visible = torch.block_diag(*[torch.ones(T, T, dtype=torch.bool, device=self.device).tril()] * G)  # (G*T, G*T)
-        hidden = self._continue(tokens.flatten(1), position, visible, prompt, cache)  # (B, G*T, H)
-        hidden = hidden.unflatten(1, (G, T))  # (B, G, T, H)
+        sees = torch.block_diag(*[torch.ones(T, T, dtype=torch.bool, device=self.device).tril()] * G)  # (G*T, G*T)
+        hidden = self._continue(tokens.flatten(1), position, sees, prompt, cache).unflatten(1, (G, T))  # (B, G, T, H)
         before = torch.cat([last[:, None, None].expand(-1, G, 1, -1), hidden[:, :, :-1]], 2)  # predicts token t
         log_softmax = self._logits(before).log_softmax(-1)  # (B, G, T, W)
         log_prob = log_softmax.gather(-1, tokens[..., None]).squeeze(-1)

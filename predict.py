@@ -25,12 +25,10 @@ from builtin.free_text import make_prompt
 from engine.runtime import pick_device, run
 from engine.saving import load_policy
 from lab.prediction_files import GHOSTS, SHOWN, draw, statement_lines, write_pose
-from model import PosePolicy
+from model import MAX_TOKENS, PosePolicy
 from pose_head import POSE_DIM, draw_poses
 from real.photos import read_image
 from real.smpl import load_body
-
-MAX_TOKENS = 80  # of an answer
 
 
 class Prediction(NamedTuple):

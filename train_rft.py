@@ -27,9 +27,9 @@ import transformers
 import evaluate
 import hygrpo
 import rewards
-from builtin.retriever import Retriever, load_or_train_retrievers
+from builtin.retriever import RETRIEVERS, Retriever, load_or_train_retrievers
 from data import Split, draw_batch
-from engine.checkpoint import TrainingState, atomic_write, check_folder, read_log, warm_up_and_decay
+from engine.checkpoint import TrainingState, atomic_write, check_folder, constants, read_log, warm_up_and_decay
 from engine.distributed import is_first, own_parts, processes, start, wait
 from engine.log import Part, Steps, rewards_table
 from engine.runtime import pick_device, run
@@ -41,7 +41,7 @@ from lab.curves import curves
 from lab.floors import floors
 from lab.frozen_sigma import freeze_sigma
 from lab.validation import validate
-from model import PosePolicy
+from model import MAX_TOKENS, PosePolicy
 from real.mixture import Mixture
 from real.smpl import load_body
 from train_sft import SFTConfig, load_or_train_sft, settings_of
@@ -141,7 +141,8 @@ def train_rft(policy: PosePolicy, split: Split | Mixture, retriever: Retriever, 
                     new, *part.old, part.reference, part.rollout, part.F, part.Delta, **step.shares(part),
                     clip_low=config.clip_low, clip_high=config.clip_high, pose_clip_low=config.pose_clip_low,
                     pose_clip_high=config.pose_clip_high, beta_text=config.beta_text, beta_pose=config.beta_pose,
-                    pose_ratio=config.pose_ratio, aggregation=config.aggregation, pose_weight=config.pose_weight)
+                    pose_ratio=config.pose_ratio, pose_weight=config.pose_weight, aggregation=config.aggregation,
+                    max_tokens=MAX_TOKENS)
                 step.backward(loss, metrics, part, new)
             step.update()
     policy.eval()
@@ -161,8 +162,8 @@ def sizes(task: str, config: RFTConfig) -> tuple[int, int, int]:
 def check(config: RFTConfig) -> dict[str, float]:
     """The weight of each reward. ValueError, before work is spent, for settings that cannot be followed together."""
     own_parts(min(config.prompts, config.pose_prompts), config.accumulate)  # or it says what is wrong
-    if (config.normalize == "batch" or config.aggregation != "grpo") and processes() * config.accumulate > 1:
-        raise ValueError("--normalize batch, --aggregation bnpo and dr_grpo look at a whole batch at once: not with "
+    if (config.normalize == "batch" or config.aggregation == "bnpo") and processes() * config.accumulate > 1:
+        raise ValueError("--normalize batch and --aggregation bnpo look at a whole batch at once: not with "
                          "--accumulate or several processes")
     return rewards.weights(config.reward_weights, config.without)
 
@@ -175,9 +176,9 @@ def main() -> None:
         (WorldConfig, SFTConfig, RFTConfig), description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
     started, out, device = time.time(), Path(world.out), pick_device(world.device)
     start()
-    # What decides a run is noted in its folder, the weights of all rewards too; it goes on with the same ones alone.
-    notes = {"sft_config.json": settings_of(world, sft_config),
-             "rft_config.json": asdict(replace(config, start_from=None)) | {"reward_weights": check(config)}}
+    # What decides a run is noted in its folder, all weights too: it goes on with the same ones alone.
+    notes = {"sft_config.json": settings_of(world, sft_config), "rft_config.json": asdict(
+        replace(config, start_from=None)) | {"reward_weights": check(config)} | constants(globals())}
     for name, settings in notes.items():
         check_folder(out, name, settings, write=False)
     if (out / "metrics.json").exists():

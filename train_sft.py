@@ -4,9 +4,9 @@
            + v  mean_j |J_j(mu) - J_j(p)|                                      where there is an image
 The second term is the beta-NLL of Seitzer et al. (2022): weighing each number by its own variance (without gradient)
 keeps hard numbers from being explained away by a large sigma; with b = 1 the mean learns as by squared error. The third
-is the error of the joints that kinematics make of the mean pose. Matrices are taught by Muon (engine/muon.py). Answers
-are scored by the same `log_prob` as in stage two. Before it the two image encoders of `tiny` are made, which has no
-pre-trained ones (builtin/tiny_encoders.py); from then on both are frozen. Any other VLM brings its own, and gets LoRA.
+is the error of the joints that kinematics make of the mean pose. Matrices of `tiny` are taught by Muon
+(engine/muon.py). `log_prob` scores answers as in stage two. Before it the two image encoders of `tiny`, which has no
+pre-trained ones, are made and frozen (builtin/tiny_encoders.py). Another VLM brings its own tower, and can get LoRA.
 
     python train_sft.py [--sft_steps 950] [--poses DIR] [--out runs]
     python train_sft.py --vlm HuggingFaceTB/SmolVLM-256M-Instruct --lora_rank 16 --picture 224 --sft_batch 8
@@ -25,9 +25,9 @@ from torch.distributions import Independent
 from transformers import HfArgumentParser
 
 from body import forward_kinematics, matrix_to_rot6d, rot6d_to_matrix
-from builtin.tiny_encoders import train_encoders
+from builtin.tiny_encoders import ENCODERS, train_encoders
 from data import Example, Split, draw_batch
-from engine.checkpoint import TrainingState, check_folder, warm_up_and_decay
+from engine.checkpoint import TrainingState, check_folder, constants, warm_up_and_decay
 from engine.muon import MuonAdamW
 from engine.distributed import add_gradients, is_first, own_parts, processes, start, total, wait
 from engine.runtime import pick_device, run
@@ -140,8 +140,8 @@ def train_sft(policy: PosePolicy, split: Split | Mixture, config: SFTConfig, see
 # ---------------------------------------------------------------- the stage as a whole
 
 def settings_of(world: WorldConfig, config: SFTConfig) -> dict:
-    """The settings that decide what stage one makes."""
-    settings = asdict(world) | asdict(config)
+    """What decides what stage one makes: the settings, and the constants of this file."""
+    settings = asdict(world) | asdict(config) | constants(globals())
     return {name: value for name, value in settings.items() if name not in ("out", "device", "skip_bad")}
 
 

@@ -26,6 +26,8 @@ from model import PosePolicy
 from real.amass import amass_files, read_amass, subjects
 from engine.world import WorldConfig
 
+RETRIEVERS = {"lr": 3e-3, "muon_lr": 0.02}  # rates
+
 
 class Retriever(nn.Module):
     """Sentences and poses on one unit sphere, near each other where they fit (Delmas et al., PoseScript, 2022)."""
@@ -118,8 +120,8 @@ def train_retriever(rotmats: Tensor, tokenizer: Tokenizer, steps: int, seed: int
     holds = captions.pose_holds(rotmats).cpu().numpy()
     matrices = [p for tower in (retriever.text_tower, retriever.text_out, retriever.pose_tower)
                 for p in tower.parameters() if p.dim() == 2]
-    optimizer = MuonAdamW([{"params": list(retriever.parameters())}], matrices, muon_lr=0.02, muon_decay=0.01,
-                          iterations=3, lr=3e-3, weight_decay=0.01)
+    optimizer = MuonAdamW([{"params": list(retriever.parameters())}], matrices, muon_lr=RETRIEVERS["muon_lr"],
+                          muon_decay=0.01, iterations=3, lr=RETRIEVERS["lr"], weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     state = TrainingState(state_file, retriever, optimizer, schedule, rng)
     for bar in state.steps(steps, f"retrieval model: {name}"):

@@ -18,6 +18,8 @@ from engine.muon import MuonAdamW
 from engine.runtime import own_seed
 from model import PosePolicy
 
+ENCODERS = {"joints": 10.0, "located": 20.0, "named": 6.0, "lr": 3e-3, "muon_lr": 0.03}  # weights and rates
+
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Pictures (N, H, W, 3) shifted by up to 3 pixels, each eighth of them alike. Light, colours and grain differ among
@@ -31,9 +33,9 @@ def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batc
     """Teach the pose-aware encoder to regress poses and the vision tower to name statements, then freeze both.
     Without `towers` the VLM is left as it is; a pose encoder of transformers always is.
 
-    The pose loss is the mean absolute error of rotation matrices, of joints after kinematics (weighed 10), and of
-    joints read straight from the features (weighed 20), which is learned soonest. Statements are read from the pose
-    features too (weighed 6): what is linear in them, the language model finds with few questions.
+    The pose loss is the mean absolute error of rotation matrices, of joints after kinematics (weighed by `joints` of
+    ENCODERS), and of joints read straight from the features (`located`), which is learned soonest. Statements are read
+    from the pose features too (`named`): what is linear in them, the language model finds with few questions.
     """
     generator = torch.Generator().manual_seed(own_seed(seed, 13))
     device = policy.device
@@ -46,8 +48,8 @@ def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batc
     modules = nn.ModuleList([*([policy.pose_encoder] if own_encoder else []), *tower, namer, pose_namer, locator])
     modules.requires_grad_(True).train()
     filters = [p for p in policy.pose_encoder.parameters() if own_encoder and p.dim() == 4]
-    optimizer = MuonAdamW([{"params": list(modules.parameters())}], filters, muon_lr=0.03, muon_decay=0.1,
-                          iterations=3, lr=3e-3, weight_decay=0.05)
+    optimizer = MuonAdamW([{"params": list(modules.parameters())}], filters, muon_lr=ENCODERS["muon_lr"],
+                          muon_decay=0.1, iterations=3, lr=ENCODERS["lr"], weight_decay=0.05)
     schedule = warm_up_and_decay(optimizer, steps)
     images, holds = torch.from_numpy(split.images), torch.from_numpy(split.image_holds).float()
     image_joints = forward_kinematics(split.image_rotmats)[0]
@@ -65,9 +67,10 @@ def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batc
             joints = locator(pooled).unflatten(-1, (24, 3))  # (N, 24, 3)
             true, true_joints = split.image_rotmats[rows].to(device), image_joints[rows].to(device)
             error = (forward_kinematics(predicted)[0] - true_joints).abs().mean()  # metres
-            pose_loss = (predicted - true).abs().mean() + 10 * error + 20 * (joints - true_joints).abs().mean()
+            located = (joints - true_joints).abs().mean()
+            pose_loss = (predicted - true).abs().mean() + ENCODERS["joints"] * error + ENCODERS["located"] * located
             pose_name_loss = name_error(pose_namer(pooled), true_names)
-            loss = loss + pose_loss + 6 * pose_name_loss
+            loss = loss + pose_loss + ENCODERS["named"] * pose_name_loss
             shown |= {"pose": pose_loss, "joint_mm": 1000 * error, "naming": pose_name_loss}
         if towers:
             n = batch_size // 4  # of the pose, this tower sees little that the pose-aware encoder does not

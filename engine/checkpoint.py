@@ -229,6 +229,12 @@ def warm_up_and_decay(optimizer: torch.optim.Optimizer, steps: int) -> torch.opt
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
+def constants(of: dict) -> dict:
+    """The numbers that a module gives names in capitals, weights and rates: they decide a run as its settings do. of:
+    the module's globals()."""
+    return {name: value for name, value in of.items() if name.isupper() and isinstance(value, (int, float, dict))}
+
+
 def check_folder(folder: Path, name: str, settings: dict, write: bool = True) -> None:
     """Check that a run found in `folder` was made with these settings, noted in its file `name`. Where there is none
     yet they are noted, unless `write` is off: before it is known that they can be worked with."""
@@ -244,6 +250,7 @@ def check_folder(folder: Path, name: str, settings: dict, write: bool = True) ->
         raise ValueError(f"{note} cannot be read or written as a run's settings ({error}): name another folder with "
                          f"--out, or delete this one") from error
     for key, value in settings.items():
-        if found.get(key) != value:
+        is_told = key in found or not key.isupper()  # a run begun before constants were noted does not tell them
+        if is_told and found.get(key) != value:
             raise ValueError(f"{folder} holds a run with {key} = {found.get(key)}, not {value}: name another folder "
                              f"with --out, or delete this one")

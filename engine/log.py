@@ -31,7 +31,7 @@ class Part:
     words: dict[str, Tensor]  # rewards, name -> (B, G)
     poses: dict[str, Tensor]  # rewards, name -> (B, G, K)
     F: Tensor  # (B, G)
-    Delta: Tensor  # (B, G, K)
+    Delta: Tensor  # (B, G, K, 24), or (B, G, K) where a pose has one ratio
     reference: Scores
     old: tuple[Tensor, Tensor] = ()  # of the policy that sampled: of `hygrpo.detached`
 

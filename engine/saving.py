@@ -28,7 +28,8 @@ def save_policy(policy: PosePolicy, folder: str | Path) -> None:
     settings = {"covariance": policy.pose_head.covariance, "sigma_floor": policy.pose_head.sigma_floor,
                 "picture": policy.image_size, "pose_id": policy.pose_id, "pose_encoder": policy.pose_encoder.config}
     if policy.has_adapter:
-        settings |= {"vlm": policy.vlm.name_or_path, "dtype": str(policy.vlm.dtype).removeprefix("torch.")}
+        settings |= {"vlm": policy.vlm.name_or_path, "dtype": str(policy.vlm.dtype).removeprefix("torch."),
+                     "spare_rows": "mean"}  # of a padded vocabulary; earlier policies left them as they were
     tensors = {name: x.contiguous() for name, x in policy.state_dict().items() if not name.startswith(ELSEWHERE)}
     with atomic_folder(folder) as partial:
         policy.vlm.save_pretrained(partial, **{"save_embedding_layers": False} if policy.has_adapter else {})
@@ -45,7 +46,8 @@ def load_policy(folder: str | Path) -> PosePolicy:
         raise FileNotFoundError(f"{folder} holds no policy; python train_rft.py, or train_sft.py, trains one")
     try:
         settings = json.loads((folder / "pose.json").read_text())
-        vlm, processor = load_vlm(settings.get("vlm", folder), settings.get("dtype", "auto"))
+        vlm, processor = load_vlm(settings.get("vlm", folder), settings.get("dtype", "auto"),
+                                  "vlm" not in settings or "spare_rows" in settings)
         policy = PosePolicy(read_adapter(vlm, folder) if "vlm" in settings else vlm, processor,
                             build_pose_encoder(settings["pose_encoder"]), settings["covariance"],
                             settings["sigma_floor"], settings.get("picture", 64))

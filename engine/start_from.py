@@ -11,10 +11,12 @@ from engine.checkpoint import atomic_folder
 from engine.distributed import is_first
 
 # The settings that do not reach what a folder of a run holds. All others do, so a new one counts until it stands here.
-STAGE_ONE = {"vlm_lr", "sft_steps", "sft_batch", "sft_lr", "sft_accumulate"}
-POLICY = {"lora_rank", "lora_alpha", "lora_targets", "pose_encoder", "covariance", "encoder_steps"}
-UNTOUCHED = {"encoders": {"eval_poses", "retriever_steps"} | STAGE_ONE, "sft": {"eval_poses", "retriever_steps"},
-             "reward": {"eval_poses"} | STAGE_ONE | POLICY, "judge": {"eval_poses"} | STAGE_ONE | POLICY}
+STAGE_ONE = {"vlm_lr", "sft_steps", "sft_batch", "sft_lr", "sft_accumulate", "BETA_NLL", "POSE_WEIGHT", "JOINT_WEIGHT",
+             "MUON_LR"}
+POLICY = {"lora_rank", "lora_alpha", "lora_targets", "pose_encoder", "covariance", "encoder_steps", "ENCODERS"}
+JUDGING = {"eval_poses", "retriever_steps", "RETRIEVERS"}
+UNTOUCHED = {"encoders": JUDGING | STAGE_ONE, "sft": JUDGING, "reward": {"eval_poses"} | STAGE_ONE | POLICY,
+             "judge": {"eval_poses"} | STAGE_ONE | POLICY}
 
 
 def find_same(source: str, out: Path, notes: dict[str, dict]) -> list[str]:
@@ -34,7 +36,9 @@ def find_same(source: str, out: Path, notes: dict[str, dict]) -> list[str]:
             found = dict(json.loads((Path(source) / note).read_text()))
         except (ValueError, TypeError) as error:
             raise ValueError(f"--start_from {source}: {note} cannot be read ({error})") from error
-        settings = settings if note == "sft_config.json" else {"retriever_steps": settings["retriever_steps"]}
+        if note == "rft_config.json":  # of stage two's settings these alone reach what can be taken
+            settings = {name: settings[name] for name in ("retriever_steps", "RETRIEVERS") if name in settings}
+        settings = {name: value for name, value in settings.items() if name in found or not name.isupper()}
         differ |= {name for name, value in settings.items() if name not in found or found[name] != value}
     same = [name for name, untouched in UNTOUCHED.items() if differ <= untouched]
     if is_first():

@@ -13,8 +13,9 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 import evaluate
+import train_sft as stage_one
 from builtin.retriever import Retriever
-from engine.checkpoint import atomic_write
+from engine.checkpoint import atomic_write, check_folder, constants
 from engine.runtime import own_seed, pick_device, run
 from engine.saving import load_policy
 from engine.world import WorldConfig, keep_features, load_world
@@ -41,6 +42,7 @@ def main() -> None:
     world, sft_config = (kind(**{f.name: noted[f.name] for f in fields(kind) if f.name in noted})
                          for kind in (WorldConfig, SFTConfig))
     world, sft_config = replace(world, out=str(folder)), replace(sft_config, sft_steps=config.steps)
+    check_folder(folder, "sft_config.json", constants(vars(stage_one)), write=False)  # the run's losses and rates
     splits, policy = load_world(world, sft_config), load_policy(folder / "sft").to(device)
     keep_features(policy, splits)
     train_sft(policy, splits.get("data", splits["train"]), sft_config, own_seed(world.seed, 14))

@@ -24,12 +24,15 @@ import transformers
 from matplotlib.figure import Figure
 
 import evaluate
+import rewards
+import train_rft as stage_two
+import train_sft as stage_one
 from body import remove_heading
 from builtin.retriever import load_or_train_retrievers
 from builtin.tiny import PoseEncoder
 from builtin.tiny_encoders import train_encoders
 from data import Split
-from engine.checkpoint import atomic_write, check_folder
+from engine.checkpoint import atomic_write, check_folder, constants
 from engine.runtime import check_outputs, own_seed, pick_device, run
 from engine.saving import load_policy, save_policy
 from engine.world import WorldConfig, build_policy, keep_features, load_world
@@ -81,7 +84,9 @@ class Seed:
         self.world = WorldConfig(out=str(self.folder), seed=seed, device=config.device, train_poses=self.size.poses,
                                  eval_poses=self.size.eval)
         self.config = SFTConfig(encoder_steps=self.size.encoder, sft_steps=self.size.sft)
-        check_folder(self.folder, "settings.json", vars(self.size) | {"rft": asdict(RFTConfig(**self.size.rft))})
+        check_folder(self.folder, "settings.json", vars(self.size) | {
+            "rft": asdict(RFTConfig(**self.size.rft)), "REWARDS": rewards.weights(),
+            "SFT": constants(vars(stage_one)), "RFT": constants(vars(stage_two))})
         self.features = {}  # of pictures, by the encoders they come from
 
     @cached_property

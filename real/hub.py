@@ -44,10 +44,12 @@ def absolute(name: str | Path) -> str:
     return str(Path(name).resolve() if Path(name).is_dir() else name)
 
 
-def load_vlm(name: str | Path, dtype: torch.dtype | str = "auto") -> tuple:
+def load_vlm(name: str | Path, dtype: torch.dtype | str = "auto", spare_rows_too: bool = True) -> tuple:
     """The VLM called `name` and its processor, ready for <POSE>.
 
-    Rows that the vocabulary gains are the mean of the others (Hewitt 2021), so that they are the same at each load.
+    The rows of tokens that the vocabulary gains, new ones of the tables or spare ones, are the mean of the others
+    (Hewitt 2021), so that they are the same at each load. spare_rows_too: off for an adapter that was taught while
+    spare rows were taken as they were.
     ValueError for what has no image processor, reads text alone, or lacks weights.
     """
     name = absolute(name)
@@ -64,16 +66,26 @@ def load_vlm(name: str | Path, dtype: torch.dtype | str = "auto") -> tuple:
     tokenizer = processor.tokenizer
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    before = vlm.get_input_embeddings().num_embeddings
+    before, known = vlm.get_input_embeddings().num_embeddings, set(tokenizer.get_vocab().values())
     if not add_pose_tokens(tokenizer) and len(tokenizer) > before:
         raise ValueError(f"{name}: the tokenizer has {len(tokenizer)} tokens and the model only {before}; they are of "
                          "two different checkpoints")
     if len(tokenizer) > before:
         vlm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    new = set(tokenizer.get_vocab().values()) - known
+    if not spare_rows_too:
+        new, known = set(range(before, len(tokenizer))), set(range(before))
+    if new:
         with torch.no_grad():
             for table in (vlm.get_input_embeddings().weight, vlm.get_output_embeddings().weight):
-                table[before:] = table[:before].float().mean(0)
+                table[sorted(new)] = table[sorted(known)].float().mean(0).to(table)
     return vlm.eval(), processor
+
+
+def spare_ids(vlm, tokenizer) -> torch.Tensor:
+    """Rows of the VLM's output table that stand for no token: many tables are padded to a round number of rows."""
+    known = set(tokenizer.get_vocab().values())
+    return torch.tensor([i for i in range(len(vlm.get_output_embeddings().weight)) if i not in known])
 
 
 def add_pose_tokens(tokenizer) -> int:
@@ -95,7 +107,7 @@ def check_common_path(policy) -> None:
     inputs = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True,
                                            tokenize=True, return_dict=True, return_tensors="pt")
     own = vlm(**inputs.to(policy.device, vlm.dtype)).logits[:, -1].float()
-    ours = policy._logits(policy._prefill(prompt)[1])
+    ours = vlm.get_output_embeddings()(policy._prefill(prompt)[1]).float()
     if not torch.equal(prompt.ids, inputs["input_ids"]) or not (
             (own - ours).norm() <= (1e-3 if vlm.dtype == torch.float32 else 0.1) * own.norm()):
         raise ValueError(f"{vlm.name_or_path}: a {type(vlm).__name__} does more with an image than put its features "

@@ -96,7 +96,9 @@ def image_features(policy, images: Sequence[np.ndarray]) -> list[ImageFeatures]:
         pose_features = policy.pose_encoder(torch.from_numpy(np.stack(chunk)).to(policy.device))
         grids = inputs["image_grid_thw"] if policy.rope_index else [None] * len(chunk)
         ids = [row[mask.bool()].tolist() for row, mask in zip(inputs["input_ids"], inputs["attention_mask"])]
-        policy.frozen_features |= zip(chunk_keys, map(ImageFeatures, ids, vlm_features, pose_features, grids))
+        # A row of a batch is a view that keeps the whole batch in memory: what is kept is a copy of the row alone.
+        rows = ([None if row is None else row.clone() for row in of] for of in (vlm_features, pose_features, grids))
+        policy.frozen_features |= zip(chunk_keys, map(ImageFeatures, ids, *rows))
     pictures = [policy.frozen_features[key] for key in keys]
     most = CACHE_BYTES // max([1, *(picture.vlm.nbytes + picture.pose.nbytes for picture in pictures)])
     while len(policy.frozen_features) > most:

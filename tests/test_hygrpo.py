@@ -40,14 +40,15 @@ def padded(x: torch.Tensor, length: int) -> torch.Tensor:
         [x, torch.zeros(len(x), length - x.shape[1]).bool()], 1)
 
 
-def golden(aggregation: str, length: int = 3):
+def golden(aggregation: str, length: int = 3, max_tokens: int = 4):
     pi, old, ref, mask = (padded(x, length) for x in (PI, OLD, REF, MASK))
     return hygrpo.text_loss(pi.log(), old.log(), k3_kl(pi.log(), ref.log()), ADVANTAGE, mask, clip_low=.2,
-                            clip_high=.28, beta=.04, aggregation=aggregation)
+                            clip_high=.28, beta=.04, aggregation=aggregation, max_tokens=max_tokens)
 
 
 @pytest.mark.parametrize("aggregation, length, value",
-                         [("grpo", 3, .111978), ("bnpo", 3, -.115690), ("dr_grpo", 4, -.072306)])
+                         [("grpo", 3, .111978), ("bnpo", 3, -.115690), ("dr_grpo", 3, -.072306),
+                          ("dr_grpo", 4, -.072306)])
 def test_text_loss_golden_numbers(aggregation, length, value):
     loss, metrics = golden(aggregation, length)
     assert loss.item() == pytest.approx(value, abs=1e-6)
@@ -67,7 +68,7 @@ def test_the_clip_is_active_only_where_it_takes_the_gradient_away():
     torch.testing.assert_close(log_ratio.grad, torch.tensor([0, .5, -1.5, 0, 0]))
 
 
-@pytest.mark.parametrize("aggregation", ["grpo", "bnpo"])
+@pytest.mark.parametrize("aggregation", ["grpo", "bnpo", "dr_grpo"])
 def test_text_loss_ignores_padding(aggregation):
     assert golden(aggregation, 3)[0].item() == pytest.approx(golden(aggregation, 9)[0].item(), abs=1e-12)
 
@@ -315,7 +316,7 @@ def scores(r, logits, *parameters, kind="diag"):
                            pose=gaussian(kind, *parameters))
 
 
-def full_loss(r, rows=slice(None), pose_ratio="per_joint", shift=0.0, kind="diag", aggregation="grpo"):
+def full_loss(r, rows=slice(None), pose_ratio="per_joint", shift=0.0, kind="diag", **how):
     """The loss of some prompts of a rollout, its metrics, and its gradients by logits, mean, log sigma and factor.
 
     shift: how far the policy that sampled stands from the one that is scored, 0 on the first inner step.
@@ -326,8 +327,7 @@ def full_loss(r, rows=slice(None), pose_ratio="per_joint", shift=0.0, kind="diag
     old = scores(r, r.logits + shift * r.old_logits, r.mean + shift, r.log_sigma, r.factor, kind=kind)
     reference = scores(r, r.ref_logits, r.ref_mean, 0 * r.log_sigma, r.factor, kind=kind)
     value, metrics = hygrpo.loss(new, *hygrpo.detached(old, r.pose), reference, r, r.F, r.Delta, clip_low=.2,
-                                 clip_high=.28, beta_text=.03, beta_pose=.07, pose_ratio=pose_ratio,
-                                 aggregation=aggregation)
+                                 clip_high=.28, beta_text=.03, beta_pose=.07, pose_ratio=pose_ratio, **how)
     return value, metrics, torch.autograd.grad(value, leaves, materialize_grads=True)
 
 
@@ -357,7 +357,7 @@ def test_first_inner_step_is_the_plain_policy_gradient(pose_ratio, kind):
 def test_later_inner_steps_are_equation_6_number_by_number(pose_ratio, aggregation):
     """The loss and the diagnostics of both halves, off the policy that sampled, in plain loops."""
     r = rollout()
-    value, metrics, _ = full_loss(r, pose_ratio=pose_ratio, shift=.3, aggregation=aggregation)
+    value, metrics, _ = full_loss(r, pose_ratio=pose_ratio, shift=.3, aggregation=aggregation, max_tokens=7)
     log_softmax, old, ref = (x.log_softmax(-1) for x in (r.logits, r.logits + .3 * r.old_logits, r.ref_logits))
     pose, old_pose = (Normal(r.mean + shift, r.log_sigma.exp()) for shift in (0, .3))
     ref_pose = Normal(r.ref_mean, torch.ones_like(r.mean))
@@ -372,7 +372,7 @@ def test_later_inner_steps_are_equation_6_number_by_number(pose_ratio, aggregati
     for b in range(3):
         for g in range(4):
             n = r.token_mask[b, g].sum().item()
-            weight = {"grpo": 1 / n / 12, "bnpo": 1 / r.token_mask.sum().item(), "dr_grpo": 1 / 6 / 12}[aggregation]
+            weight = {"grpo": 1 / n / 12, "bnpo": 1 / r.token_mask.sum().item(), "dr_grpo": 1 / 7 / 12}[aggregation]
             for t in range(n):
                 word = r.tokens[b, g, t]
                 p, q = log_softmax[b, g, t].exp(), ref[b, g, t].exp()
@@ -476,6 +476,32 @@ def test_an_answer_without_a_pose_gets_no_pose_gradient_and_none_at_all_gives_ze
     assert metrics["valid"] == 0 and metrics["pose_kl"].isnan()
 
 
+def test_the_parts_of_a_batch_add_up_by_dr_grpo_whose_answers_are_cut_at_their_own_longest():
+    """As `sample` gives them: T is the longest answer of the part, and the divisor must not be."""
+    r = rollout(B=5)
+    r.token_mask[:2, :, 3:] = False  # the first part's answers are shorter
+    how = {"shift": .05, "aggregation": "dr_grpo", "max_tokens": 8}
+    whole, parts = full_loss(r, **how)[1]["loss_text"].item(), []
+    for rows, T in ((slice(0, 2), 3), (slice(2, 5), 6)):
+        part = SimpleNamespace(**{name: x[rows] for name, x in vars(r).items()})
+        for name in ("logits", "ref_logits", "old_logits", "tokens", "token_mask"):
+            setattr(part, name, getattr(part, name)[:, :, :T])
+        parts.append(full_loss(part, **how)[1]["loss_text"].item())
+    assert whole == pytest.approx((2 * parts[0] + 3 * parts[1]) / 5)
+
+
+def test_groups_of_one_and_the_same_answer_have_nothing_to_compare():
+    """Whatever F says, which compares the luck of their poses; what stands in the padding is no difference."""
+    r = rollout()
+    assert full_loss(r)[1]["text_flat_groups"] == 0
+    r.tokens[:2], r.token_mask[:2] = r.tokens[:2, :1].clone(), r.token_mask[:2, :1].clone()
+    r.token_mask[:2, :, -1], r.tokens[:2, :, -1] = False, torch.arange(4)
+    assert full_loss(r)[1]["text_flat_groups"].item() == pytest.approx(2 / 3)
+    r.token_mask[1, 0, 1:] = False  # the same words, but one answer ends before the others
+    r.token_mask[1, 1:, :3] = True
+    assert full_loss(r)[1]["text_flat_groups"].item() == pytest.approx(1 / 3)
+
+
 def test_groups_without_spread_are_counted_by_prompt():
     r = rollout()
     r.F[0], r.F[1, 1:] = 0, 0
@@ -503,7 +529,8 @@ def bandit(N: int, G: int, K: int, pose_ratio: str = "per_joint", **how):
     tokens = torch.multinomial(logits.softmax(0), N * G, replacement=True).view(N, G, 1)
     w = tokens[..., 0]  # (N, G)
     sample = mu[w][:, :, None] + log_s[w].exp()[..., None, None] * torch.randn(N, G, K, 6, dtype=torch.float64)
-    r = SimpleNamespace(token_mask=torch.ones(N, G, 1).bool(), pose=sample, has_pose=torch.ones(N, G).bool())
+    r = SimpleNamespace(tokens=tokens, token_mask=torch.ones(N, G, 1).bool(), pose=sample,
+                        has_pose=torch.ones(N, G).bool())
     F, Delta = hygrpo.advantages({"w": words[w]}, {"p": -sample.square().sum(-1)}, r.has_pose, {"w": 1.0, "p": 1.0},
                                  normalize="none", **how)
     # A copy of the parameters for each group gives N independent gradients, and so their spread.

@@ -255,3 +255,14 @@ def test_a_device_that_is_not_there_is_named():
 def test_an_image_of_another_size_is_refused_by_the_built_in_encoder(policy):
     with pytest.raises(ValueError, match="64x64"):
         policy.pose_encoder(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
+
+
+def test_while_the_policy_is_taught_its_frozen_encoders_stay_in_evaluation_mode(policy):
+    """The vision tower too: a dropout in it would reach features that are computed once and kept."""
+    policy.train()
+    frozen = policy.pose_encoder, policy.vlm.model.vision_tower, policy.vlm.model.multi_modal_projector
+    assert not any(module.training for part in frozen for module in part.modules())
+    assert all(module.training for part in (policy.vlm.get_decoder(), policy.pose_head, policy.pose_projector)
+               for module in part.modules())
+    policy.eval()
+    assert not any(module.training for module in policy.modules())

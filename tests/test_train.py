@@ -19,6 +19,7 @@ import rewards
 import train_rft
 import train_sft
 from body import axis_rotation, matrix_to_axis_angle, matrix_to_rot6d
+from builtin import tiny_encoders
 from builtin.poses import sample_poses
 from builtin.retriever import Retriever
 from builtin.tiny import build_tiny
@@ -135,14 +136,44 @@ def test_changed_weights_are_refused_whether_set_by_a_flag_or_in_the_table(chain
         run(monkeypatch, train_rft, "--out", str(out), *SMALL)
 
 
+@pytest.mark.parametrize("module, name, value", [
+    (train_sft, "POSE_WEIGHT", 5.0), (train_sft, "JOINT_WEIGHT", 5.0), (train_sft, "MUON_LR", .01),
+    (train_sft, "MIX", {"vqa": 1.0}), (train_sft, "ENCODERS", tiny_encoders.ENCODERS | {"named": 1.0}),
+    (train_rft, "MIX", {"vqa": 1.0}), (train_rft, "RETRIEVERS", {"lr": 1e-3, "muon_lr": .02})])
+def test_a_weight_or_rate_that_was_changed_in_the_code_is_refused_too(chain, monkeypatch, module, name, value):
+    out, _ = chain
+    monkeypatch.setattr(module, name, value)
+    with pytest.raises(ValueError, match=f"a run with {name} = .*--out"):
+        run(monkeypatch, train_rft, "--out", str(out), *SMALL)
+    if module is train_sft:
+        with pytest.raises(ValueError, match=f"a run with {name} = .*--out"):
+            run(monkeypatch, train_sft, "--out", str(out), *SMALL[:10], "--device", "cpu")
+        with pytest.raises(ValueError, match=f"a run with {name} = "):  # whose losses the control must have
+            run(monkeypatch, continued_sft, "--run", str(out), "--steps", "2", "--device", "cpu")
+
+
+def test_a_run_that_was_begun_before_constants_were_noted_goes_on(chain, monkeypatch, tmp_path, capsys):
+    shutil.copytree(chain[0], tmp_path / "old")
+    for note in ("sft_config.json", "rft_config.json"):
+        noted = json.loads((chain[0] / note).read_text())
+        assert any(name.isupper() for name in noted)
+        (tmp_path / "old" / note).write_text(json.dumps({k: v for k, v in noted.items() if not k.isupper()}))
+    run(monkeypatch, train_rft, "--out", str(tmp_path / "old"), *SMALL)
+    assert "finished before" in capsys.readouterr().out
+    notes = {note: json.loads((chain[0] / note).read_text()) for note in ("sft_config.json", "rft_config.json")}
+    assert find_same(str(tmp_path / "old"), tmp_path / "new", notes) == ["encoders", "sft", "reward", "judge"]
+
+
 @pytest.mark.parametrize("change, taken", [
     ({}, "encoders sft reward judge"), ({"eval_poses": 12, "rft_lr": 1.0}, "encoders sft reward judge"),
     ({"sft_lr": .001}, "encoders reward judge"), ({"retriever_steps": 3}, "encoders sft"),
-    ({"covariance": "full"}, "reward judge"), ({"seed": 1}, ""), ({"a new setting": None}, "")])
+    ({"covariance": "full"}, "reward judge"), ({"seed": 1}, ""), ({"a new setting": None}, ""),
+    ({"JOINT_WEIGHT": 1.0}, "encoders reward judge"), ({"ENCODERS": {"lr": 1.0}}, "reward judge"),
+    ({"RETRIEVERS": {"lr": 1.0}}, "encoders sft"), ({"MIX": {"vqa": 1.0}}, "")])
 def test_what_a_variant_takes_is_what_its_settings_do_not_touch(chain, tmp_path, capsys, change, taken):
     notes = {name: json.loads((chain[0] / name).read_text()) for name in ("sft_config.json", "rft_config.json")}
     for name, value in change.items():
-        notes["rft_config.json" if name in ("rft_lr", "retriever_steps") else "sft_config.json"][name] = value
+        notes["rft_config.json" if name in ("rft_lr", "retriever_steps", "RETRIEVERS") else "sft_config.json"][name] = value
     assert find_same(str(chain[0]), tmp_path, notes) == taken.split()
     assert f"{', '.join(taken.split()) or 'nothing'} can be taken from there" in capsys.readouterr().out
 

@@ -46,7 +46,7 @@ def start(tmp_path_factory):
 # An eps above rounding error takes that out, and nothing else.
 @mock.patch("torch.optim.AdamW", partial(torch.optim.AdamW, eps=1e-5))
 @mock.patch("train_sft.MuonAdamW", partial(MuonAdamW, eps=1e-5))
-def run(folder: Path, stage: str, seed: int, accumulate: int = 1) -> tuple[dict[str, torch.Tensor], list[dict]]:
+def run(folder: Path, stage: str, seed: int, accumulate: int = 1, **more) -> tuple[dict[str, torch.Tensor], list[dict]]:
     """Three steps of a stage; the parameters then."""
     rng = np.random.default_rng(1)
     split = make_split(sample_poses(24, rng), rng)
@@ -56,8 +56,8 @@ def run(folder: Path, stage: str, seed: int, accumulate: int = 1) -> tuple[dict[
         config = train_sft.SFTConfig(sft_steps=3, sft_batch=9, sft_accumulate=accumulate)
         train_sft.train_sft(policy, split, config, seed)
     else:
-        config = train_rft.RFTConfig(rft_steps=3, prompts=7, group_size=2, poses_per_answer=3, accumulate=accumulate,
-                                     inner_epochs=2)
+        config = train_rft.RFTConfig(**dict(rft_steps=3, prompts=7, group_size=2, poses_per_answer=3, inner_epochs=2,
+                                            accumulate=accumulate) | more)
         rows = train_rft.train_rft(policy, split, Retriever.from_pretrained(folder / "retriever"), config, seed,
                                    lambda policy: {})
     return {name: p.detach() for name, p in policy.named_parameters()}, rows
@@ -105,6 +105,14 @@ def test_accumulation_changes_no_result(start, whole, stage):
         assert row["task"] == other["task"] and row.keys() == other.keys()
     if stage == "rft":
         assert any(0 < row["valid"] < 1 for row in rows[1:])  # the parts hold different numbers of poses
+
+
+def test_parts_whose_longest_answers_differ_add_up_by_dr_grpo(start, whole):
+    """What is summed is divided by the most that an answer may have, in each part alike."""
+    how = {"aggregation": "dr_grpo", "rft_steps": 1}
+    (theirs, their_rows), (ours, rows) = (run(start, "rft", whole["rft"][0], n, **how) for n in (1, 7))
+    assert_same(ours, theirs, start)
+    assert rows[-1]["grad_norm"] == pytest.approx(their_rows[-1]["grad_norm"], rel=1e-4)
 
 
 WORKER = """

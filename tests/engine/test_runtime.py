@@ -1,4 +1,4 @@
-"""Chance: what a run draws for one purpose, it draws for no other, and no run draws what another does."""
+"""Chance: what a run draws for one purpose, it draws for no other, and no run draws what one of another seed does."""
 
 import numpy as np
 import pytest

@@ -267,7 +267,7 @@ def hygrpo_loss(kind: str, pose_ratio: str, aggregation: str, logits, mean, log_
     def scores(logits, *parameters):
         log_softmax = logits.log_softmax(-1)
         return Scores(log_softmax.gather(-1, tokens[..., None])[..., 0], log_softmax, gaussian(kind, *parameters))
-    rollout = SimpleNamespace(token_mask=made, has_pose=torch.tensor([[1, 0, 1], [1, 1, 1]]).bool(),
+    rollout = SimpleNamespace(tokens=tokens, token_mask=made, has_pose=torch.tensor([[1, 0, 1], [1, 1, 1]]).bool(),
                               pose=randn(B, G, K, D, seed=21).to(mean.dtype))
     still = [x.detach().to(mean.dtype) for x in leaves(*SHAPES)]
     old = scores(still[0] + shift * randn(B, G, T, W, seed=22).to(mean.dtype), still[1] + .3 * shift, *still[2:])

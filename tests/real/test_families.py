@@ -21,6 +21,7 @@ from engine import runtime
 import train_rft
 from data import make_split
 from engine.saving import load_policy, save_policy
+from engine.world import keep_features
 from model import PosePolicy
 from builtin.poses import sample_poses
 from real import prompts
@@ -368,3 +369,89 @@ def test_features_of_images_do_not_fill_the_memory(checkpoint, monkeypatch):
     assert len(pictures) == 7 and len(policy.frozen_features) == 3
     for ours, theirs in zip(pictures, policy.image_features(images)):
         torch.testing.assert_close(ours.vlm, theirs.vlm)
+
+
+@pytest.mark.parametrize("family", SERVED)
+def test_what_is_kept_of_an_image_is_its_own_and_not_a_view_of_the_batch_it_was_filled_up_with(family, checkpoint):
+    """So that what is counted is what the memory holds."""
+    policy = built(checkpoint(family))
+    for picture in policy.image_features([EXAMPLES[1].image]):
+        for tensor in filter(torch.is_tensor, picture):
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+def test_pictures_that_are_encoded_ahead_are_held_no_longer_than_they_are_kept(checkpoint, monkeypatch):
+    policy, held = built(checkpoint("llava 1.5")), []
+    one = sum(x.nbytes for x in policy.image_features([EXAMPLES[1].image])[0][1:3])
+    policy.images_at_once = 2  # as of a vision tower that reads larger pictures
+    monkeypatch.setattr(prompts, "CACHE_BYTES", 3 * one)
+    image_features = PosePolicy.image_features
+    monkeypatch.setattr(PosePolicy, "image_features", lambda *args: held.append(image_features(*args)) or held[-1])
+    keep_features(policy, {"train": world()[0]})
+    assert sum(map(len, held)) == 12 and max(map(len, held)) == 2 and len(policy.frozen_features) == 3
+
+
+# ---------------------------------------------------------------- vocabularies with more rows than tokens
+
+@pytest.fixture(params=["llava 1.5", "llava interleave"])  # whose output table is its own, and that of embeddings too
+def padded(request, tmp_path):
+    """A checkpoint whose tables have 40 more rows than its tokenizer has tokens, large enough that each is likely, and
+    the mean of the rows that stand for tokens: of the table of embeddings and of that of logits."""
+    folder = save_checkpoint(request.param, tmp_path / "hub")
+    vlm, tokenizer = AutoModelForImageTextToText.from_pretrained(folder), load_vlm(folder)[1].tokenizer
+    tokens = len(tokenizer) - 2  # <POSE> and <pose_feature> are not in the folder
+    vlm.resize_token_embeddings(tokens + 40)
+    tables = vlm.get_input_embeddings().weight, vlm.get_output_embeddings().weight
+    with torch.no_grad():
+        for table in tables:
+            table[tokens:].normal_(std=3.0)
+    means = [table[:tokens].mean(0) for table in tables]
+    vlm.save_pretrained(folder)
+    return folder, tokens, means
+
+
+def test_the_rows_of_pose_are_the_mean_also_where_they_are_spare_rows(padded):
+    folder, tokens, means = padded
+    vlm, processor = load_vlm(folder)
+    assert vlm.get_input_embeddings().num_embeddings == tokens + 40
+    assert processor.tokenizer.convert_tokens_to_ids(["<POSE>", "<pose_feature>"]) == [tokens, tokens + 1]
+    fresh = AutoModelForImageTextToText.from_pretrained(folder)
+    for get, mean in zip(("get_input_embeddings", "get_output_embeddings"), means):
+        table, other = getattr(vlm, get)().weight, getattr(fresh, get)().weight
+        torch.testing.assert_close(table[tokens:tokens + 2], mean.expand(2, -1))
+        assert torch.equal(table[:tokens], other[:tokens]) and torch.equal(table[tokens + 2:], other[tokens + 2:])
+
+
+def test_what_is_no_token_is_never_sampled_and_takes_nothing_of_the_odds(padded):
+    folder, tokens, _ = padded
+    policy = built(folder)
+    prompt = policy.encode(EXAMPLES)
+    rollout = policy.sample(prompt, 8, 1, max_tokens=12, seeds=range(len(EXAMPLES)))
+    assert rollout.tokens.max() < tokens + 2
+    with torch.no_grad():
+        new = policy.log_prob(prompt, rollout.tokens, rollout.token_mask)
+    assert (new.log_softmax[..., tokens + 2:].exp() == 0).all()
+    torch.testing.assert_close(new.log_softmax[..., :tokens + 2].exp().sum(-1), torch.ones(rollout.tokens.shape))
+    assert new.log_prob[rollout.token_mask].min() > -30
+    rows = one_of_each_step(policy, SFTConfig(vlm=folder, sft_steps=1, sft_batch=4))
+    assert rows[-1]["text_ratio"] == 1 and all(np.isfinite(rows[-1][name]) for name in (
+        "text_kl", "text_entropy", "loss_text", "grad_norm"))
+
+
+def test_an_adapter_that_was_taught_beside_an_untrained_row_of_pose_is_read_as_it_was(padded, tmp_path):
+    """Policies of before: their rows of <POSE> are differences from what the table holds there."""
+    folder, tokens, _ = padded
+    policy = built(folder)
+    fresh = AutoModelForImageTextToText.from_pretrained(folder)
+    with torch.no_grad():
+        policy.vlm.get_input_embeddings().weight[tokens] = fresh.get_input_embeddings().weight[tokens]
+        policy.vlm.get_output_embeddings().weight[tokens] = fresh.get_output_embeddings().weight[tokens]
+        policy.pose_rows.normal_(std=.1)
+    save_policy(policy, tmp_path / "policy")
+    note = tmp_path / "policy" / "pose.json"
+    settings = json.loads(note.read_text())
+    del settings["spare_rows"]
+    note.write_text(json.dumps(settings))
+    examples = [e for e in EXAMPLES if "<POSE>" in e.answer]
+    for ours, theirs in zip(log_probs(policy, examples), log_probs(load_policy(tmp_path / "policy"), examples)):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
