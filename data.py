@@ -30,15 +30,14 @@ class Split:
     """Poses and what is known of them. The picture shows the pose under a heading and a camera of its own."""
 
     rotmats: Tensor  # (N, 24, 3, 3), heading removed
-    holds: np.ndarray  # (N, S) bool, the statements true of rotmats
+    holds: np.ndarray  # (N, S) bool, the statements true of rotmats, and so what words may say of the picture too
     image_rotmats: Tensor  # (N, 24, 3, 3), in the camera's frame, which may lean: only the root differs
-    image_holds: np.ndarray  # (N, S) bool, the statements true of image_rotmats
     betas: Tensor  # (N, 10)
     images: np.ndarray | None  # (N, size, size, 3) uint8
 
     def base_rates(self) -> Tensor:
         """In what share of the pictures each statement holds: (S,), all that one can know without looking."""
-        return torch.from_numpy(self.image_holds).double().mean(0)
+        return torch.from_numpy(self.holds).double().mean(0)
 
 
 def make_split(rotmats: Tensor, rng: np.random.Generator, size: int = 64, images: bool = True,
@@ -59,8 +58,7 @@ def make_split(rotmats: Tensor, rng: np.random.Generator, size: int = 64, images
         model = body_model if body_model is not None else load_body()
         pictures = np.concatenate([photograph(model, in_camera[i:i + 32], betas[i:i + 32], size, rng)
                                    for i in range(0, n, 32)])
-    holds, image_holds = captions.pose_holds(rotmats).numpy(), captions.pose_holds(in_camera).numpy()
-    return Split(rotmats, holds, in_camera, image_holds, betas, pictures)
+    return Split(rotmats, captions.pose_holds(rotmats).numpy(), in_camera, betas, pictures)
 
 
 def load_splits(poses_dir: str | Path | None = None, counts: dict[str, int] | None = None, seed: int = 0,
@@ -111,6 +109,7 @@ class Example:
     betas: Tensor  # (10,)
     caption: str  # the description in prompt or answer, "" where there is none
     statements: tuple[int, ...]  # what the caption says of the pose, indices into captions.STATEMENTS
+    holds: np.ndarray | None = None  # (S,) bool, which statements hold, whichever way the camera looks
 
 
 def make_example(split: Split, task: str, index: int, rng: np.random.Generator) -> Example:
@@ -120,10 +119,10 @@ def make_example(split: Split, task: str, index: int, rng: np.random.Generator) 
     if task != "text2pose" and split.images is None:
         raise ValueError(f"the task {task} needs pictures, and this split was made without")
     if task == "text2pose":
-        image, rotmats, holds = None, split.rotmats[index], split.holds[index]
+        image, rotmats = None, split.rotmats[index]
     else:
-        image, rotmats, holds = split.images[index], split.image_rotmats[index], split.image_holds[index]
-    caption, statements = "", ()
+        image, rotmats = split.images[index], split.image_rotmats[index]
+    holds, caption, statements = split.holds[index], "", ()
     if task == "vqa":
         prompt, answer = draw_question(holds, rng)
     else:
@@ -132,7 +131,7 @@ def make_example(split: Split, task: str, index: int, rng: np.random.Generator) 
             caption, statements = captions.describe(holds, rng)
             prompt = prompt.format(caption)
             answer = f"{caption} {answer}" if task == "image2text" else answer
-    return Example(task, str(prompt), answer, image, rotmats, split.betas[index], caption, statements)
+    return Example(task, str(prompt), answer, image, rotmats, split.betas[index], caption, statements, holds)
 
 
 def draw_batch(split: Split, tasks: dict[str, float], batch_size: int, rng: np.random.Generator) -> list[Example]:

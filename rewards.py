@@ -105,9 +105,8 @@ def informedness(said: Sequence[int], holds: Tensor, base_rates: Tensor) -> floa
 
 
 def description_reward(c: Context) -> list[list[float]]:
-    holds = captions.pose_holds(torch.stack([e.rotmats for e in c.examples]))  # (n, S)
-    return [[informedness(captions.parse(answer), row, c.base_rates) for answer in answers]
-            for row, answers in zip(holds, c.answers)]
+    return [[informedness(captions.parse(answer), torch.from_numpy(e.holds), c.base_rates) for answer in answers]
+            for e, answers in zip(c.examples, c.answers)]
 
 
 def correct_reward(c: Context) -> list[list[float]]:

@@ -51,7 +51,7 @@ def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batc
     optimizer = MuonAdamW([{"params": list(modules.parameters())}], filters, muon_lr=ENCODERS["muon_lr"],
                           muon_decay=0.1, iterations=3, lr=ENCODERS["lr"], weight_decay=0.05)
     schedule = warm_up_and_decay(optimizer, steps)
-    images, holds = torch.from_numpy(split.images), torch.from_numpy(split.image_holds).float()
+    images, holds = torch.from_numpy(split.images), torch.from_numpy(split.holds).float()
     image_joints = forward_kinematics(split.image_rotmats)[0]
     if towers:
         normalise = policy.processor.image_processor

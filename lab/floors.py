@@ -13,7 +13,6 @@ from torch import Tensor
 
 from body import matrix_to_rot6d, rot6d_to_matrix
 from builtin.retriever import Retriever
-from captions import pose_holds
 from data import Split
 from lab.metrics import commonest_answer_accuracy, errors_24, eval_examples, frechet_distance, hits, statements_held
 from model import PosePolicy
@@ -57,7 +56,7 @@ def floors(policy: PosePolicy, train: Split, split: Split, judge: Retriever, bod
     held = float(statements_held(examples, pose)[0].mean())
     texts, judged, truth = (judge.encode_text([e.caption for e in examples]), judge.encode_pose(pose[:, 0]),
                             judge.encode_pose(rotmats))  # (n, dim) each
-    words = pose_holds(split.image_rotmats[:count])[:, train.base_rates().argmax()]  # the statement that mostly holds
+    words = split.holds[:count, train.base_rates().argmax()]  # of the statement that mostly holds
 
     camera_rotmats, betas = split.image_rotmats[:count].to(policy.device), split.betas[:count].to(policy.device)
     def errors(rot6d: Tensor) -> dict[str, float]:  # (n, 144)
@@ -70,7 +69,7 @@ def floors(policy: PosePolicy, train: Split, split: Split, judge: Retriever, bod
         "text2pose": {"statements_sampled": held, "statements_mean": held, "own_minus_others": 0.0,
                       "judge_r5": hits(texts @ judged.T)["t2p_r5"].mean().item()},
         "image2pose": errors(true.mean(0).expand(n, -1)),
-        "description": {"statements_held": words.double().mean().item(), "informed": 0.0},
+        "description": {"statements_held": float(words.mean()), "informed": 0.0},
         "vqa_accuracy": commonest_answer_accuracy(eval_examples(split, "vqa", count, seed, 4)), "format_rate": None,
         "fid_true": frechet_distance(judge.encode_pose(train.rotmats[:n].to(rotmats)), truth)}
     if train.images is not None and policy.images_at_once > 1:

@@ -122,7 +122,7 @@ def description_scores(examples: Sequence[Example], answers: Sequence[str]) -> d
     holds in the picture (`statements_held`), and `informed`: rewards.informedness, the base rates taken from the other
     pictures, over its mean for the true descriptions. Whoever does not look has 0 there, and no more than that."""
     said = [captions.parse(answer) for answer in answers]
-    holds = captions.pose_holds(torch.stack([e.rotmats for e in examples])).double()  # (N, S)
+    holds = torch.from_numpy(np.stack([e.holds for e in examples])).double()  # (N, S), against gravity
     others = (holds.sum(0) - holds) / max(1, len(holds) - 1)  # (N, S): one answer for all pictures then has exactly 0
     earned, truth = (np.array([informedness(*row) for row in zip(statements, holds, others)])
                      for statements in (said, [e.statements for e in examples]))

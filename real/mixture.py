@@ -94,7 +94,7 @@ class Source:
                            captions.parse(caption))
         holds = row.holds[None, list(captions.MIRRORED_STATEMENT)] if flip else row.holds[None]  # (1, S)
         pictures = None if image is None else image[None]
-        return make_example(Split(rotmats[None], holds, rotmats[None], holds, row.betas[None], pictures), task, 0, rng)
+        return make_example(Split(rotmats[None], holds, rotmats[None], row.betas[None], pictures), task, 0, rng)
 
 
 @dataclass

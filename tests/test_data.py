@@ -7,6 +7,7 @@ import torch
 import captions
 import data
 from builtin.tiny import corpus
+from body import axis_rotation
 from builtin import poses
 from builtin.retriever import retrieval_poses
 
@@ -51,7 +52,29 @@ def test_the_camera_turns_the_root_only(split):
     heading = torch.rad2deg(torch.atan2(turn[:, 0, 2], turn[:, 0, 0]))
     assert heading.abs().median() < 60 and heading.min() < -60 and heading.max() > 60  # mostly facing the camera
     assert np.array_equal(split.holds, captions.pose_holds(split.rotmats).numpy())
-    assert np.array_equal(split.image_holds, captions.pose_holds(split.image_rotmats).numpy())
+
+
+def test_words_about_a_picture_are_against_gravity_whichever_way_the_camera_looks(split):
+    """They do not depend on the heading, and the camera's tilt, which would change some, is not theirs."""
+    turned = split.rotmats.double()
+    turned[:, 0] = axis_rotation(1, torch.linspace(-180, 180, 40)).double() @ turned[:, 0]
+    assert np.array_equal(captions.pose_holds(turned).numpy(), split.holds)
+    as_seen, rng = captions.pose_holds(split.image_rotmats).numpy(), np.random.default_rng(0)
+    assert .01 < (as_seen & ~split.holds).sum() / as_seen.sum() < .1
+    for index in range(40):
+        for task in ("image2text", "vqa"):
+            example = data.make_example(split, task, index, rng)
+            assert split.holds[index, list(captions.parse(example.answer))].all(), example.answer
+            assert np.array_equal(example.holds, split.holds[index])
+
+
+def test_an_upright_person_is_upright_before_a_camera_that_looks_down(monkeypatch):
+    monkeypatch.setattr(data, "axis_rotation", lambda axis, _: axis_rotation(axis, torch.tensor([15., 15] if axis == 0
+                                                                                                else [0., 180])))
+    split = data.make_split(torch.eye(3).expand(2, 24, 3, 3).clone(), np.random.default_rng(0), images=False)
+    leaning = captions.parse("leaning back")[0], captions.parse("leaning slightly forward")[0]
+    assert captions.pose_holds(split.image_rotmats)[:, leaning].any(1).all()  # so it would be, seen by the camera
+    assert split.holds[:, captions.parse("the back is upright")].all() and not split.holds[:, leaning].any()
 
 
 # ---------------------------------------------------------------- examples
@@ -66,7 +89,7 @@ def test_every_description_is_true_and_read_back(split):
         assert set(captions.parse(example.prompt)) == set(example.statements)  # the instruction itself says nothing
         assert example.caption in example.prompt and captions.parse(example.caption)
         example = data.make_example(split, "image2text", index, rng)
-        assert captions.pose_holds(example.rotmats)[list(example.statements)].all()
+        assert captions.pose_holds(split.rotmats[index])[list(example.statements)].all()
         assert set(captions.parse(example.answer)) == set(example.statements)
         assert example.answer.endswith(" " + captions.POSE_ANSWER) and not captions.parse(example.prompt)
         assert torch.equal(example.rotmats, split.image_rotmats[index])

@@ -114,7 +114,7 @@ def test_floors_look_at_nothing_but_the_training_poses():
     held = [metrics.statements_held(examples, pose.expand(20, 1, -1, -1, -1))[0].mean() for pose in train.rotmats]
     assert np.mean(held) < got["text2pose"]["statements_sampled"] <= max(held)
     assert got["text2pose"]["judge_r5"] == pytest.approx(5 / 20) and got["fid_true"] > 0
-    assert got["description"]["statements_held"] == split.image_holds[:, train.image_holds.mean(0).argmax()].mean()
+    assert got["description"]["statements_held"] == split.holds[:, train.holds.mean(0).argmax()].mean()
     assert got["probe"].keys() == got["image2pose"].keys() and got["image2pose"]["mpjpe_mean"] > 150
     train.images = None
     assert "probe" not in floors.floors(policy, train, split, judge, load_body(), 20)

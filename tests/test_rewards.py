@@ -31,7 +31,8 @@ def example(task, index, seed=0):
     row = captions.pose_holds(POSES[index]).numpy()
     caption, statements = captions.describe(row, np.random.default_rng(seed))
     answer = {"image2text": f"{caption} {captions.POSE_ANSWER}", "vqa": "The left knee is bent."}.get(task, captions.POSE_ANSWER)
-    return SimpleNamespace(task=task, answer=answer, caption=caption, statements=statements, rotmats=POSES[index])
+    return SimpleNamespace(task=task, answer=answer, caption=caption, statements=statements, rotmats=POSES[index],
+                           holds=row)
 
 
 def rollout(examples, answers, poses):

@@ -30,7 +30,7 @@ def test_a_raised_left_hand_is_left_in_picture_and_words(white_on_black, monkeyp
         rows, columns = np.nonzero(image)
         top = columns[rows < rows.min() + 3]
         assert top.min() > columns[rows > rows.max() - 3].max()  # the hand is right of the feet: the viewer's right
-    holds = dict(zip([statement.key for statement in captions.STATEMENTS], split.image_holds[0]))
+    holds = dict(zip([statement.key for statement in captions.STATEMENTS], split.holds[0]))
     assert holds["the left hand is above the head"] and not holds["the right hand is above the head"]
 
 
