@@ -89,7 +89,8 @@ class Retriever(nn.Module):
             retriever = cls(tokenizer, **config)
             retriever.load_state_dict(tensors)
         except Exception as error:  # json, safetensors, tokenizers and torch each raise their own
-            raise ValueError(f"{folder} cannot be read as a retrieval model, train it again: {error!r}") from error
+            raise ValueError(f"{folder} cannot be read as a retrieval model: {error!r}; if it was copied, copy "
+                             "it again, else move it elsewhere and train_rft.py makes it anew") from error
         return retriever.eval().requires_grad_(False)
 
 

@@ -7,6 +7,7 @@ An update whose loss or gradient is not finite is not made; too many in a row en
 Read next: train_sft.py, whose loop uses it.
 """
 
+import errno
 import json
 import math
 import os
@@ -34,12 +35,17 @@ MAX_SKIPPED = 10  # updates skipped in a row before the run ends
 # ---------------------------------------------------------------- files and folders, whole or not there
 
 def flush(path: Path) -> None:
-    """Have the system write a file, or what a folder lists, to the disk now."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Have the system write a file, or what a folder lists, to the disk now, where it can: network shares cannot do it
+    for a folder, nor can Windows open one. What is written is whole all the same."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes what it may write
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:  # a full or broken disk says ENOSPC, EDQUOT or EIO, and is no such case
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EACCES, errno.EPERM):
+            raise
 
 
 def atomic_write(path: Path, data: str | dict) -> None:
@@ -86,8 +92,8 @@ def read_log(path: Path | None, last_step: int) -> list[dict]:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
             if number < len(lines):  # a kill in the middle of a writing leaves half a line, but only at the end
-                raise ValueError(f"{path}, line {number} is not JSON ({error}); mend it, or delete the file and "
-                                 f"{path.parent}/rft.state to start stage two anew") from error
+                raise ValueError(f"{path}, line {number} is not JSON ({error}); mend it, or move the file and "
+                                 f"{path.parent}/rft.state elsewhere to start stage two anew") from error
     rows = [row for row in rows if row["step"] <= last_step]
     if is_first():
         atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows))
@@ -218,8 +224,8 @@ class TrainingState:
                 self.rng.bit_generator.state = kept["random"]
         except Exception as error:  # torch, zipfile and pickle each raise their own
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{self.path} cannot be gone on from ({reason}); delete it to start this stage "
-                             "anew") from error
+            raise ValueError(f"{self.path} cannot be gone on from ({reason}); move it elsewhere to start this "
+                             "stage anew") from error
 
 
 def warm_up_and_decay(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
@@ -247,10 +253,10 @@ def check_folder(folder: Path, name: str, settings: dict, write: bool = True) ->
             atomic_write(note, json.dumps(settings, indent=1))
         found = dict(json.loads(note.read_text()))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{note} cannot be read or written as a run's settings ({error}): name another folder with "
-                         f"--out, or delete this one") from error
+        raise ValueError(f"{note} cannot be read or written as a run's settings ({error}): mend it, or name another "
+                         "folder with --out") from error
     for key, value in settings.items():
         is_told = key in found or not key.isupper()  # a run begun before constants were noted does not tell them
         if is_told and found.get(key) != value:
             raise ValueError(f"{folder} holds a run with {key} = {found.get(key)}, not {value}: name another folder "
-                             f"with --out, or delete this one")
+                             "with --out")

@@ -32,6 +32,12 @@ def half_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was short: of a GPU torch says so by an error of its own, of the CPU by a plain RuntimeError."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and "not enough memory" in str(error))
+
+
 def decide_threads() -> None:
     """Hold PyTorch, and Intel's MKL beneath it, to the number of threads they have. Every process calls it first.
 
@@ -63,8 +69,8 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt as stop:
         print(f"\n{Path(sys.argv[0]).name}: {stop}", file=sys.stderr)
         sys.exit(130)
-    except (MemoryError, RuntimeError) as error:  # of a GPU torch.OutOfMemoryError, of the CPU a plain RuntimeError
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in str(error):
-            sys.exit(f"{Path(sys.argv[0]).name}: out of memory; raise --sft_accumulate and --accumulate, or "
-                     "lower --sft_batch, --prompts, --group_size or --poses_per_answer")
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            sys.exit(f"{Path(sys.argv[0]).name}: out of memory; in training raise --sft_accumulate and "
+                     "--accumulate, or lower --sft_batch, --prompts, --group_size or --poses_per_answer")
         raise

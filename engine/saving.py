@@ -9,6 +9,8 @@ Read next: real/hub.py, which reads the VLM.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -17,6 +19,7 @@ from captions import POSE_TOKEN
 from engine.checkpoint import atomic_folder
 from model import PosePolicy
 from real.hub import load_vlm
+from real.hub_faults import first_line
 from real.lora import read_adapter
 from real.pose_encoders import build_pose_encoder
 
@@ -40,17 +43,19 @@ def save_policy(policy: PosePolicy, folder: str | Path) -> None:
 
 def load_policy(folder: str | Path) -> PosePolicy:
     """Read what `save_policy` wrote, onto the CPU and in evaluation mode. FileNotFoundError where there is no policy,
-    ValueError where the parts are not of one policy."""
+    ValueError where the parts are not of one policy, or where a model that it was taught on is not where it was."""
     folder = Path(folder)
     if not (folder / "pose.json").is_file():
         raise FileNotFoundError(f"{folder} holds no policy; python train_rft.py, or train_sft.py, trains one")
     try:
         settings = json.loads((folder / "pose.json").read_text())
-        vlm, processor = load_vlm(settings.get("vlm", folder), settings.get("dtype", "auto"),
-                                  "vlm" not in settings or "spare_rows" in settings)
-        policy = PosePolicy(read_adapter(vlm, folder) if "vlm" in settings else vlm, processor,
-                            build_pose_encoder(settings["pose_encoder"]), settings["covariance"],
-                            settings["sigma_floor"], settings.get("picture", 64))
+        with _expected_at(folder, "vlm", settings.get("vlm")):
+            vlm, processor = load_vlm(settings.get("vlm", folder), settings.get("dtype", "auto"),
+                                      "vlm" not in settings or "spare_rows" in settings)
+        with _expected_at(folder, "pose_encoder", settings["pose_encoder"].get("name")):
+            pose_encoder = build_pose_encoder(settings["pose_encoder"])
+        policy = PosePolicy(read_adapter(vlm, folder) if "vlm" in settings else vlm, processor, pose_encoder,
+                            settings["covariance"], settings["sigma_floor"], settings.get("picture", 64))
         if settings.get("pose_id", policy.pose_id) != policy.pose_id:
             raise ValueError(f"trained with another vocabulary, in which {POSE_TOKEN} was token {settings['pose_id']}")
         saved, expected = load_file(folder / "pose.safetensors"), policy.state_dict()
@@ -61,5 +66,18 @@ def load_policy(folder: str | Path) -> PosePolicy:
             raise ValueError(f"pose.safetensors does not fit pose.json, or is not finite: {', '.join(wrong[:3])}")
         policy.load_state_dict(saved, strict=False)
     except Exception as error:  # json, safetensors, transformers, jinja and torch each raise their own
-        raise ValueError(f"{folder} cannot be read as a policy, train it again: {error!r}") from error
+        reason = first_line(error) if isinstance(error, (ValueError, OSError)) else repr(error)
+        raise ValueError(f"{folder} cannot be read as a policy: {reason}") from error
     return policy.eval()
+
+
+@contextmanager
+def _expected_at(folder: Path, entry: str, place: str | None) -> Iterator[None]:
+    """Say of a model of others, which the policy in `folder` does not hold itself, how to point to where it is now."""
+    try:
+        yield
+    except ValueError as error:
+        if place is None:
+            raise
+        raise ValueError(f"its {entry} was expected at {error}; if it was moved, write where it is now in place of "
+                         f"{place} in {folder}/pose.json, and nothing is lost") from error

@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from captions import POSE_TOKEN
+from real.hub_faults import why
 
 POSE_FEATURE_TOKEN = "<pose_feature>"  # holds the place of one feature of the pose-aware encoder
 
@@ -24,19 +25,8 @@ def fetch(auto: type, name: str | Path, **options):
     try:
         return auto.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:  # transformers, huggingface_hub, safetensors and the system each raise their own
-        message = (str(error).splitlines() or [type(error).__name__])[0]
-        if "connect" in message:
-            fault = "no such folder, and the hub cannot be reached; give a folder with the model's files, or go online"
-        elif isinstance(error, ImportError) or "torchvision" in message or "video processor" in message:
-            # For videos, which nobody shows them, some processors insist on these.
-            fault = "its processor needs packages that are not installed; pip install torchvision num2words"
-        elif "image processor" in message:
-            fault = "no image processor (preprocessor_config.json or processor_config.json)"
-        elif Path(name).is_dir():
-            fault = f"{auto.__name__} cannot read this folder: {message}"
-        else:
-            fault = "neither a folder nor a model on the Hugging Face hub"
-        raise ValueError(f"{name}: {fault}") from error
+        reason = why(str(name), auto.__name__, error, weights="use_safetensors" in options)
+        raise ValueError(f"{name}: {reason}") from error
 
 
 def absolute(name: str | Path) -> str:
@@ -50,11 +40,11 @@ def load_vlm(name: str | Path, dtype: torch.dtype | str = "auto", spare_rows_too
     The rows of tokens that the vocabulary gains, new ones of the tables or spare ones, are the mean of the others
     (Hewitt 2021), so that they are the same at each load. spare_rows_too: off for an adapter that was taught while
     spare rows were taken as they were.
-    ValueError for what has no image processor, reads text alone, or lacks weights.
+    ValueError for what has no image processor, does not read images and words together, or lacks weights.
     """
     name = absolute(name)
-    if not hasattr(fetch(AutoConfig, name), "vision_config"):
-        raise ValueError(f"{name} is a model of text alone; give one that also reads images")
+    if not hasattr(config := fetch(AutoConfig, name), "vision_config"):
+        raise ValueError(f"{name}: a {config.model_type} does not read images and words together; give one that does")
     processor = fetch(AutoProcessor, name)
     if getattr(processor, "image_processor", None) is None:
         raise ValueError(f"{name}: no image processor (preprocessor_config.json or processor_config.json)")

@@ -12,6 +12,8 @@ from pathlib import Path
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
+from real.hub_faults import first_line
+
 
 def quiet_peft() -> warnings.catch_warnings:
     """peft asks a model by an old name whether it checkpoints activations: transformers warns, and answers."""
@@ -37,7 +39,7 @@ def read_adapter(vlm: nn.Module, folder: str | Path) -> PeftModel:
         with quiet_peft():
             return PeftModel.from_pretrained(vlm, folder, is_trainable=True)
     except Exception as error:  # peft, torch and safetensors each raise their own
-        raise ValueError(f"{folder}: its adapter does not fit {vlm.name_or_path}, or is damaged") from error
+        raise ValueError(f"the adapter does not fit {vlm.name_or_path}, or is damaged: {first_line(error)}") from error
 
 
 def merge_adapter(policy) -> None:

@@ -21,6 +21,7 @@ from transformers import (AutoBackbone, AutoConfig, AutoImageProcessor, CLIPImag
 from builtin.tiny import PoseEncoder
 from engine.runtime import run
 from real.hub import absolute, fetch
+from real.hub_faults import first_line
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -44,7 +45,8 @@ class BackbonePoseEncoder(nn.Module):
             with torch.device("meta"):  # AutoBackbone.from_pretrained would ask the hub even for a folder
                 kind = type(AutoBackbone.from_config(config))
         except ValueError as error:
-            raise ValueError(f"{name}: a {config.model_type} is no backbone that transformers know") from error
+            raise ValueError(f"{name}: a {config.model_type} is no backbone that transformers know "
+                             f"({first_line(error)})") from error
         self.processor = fetch(AutoImageProcessor, name)
         self.backbone, info = fetch(kind, name, config=config, key_mapping={r"^backbone\.": ""}, use_safetensors=True,
                                     output_loading_info=True)
@@ -61,7 +63,8 @@ class BackbonePoseEncoder(nn.Module):
         try:
             pixels = self.processor(list(images.cpu().numpy()), return_tensors="pt", **boxes).pixel_values
         except (ImportError, NameError) as error:  # an image processor finds out only here what it lacks
-            raise ValueError(f"{self.config['name']}: its image processor needs scipy; pip install scipy") from error
+            raise ValueError(f"{self.config['name']}: its image processor lacks a package ({first_line(error)}); "
+                             "that of ViTPose needs scipy: pip install scipy") from error
         features = self.backbone(pixels.to(images.device)).feature_maps[-1]
         return features.flatten(2).mT if features.dim() == 4 else features  # (N, C, h, w) or already (N, tokens, C)
 
@@ -108,8 +111,7 @@ def convert_hmr2(checkpoint: str | Path, folder: str | Path, heads: int = 16) ->
     try:
         backbone.load_state_dict(ours)
     except RuntimeError as error:
-        fault = str(error).splitlines()[1].strip()
-        raise ValueError(f"{checkpoint}: its backbone is not HMR2.0's ({fault})") from error
+        raise ValueError(f"{checkpoint}: its backbone is not HMR2.0's ({first_line(error)})") from error
     backbone.save_pretrained(folder)
     CLIPImageProcessorPil(size={"height": 256, "width": 256}, crop_size={"height": 256, "width": 192}, resample=2,
                           image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD).save_pretrained(folder)

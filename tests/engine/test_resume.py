@@ -1,5 +1,6 @@
 """Nothing lost: runs that are killed anywhere end in the same bits, files are whole, what is not finite is skipped."""
 
+import errno
 import io
 import json
 import os
@@ -176,6 +177,38 @@ def test_a_file_is_wholly_new_or_as_it_was(monkeypatch, tmp_path):
     assert path.read_text() == "third" and [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no file system here that cannot flush")
+@pytest.mark.parametrize("path", ["/proc/self", "/proc/self/status"])
+def test_what_the_system_cannot_flush_stops_no_writing(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    with pytest.raises(OSError):  # as network shares answer for a folder
+        os.fsync(descriptor)
+    os.close(descriptor)
+    checkpoint.flush(Path(path))
+
+
+@pytest.mark.parametrize("number, passes", [(errno.EINVAL, True), (errno.EACCES, True), (errno.EIO, False),
+                                            (errno.ENOSPC, False)])
+def test_a_folder_that_cannot_be_flushed_is_written_all_the_same_but_a_broken_disk_is_told(
+        monkeypatch, tmp_path, number, passes):
+    """EACCES: Windows opens no folder. EIO and ENOSPC: what was written did not arrive."""
+    whole, call = os.open, "open" if number == errno.EACCES else "fsync"
+
+    def fails(path, *flags):
+        if call == "open" and not Path(path).is_dir():
+            return whole(path, *flags)
+        raise OSError(number, os.strerror(number))
+    monkeypatch.setattr(checkpoint.os, call, fails)
+    if not passes:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            atomic_write(tmp_path / "metrics.json", "new")
+        return
+    atomic_write(tmp_path / "metrics.json", "new")
+    with atomic_folder(tmp_path / "rft") as partial:
+        (partial / "a").write_text("first")
+    assert (tmp_path / "metrics.json").read_text() == "new" and (tmp_path / "rft" / "a").read_text() == "first"
+
+
 @pytest.mark.parametrize("how", ["raises", "killed in the renaming"])
 def test_a_folder_is_wholly_new_or_as_it_was(monkeypatch, tmp_path, how):
     folder = tmp_path / "rft"
@@ -236,7 +269,7 @@ def test_a_state_that_cannot_be_read_is_named(tmp_path, damage):
     state, _ = small_state(path, 4)
     state._write()
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match="sft.state cannot be gone on from .*delete it"):
+    with pytest.raises(ValueError, match="sft.state cannot be gone on from .*move it elsewhere"):
         small_state(path, 4)
 
 

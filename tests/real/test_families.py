@@ -276,7 +276,7 @@ def test_a_processor_that_insists_on_torchvision_says_what_to_install(config, ch
     copytree(checkpoint("smolvlm as idefics3"), folder)
     notes = json.loads((folder / "processor_config.json").read_text())
     (folder / "processor_config.json").write_text(json.dumps(notes | config | {"processor_class": "SmolVLMProcessor"}))
-    with pytest.raises(ValueError, match="pip install torchvision num2words"):
+    with pytest.raises(ValueError, match="insists on torchvision, for videos; pip install torchvision=="):
         built(str(folder))
 
 
@@ -292,24 +292,32 @@ def test_what_cannot_be_loaded_is_told_in_one_sentence(checkpoint, tmp_path, mon
     def folder(name, *without):
         copytree(checkpoint("llava 1.5"), tmp_path / name, ignore=lambda *_: without)
         return tmp_path / name
-    assert "neither a folder nor a model on the Hugging Face hub" in refused("no/such/model")
-    assert "AutoConfig cannot read this folder" in refused(tmp_path)
-    assert "cannot read this folder" in refused(folder("no weights", "model.safetensors"))
+    assert "no such folder, nor a name" in refused("no/such/model")
+    assert "it holds no config.json" in refused(tmp_path)
+    # What a folder is called is no cause of what is wrong with it.
+    assert "it holds no *.safetensors" in refused(folder("connect torchvision image processor", "model.safetensors"))
     transformers.LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                                               num_attention_heads=1)).save_pretrained(tmp_path / "text")
-    assert "of text alone" in refused(tmp_path / "text")
+    assert "a llama does not read images" in refused(tmp_path / "text")
     assert "no image processor" in refused(folder("blind", "processor_config.json", "preprocessor_config.json"))
     speechless = folder("speechless", "chat_template.jinja")
     assert "no chat template" in refused(speechless)
     (cut := folder("cut") / "model.safetensors").write_bytes(cut.read_bytes()[:-100])
-    assert "cannot read this folder" in refused(tmp_path / "cut")
+    assert "a file of its weights is cut or damaged (" in refused(tmp_path / "cut")
+    (folder("broken") / "config.json").write_text("{")
+    assert "AutoConfig cannot read this folder" in refused(tmp_path / "broken")
     weights = load_file(folder("poor") / "model.safetensors")
     weights.pop(next(name for name in weights if "mlp" in name))
     save_file(weights, tmp_path / "poor" / "model.safetensors", {"format": "pt"})
     assert "lacks weights" in refused(tmp_path / "poor")
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda name, **options: (_ for _ in ()).throw(
-        OSError("We couldn't connect to 'https://huggingface.co' to load the files")))
-    assert "the hub cannot be reached; give a folder" in refused("HuggingFaceTB/SmolVLM-256M-Instruct")
+    cache = tmp_path / "locked" / "config.json"
+    monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", lambda name, **options: (
+        _ for _ in ()).throw(fault))
+    for fault, sentence in [
+            (PermissionError(13, "Permission denied", str(cache)), f"Permission denied: {cache}; change its rights"),
+            (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"), "not enough memory "
+             "to load it; take a smaller model")]:
+        assert sentence in refused(checkpoint("llava 1.5"))
 
 
 def test_a_policy_of_another_vocabulary_or_covariance_is_refused(checkpoint, tmp_path):
@@ -325,8 +333,7 @@ def test_a_policy_of_another_vocabulary_or_covariance_is_refused(checkpoint, tmp
         return str(error.value)
     assert "does not fit pose.json" in refused("full", covariance="full")
     assert "another vocabulary, in which <POSE> was token 7" in refused("words", pose_id=7)
-    assert "adapter does not fit" in refused("idefics", vlm=checkpoint("idefics3"))
-    assert "neither a folder" in refused("gone", vlm=str(tmp_path / "gone base"))
+    assert "adapter does not fit" in (said := refused("idefics", vlm=checkpoint("idefics3"))) and "mismatch" in said
     merged = tmp_path / "merged"
     merge_adapter(policy)
     save_policy(policy, merged)
@@ -342,7 +349,7 @@ def test_a_policy_of_another_vocabulary_or_covariance_is_refused(checkpoint, tmp
 def test_out_of_memory_says_what_to_lower(fault):
     def main():
         raise fault
-    with pytest.raises(SystemExit, match="out of memory; raise --sft_accumulate and --accumulate, or lower"):
+    with pytest.raises(SystemExit, match="out of memory; in training raise --sft_accumulate and --accumulate, or"):
         runtime.run(main)
 
 
@@ -352,8 +359,8 @@ def test_other_faults_keep_their_traceback():
 
 
 @pytest.mark.parametrize("settings, message", [
-    ({"lora_rank": 4}, "tiny is trained whole"), ({"vlm": "no/such/model"}, "no/such/model: neither a folder nor"),
-    ({"pose_encoder": "no/such/vit"}, "no/such/vit: neither a folder nor")])
+    ({"lora_rank": 4}, "tiny is trained whole"), ({"vlm": "no/such/model"}, "no/such/model: no such folder, nor"),
+    ({"pose_encoder": "no/such/vit"}, "no/such/vit: no such folder, nor")])
 def test_what_cannot_be_is_refused_before_a_picture_is_drawn(settings, message, tmp_path, monkeypatch):
     monkeypatch.setattr("engine.world.load_splits", lambda *_, **__: pytest.fail("pictures were drawn"))
     with pytest.raises(ValueError, match=message):

@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
@@ -124,6 +125,22 @@ def test_a_policy_read_from_its_folder_learns_on(checkpoints, tmp_path):
     reinforce(loaded, rft_steps=1)
     changed = {name for name, p in loaded.named_parameters() if not torch.equal(p, before[name])}
     assert changed and changed <= teachable(policy)
+
+
+def test_a_policy_whose_vlm_was_moved_says_where_it_was_expected_and_how_to_point_to_it(checkpoints, tmp_path):
+    base, moved = tmp_path / "base", tmp_path / "moved"
+    copytree(checkpoints["llava 1.5"], base)
+    save_policy(policy := taught(str(base)), tmp_path / "policy")
+    base.rename(moved)
+    with pytest.raises(ValueError) as error:
+        load_policy(tmp_path / "policy")
+    assert f"its vlm was expected at {base}: no such folder" in str(error.value) and "\n" not in str(error.value)
+    assert f"write where it is now in place of {base} in {tmp_path / 'policy' / 'pose.json'}" in str(error.value)
+    assert "train" not in str(error.value)
+    note = tmp_path / "policy" / "pose.json"  # what the sentence says to do
+    note.write_text(note.read_text().replace(str(base), str(moved)))
+    for ours, theirs in zip(log_probs(policy), log_probs(load_policy(tmp_path / "policy"))):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_half_precision_is_for_what_is_not_taught(checkpoints, tmp_path, monkeypatch):

@@ -14,8 +14,9 @@ from transformers import (CLIPImageProcessorPil, Dinov2Backbone, Dinov2Config, V
                           VitPoseForPoseEstimation, VitPoseImageProcessorPil)
 
 from engine.saving import load_policy, save_policy
+from model import PosePolicy
 from real.pose_encoders import BackbonePoseEncoder, convert_hmr2
-from test_families import built, log_probs, one_of_each_step, save_checkpoint
+from test_families import CORPUS, build_tiny, built, log_probs, one_of_each_step, save_checkpoint
 from builtin.tiny import PoseEncoder
 from train_sft import SFTConfig
 
@@ -79,8 +80,14 @@ def test_any_backbone_serves_and_stays_frozen(tmp_path):
 
 def test_a_backbone_that_is_not_whole_or_no_backbone_is_refused(tmp_path):
     save_dinov2(tmp_path / "eye")
-    with pytest.raises(ValueError, match="neither a folder nor"):
+    with pytest.raises(ValueError, match="no such folder, nor a name"):
         BackbonePoseEncoder("no/such/encoder")
+    policy = PosePolicy(*build_tiny(CORPUS)[:2], BackbonePoseEncoder(str(tmp_path / "eye")))
+    save_policy(policy, tmp_path / "policy")
+    (tmp_path / "eye").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match=f"its pose_encoder was expected at {tmp_path}/eye: no such.* write"):
+        load_policy(tmp_path / "policy")
+    (tmp_path / "moved").rename(tmp_path / "eye")
     (tmp_path / "eye" / "preprocessor_config.json").unlink()
     with pytest.raises(ValueError, match="no image processor"):
         BackbonePoseEncoder(str(tmp_path / "eye"))
