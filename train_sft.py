@@ -1,7 +1,7 @@
 """Stage one, supervised fine-tuning: imitate true answers and true poses.
 
     loss = - mean_t log pi(a_t | q, a_<t)  +  w  mean_d sg[sigma_d]^(2 b) (-log N(p_d; mu_d, sigma_d))
-           + v  mean_j |J_j(mu) - J_j(p)|                                      where there is an image
+           + v  mean_j ||J_j(mu) - J_j(p)||                                    where there is an image
 The second term is the beta-NLL of Seitzer et al. (2022): weighing each number by its own variance (without gradient)
 keeps hard numbers from being explained away by a large sigma; with b = 1 the mean learns as by squared error. The third
 is the error of the joints that kinematics make of the mean pose. Matrices of `tiny` are taught by Muon
@@ -39,7 +39,7 @@ from real.mixture import Mixture
 
 BETA_NLL = 1.0
 POSE_WEIGHT = 20.0
-JOINT_WEIGHT = 10.0
+JOINT_WEIGHT = 6.0
 MUON_LR = 0.02
 MIX = {"text2pose": 0.35, "image2pose": 0.20, "image2text": 0.10, "vqa": 0.35}
 
@@ -90,7 +90,7 @@ def sft_loss(policy: PosePolicy, examples: Sequence[Example],
     # many poses, and the mean of those is no pose that it describes.
     shown = has_pose & torch.tensor([e.image is not None for e in examples], device=policy.device)  # (B,)
     mean, true = (rot6d_to_matrix(x[shown].unflatten(-1, (24, 6))) for x in (scores.pose.mean[:, 0], true))
-    error = (forward_kinematics(mean)[0] - forward_kinematics(true)[0]).abs().mean((-2, -1))  # (shown,) metres
+    error = (forward_kinematics(mean)[0] - forward_kinematics(true)[0]).norm(dim=-1).mean(-1)  # (shown,) metres
     joints = error.sum() / max(1, pose_count)
     sigma = scores.pose.stddev[has_pose].mean().item() if has_pose.any() else float("nan")
     return text + POSE_WEIGHT * pose + JOINT_WEIGHT * joints, {  # 4. the loss

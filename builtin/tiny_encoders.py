@@ -18,7 +18,7 @@ from engine.muon import MuonAdamW
 from engine.runtime import own_seed
 from model import PosePolicy
 
-ENCODERS = {"joints": 10.0, "located": 20.0, "named": 6.0, "lr": 3e-3, "muon_lr": 0.03}  # weights and rates
+ENCODERS = {"joints": 6.0, "located": 12.0, "named": 6.0, "lr": 3e-3, "muon_lr": 0.03}  # weights and rates
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -33,9 +33,10 @@ def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batc
     """Teach the pose-aware encoder to regress poses and the vision tower to name statements, then freeze both.
     Without `towers` the VLM is left as it is; a pose encoder of transformers always is.
 
-    The pose loss is the mean absolute error of rotation matrices, of joints after kinematics (weighed by `joints` of
-    ENCODERS), and of joints read straight from the features (`located`), which is learned soonest. Statements are read
-    from the pose features too (`named`): what is linear in them, the language model finds with few questions.
+    The pose loss is the mean absolute error of rotation matrices, the mean distance of joints after kinematics (weighed
+    by `joints` of ENCODERS), and that of joints read straight from the features (`located`), which is learned soonest.
+    Statements are read from the pose features too (`named`): what is linear in them, the language model finds with few
+    questions.
     """
     generator = torch.Generator().manual_seed(own_seed(seed, 13))
     device = policy.device
@@ -66,8 +67,8 @@ def train_encoders(policy: PosePolicy, split: Split, steps: int, seed: int, batc
             predicted, pooled = policy.pose_encoder.regress(features), features.mean(1)  # (N, 24, 3, 3), (N, width)
             joints = locator(pooled).unflatten(-1, (24, 3))  # (N, 24, 3)
             true, true_joints = split.image_rotmats[rows].to(device), image_joints[rows].to(device)
-            error = (forward_kinematics(predicted)[0] - true_joints).abs().mean()  # metres
-            located = (joints - true_joints).abs().mean()
+            error = (forward_kinematics(predicted)[0] - true_joints).norm(dim=-1).mean()  # metres
+            located = (joints - true_joints).norm(dim=-1).mean()
             pose_loss = (predicted - true).abs().mean() + ENCODERS["joints"] * error + ENCODERS["located"] * located
             pose_name_loss = name_error(pose_namer(pooled), true_names)
             loss = loss + pose_loss + ENCODERS["named"] * pose_name_loss
