@@ -143,8 +143,8 @@ def train_retriever(rotmats: Tensor, tokenizer: Tokenizer, steps: int, seed: int
 def retrieval_poses(poses_dir: str | Path | None, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Two sets of at most `count` poses (N, 24, 3, 3) that share none: for the retriever that rewards, for the judge.
 
-    Made-up poses are drawn afresh. Of motion capture each set takes half of the train split's subjects (of its files,
-    where there is one subject), mirrored too: neighbouring frames are nearly the same pose.
+    Made-up poses are drawn afresh. Of motion capture the train split's subjects (its files, where there is one subject)
+    are dealt out, about as many files to each set, and mirrored too: neighbouring frames are nearly the same pose.
     """
     if poses_dir is None:
         return tuple(sample_poses(count, np.random.default_rng([seed, 3 + i])) for i in range(2))

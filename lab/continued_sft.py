@@ -15,7 +15,7 @@ from transformers import HfArgumentParser
 import evaluate
 import train_sft as stage_one
 from builtin.retriever import Retriever
-from engine.checkpoint import atomic_write, check_folder, constants
+from engine.checkpoint import atomic_write, constants
 from engine.runtime import own_seed, pick_device, run
 from engine.saving import load_policy
 from engine.world import WorldConfig, keep_features, load_world
@@ -39,10 +39,13 @@ def main() -> None:
     if config.steps < 1:
         raise ValueError(f"--steps {config.steps}: must be 1 or more")
     noted = json.loads((folder / "sft_config.json").read_text())
+    for name, value in constants(vars(stage_one)).items():
+        if noted.get(name, value) != value:
+            raise ValueError(f"{folder} was made with {name} = {noted[name]}, which now is {value} in the code: it is "
+                             "continued with its own losses and rates alone, so set it back")
     world, sft_config = (kind(**{f.name: noted[f.name] for f in fields(kind) if f.name in noted})
                          for kind in (WorldConfig, SFTConfig))
     world, sft_config = replace(world, out=str(folder)), replace(sft_config, sft_steps=config.steps)
-    check_folder(folder, "sft_config.json", constants(vars(stage_one)), write=False)  # the run's losses and rates
     splits, policy = load_world(world, sft_config), load_policy(folder / "sft").to(device)
     keep_features(policy, splits)
     train_sft(policy, splits.get("data", splits["train"]), sft_config, own_seed(world.seed, 14))

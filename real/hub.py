@@ -56,7 +56,8 @@ def load_vlm(name: str | Path, dtype: torch.dtype | str = "auto", spare_rows_too
     tokenizer = processor.tokenizer
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    before, known = vlm.get_input_embeddings().num_embeddings, set(tokenizer.get_vocab().values())
+    before = vlm.get_input_embeddings().num_embeddings
+    known = {i for i in tokenizer.get_vocab().values() if i < before}
     if not add_pose_tokens(tokenizer) and len(tokenizer) > before:
         raise ValueError(f"{name}: the tokenizer has {len(tokenizer)} tokens and the model only {before}; they are of "
                          "two different checkpoints")

@@ -148,7 +148,7 @@ def test_a_weight_or_rate_that_was_changed_in_the_code_is_refused_too(chain, mon
     if module is train_sft:
         with pytest.raises(ValueError, match=f"a run with {name} = .*--out"):
             run(monkeypatch, train_sft, "--out", str(out), *SMALL[:10], "--device", "cpu")
-        with pytest.raises(ValueError, match=f"a run with {name} = "):  # whose losses the control must have
+        with pytest.raises(ValueError, match=f"was made with {name} = .* set it back"):  # the control has its losses
             run(monkeypatch, continued_sft, "--run", str(out), "--steps", "2", "--device", "cpu")
 
 
