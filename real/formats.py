@@ -1,4 +1,4 @@
-"""The field's own files: AMASS, PoseScript, 3DPW, SPIN-, HMR2- and BEDLAM-style npz, RPE-Refined, LLaVA-Instruct.
+"""The field's own files: AMASS, PoseScript, 3DPW, SPIN-, HMR2- and BEDLAM-style npz, RPE-Refined, and those of talk.py.
 
 A reader makes `Row`s of a file: checked annotations in this project's frame. Two other frames are met, in which the
 root of a person upright and facing the viewer is not the identity: AMASS has z up, R = Rx(-90) R_amass; a camera has y
@@ -7,7 +7,6 @@ Read next: train_sft.py, whose --data takes these files.
 """
 
 import functools
-import json
 from pathlib import Path
 
 import numpy as np
@@ -18,108 +17,15 @@ import body
 import captions
 from body import axis_rotation
 from real.amass import amass_files, amass_poses, amass_rotmats, read_amass
+from real.checks import caption_texts, find_image, finite, frame_of, get, numbers, read_json, square, square_around
 from real.mixture import Faults, Mixture, Row, Source
-from real.photos import Box
 from real.smpl_pickle import restricted_load
+from real.talk import read_bedlam_script, read_llava, turns, without_marks
 
 # PoseScript knows AMASS's folders by their first names.
 RENAMED = {"BioMotionLab_NTroje": "BMLrub", "Eyes_Japan_Dataset": "EyesJapanDataset", "MPI_HDM05": "HDM05",
            "MPI_Limits": "PosePrior", "MPI_mosh": "MoSh", "SSM_synced": "SSM", "DFaust_67": "DFaust",
            "Transitions_mocap": "Transitions"}
-DESCRIBE = ("Describe the pose of this person.", "How is this person posed?", "What is this person doing?")
-
-
-# ---------------------------------------------------------------- checks
-
-def _get(record: object, key: str, kind: type):
-    if not isinstance(record, dict):
-        raise ValueError(f"must be an object with `{key}`, found {type(record).__name__}")
-    if key not in record:
-        raise ValueError(f"`{key}` is missing")
-    if not isinstance(record[key], kind):
-        raise ValueError(f"`{key}` must be {kind.__name__}, found {type(record[key]).__name__}")
-    return record[key]
-
-
-def _numbers(value: object, name: str, *shape: int | None) -> np.ndarray:
-    """The value as float32 of that shape, in which None is any length. It may hold NaN; see `_finite`."""
-    try:
-        array = np.asarray(value)
-    except ValueError:  # lists of unequal lengths
-        array = np.empty(0, object)
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"`{name}` must be numbers {shape}".replace("None", "any") + ", found something else")
-    if array.ndim != len(shape) or any(want not in (None, found) for want, found in zip(shape, array.shape)):
-        raise ValueError(f"`{name}` must have the shape {shape}, found {array.shape}".replace("None", "any"))
-    return array.astype(np.float32)
-
-
-def _finite(array: np.ndarray, name: str, most: float = np.inf) -> np.ndarray:
-    if not np.isfinite(array).all():
-        raise ValueError(f"`{name}` holds NaN or infinity")
-    if np.abs(array).max(initial=0) > most:
-        raise ValueError(f"`{name}` holds {np.abs(array).max():.0f}, which no angle in radians is; are these degrees?")
-    return array
-
-
-def _image(root: str | Path, name: str) -> Path:
-    if not name or not (Path(root) / name).is_file():
-        raise ValueError(f"no image {name!r} in {root}")
-    return Path(root) / name
-
-
-def _box(x: float, y: float, side: float) -> Box:
-    if not np.isfinite([x, y, side]).all():
-        raise ValueError("the person's box holds NaN or infinity")
-    if side < 1:
-        raise ValueError(f"the person's box has no area (its side is {side:.3g} pixels)")
-    return float(x), float(y), float(side)
-
-
-def _bbox(value: object) -> Box:
-    x, y, width, height = _numbers(value, "bbox", 4)
-    if min(width, height) <= 0:
-        raise ValueError(f"the person's box has no area: `bbox` is {width:.3g} wide and {height:.3g} high")
-    return _box(x + width / 2, y + height / 2, max(width, height))
-
-
-def _captions(value: object) -> tuple[str, ...]:
-    """A caption or a list of them, none empty."""
-    value = [value] if isinstance(value, str) else value
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise ValueError("captions must be text or a list of texts")
-    if not value or not all(text.strip() for text in value):
-        raise ValueError("there is no caption, or an empty one")
-    return tuple(text.strip() for text in value)
-
-
-def _turns(record: dict) -> tuple[tuple[str, str], ...]:
-    """Questions and answers of `conversations` in LLaVA's form, without the mark of the image's place."""
-    turns = _get(record, "conversations", list)
-    if not turns or [_get(said, "from", str) for said in turns] != ["human", "gpt"] * (len(turns) // 2):
-        raise ValueError("`conversations` must be of human and gpt by turns, the human first")
-    words = [_get(said, "value", str).replace("<image>", "").strip() for said in turns]
-    if not all(words):
-        raise ValueError("`conversations` has an empty turn")
-    return tuple(zip(words[::2], words[1::2]))
-
-
-def _answers_in_words(turns: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    if any(mark in answer for _, answer in turns for mark in (captions.POSE_TOKEN, "<image>")):
-        raise ValueError(f"an answer holds {captions.POSE_TOKEN} or <image>, yet there is no such pose or image")
-    return turns
-
-
-def _json(path: str | Path, kind: type):
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError:
-        raise ValueError(f"{path}: no such file, or it cannot be read") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, kind):
-        raise ValueError(f"{path} must hold a JSON {kind.__name__}, found {type(value).__name__}")
-    return value
 
 
 def _rotmats(pose: np.ndarray, degrees: float, camera: np.ndarray | None = None) -> Tensor:
@@ -148,13 +54,13 @@ def read_amass_folder(split: str, faults: Faults, folder: str) -> list[Row]:
 
 def read_posescript(split: str, faults: Faults, folder: str, amass: str) -> list[Row]:
     """PoseScript v2 (Delmas et al. 2022): frames of AMASS with the captions of people, of a program, or both."""
-    place = _json(Path(folder) / "ids_2_dataset_sequence_and_frame_index_100k.json", dict)
+    place = read_json(Path(folder) / "ids_2_dataset_sequence_and_frame_index_100k.json", dict)
     files = [Path(folder) / f"posescript_{name}.json" for name in ("auto_100k", "human_6293")]
     files = [path for path in files if path.exists()]
     if not files:
         raise ValueError(f"{folder}: neither posescript_auto_100k.json nor posescript_human_6293.json is there")
-    words, rows = [_json(path, dict) for path in files], []
-    ids = _json(Path(folder) / f"{split}_ids_100k.json", list)
+    words, rows = [read_json(path, dict) for path in files], []
+    ids = read_json(Path(folder) / f"{split}_ids_100k.json", list)
     poses_of = functools.lru_cache(1)(lambda path: amass_poses(path)[0])  # ids are sorted by file
     for id in sorted(ids, key=lambda id: str(place.get(str(id)))):
         with faults.at(f"{folder}, id {id}"):
@@ -163,7 +69,7 @@ def read_posescript(split: str, faults: Faults, folder: str, amass: str) -> list
             entry = place[str(id)]
             if not isinstance(entry, list) or [type(item) for item in entry] != [str, str, int] or entry[0] != "AMASS":
                 raise ValueError(f"must be [\"AMASS\", file, frame], found {entry}")
-            said = sum((_captions(texts[str(id)]) for texts in words if str(id) in texts), ())
+            said = sum((caption_texts(texts[str(id)]) for texts in words if str(id) in texts), ())
             if not said:
                 raise ValueError("there is no caption for it")
             first, _, rest = entry[1].partition("/")
@@ -188,27 +94,29 @@ def read_3dpw(split: str, faults: Faults, folder: str) -> list[Row]:
     for path in files:
         with faults.at(path):
             sequence = restricted_load(path)
-            name = _get(sequence, "sequence", str)
-            camera = _numbers(_get(sequence, "cam_poses", np.ndarray), "cam_poses", None, 4, 4)[:, :3, :3]  # (F, 3, 3)
-            people = [_get(sequence, key, list) for key in ("poses", "betas", "poses2d", "campose_valid")]
+            name = get(sequence, "sequence", str)
+            camera = numbers(get(sequence, "cam_poses", np.ndarray), "cam_poses", None, 4, 4)[:, :3, :3]  # (F, 3, 3)
+            people = [get(sequence, key, list) for key in ("poses", "betas", "poses2d", "campose_valid")]
             if len({len(of_people) for of_people in people}) != 1:
                 raise ValueError("`poses`, `betas`, `poses2d`, `campose_valid` differ in the number of people")
             for person, (poses, betas, points, valid) in enumerate(zip(*people)):
-                poses = _numbers(poses, "poses", len(camera), 72)
-                points = _numbers(points, "poses2d", len(camera), 3, 18)
-                valid, shape = _numbers(valid, "campose_valid", len(camera)), _numbers(betas, "betas", None)
-                shape = torch.from_numpy(_numbers(_finite(shape, "betas")[:10], "betas", 10))
+                poses = numbers(poses, "poses", len(camera), 72)
+                points = numbers(points, "poses2d", len(camera), 3, 18)
+                valid, shape = numbers(valid, "campose_valid", len(camera)), numbers(betas, "betas", None)
+                shape = torch.from_numpy(numbers(finite(shape, "betas")[:10], "betas", 10))
                 rotmats = _rotmats(poses, 180.0, camera)
                 for frame in range(len(camera)):
-                    x, y = points[frame, :2, points[frame, 2] > 0].T
-                    if not valid[frame] or not len(x):
+                    sure = points[frame, 2]
+                    if not valid[frame] or not (sure > 0).any():
                         continue
+                    # A joint much less sure than the others is a guess, and may lie far outside of the picture.
+                    x, y = points[frame, :2, sure > np.quantile(sure[sure > 0], .5, method="lower") / 3].T
                     with faults.at(f"{path}, person {person}, frame {frame}"):
-                        _finite(poses[frame], "poses", 20)
+                        finite(poses[frame], "poses", 20)
                         if not np.allclose(camera[frame] @ camera[frame].T, np.eye(3), atol=.01):
                             raise ValueError("`cam_poses` holds no rotation")
-                        box = _box((x.min() + x.max()) / 2, (y.min() + y.max()) / 2, 1.2 * max(np.ptp(x), np.ptp(y)))
-                        image = _image(Path(folder) / "imageFiles", f"{name}/image_{frame:05d}.jpg")
+                        box = square((x.min() + x.max()) / 2, (y.min() + y.max()) / 2, 1.2 * max(np.ptp(x), np.ptp(y)))
+                        image = find_image(Path(folder) / "imageFiles", f"{name}/image_{frame:05d}.jpg")
                         rows.append(Row(f"{path}, person {person}, frame {frame}", rotmats[frame], shape, image, box))
     return rows
 
@@ -225,29 +133,32 @@ def read_images(split: str, faults: Faults, file: str, root: str) -> list[Row]:
         with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as opened:
             key = next((key for key in LAYOUTS if key in opened), "")
             has, shape, pixels = LAYOUTS.get(key, (None, "", 0))
-            arrays = {name: opened[name] for name in ("imgname", "center", "scale", key, has, shape) if name in opened}
+            wanted = ("imgname", "center", "scale", key, has, shape, "cam_int" if key == "pose_cam" else key)
+            arrays = {name: opened[name] for name in wanted if name in opened}
     except Exception as error:  # zipfile, zlib, numpy and the system each raise their own
         raise ValueError(f"{file} cannot be read as an npz file: {error}") from None
     rows = []
     with Faults().at(file):
         if not key:
             raise ValueError("found neither `pose` (SPIN) nor `body_pose` (HMR2) nor `pose_cam` (BEDLAM)")
-        names = _get(arrays, "imgname", np.ndarray)
+        names = get(arrays, "imgname", np.ndarray)
         if names.ndim != 1 or names.dtype.kind not in "SU":
             raise ValueError(f"`imgname` must be text (any,), found {names.dtype} {names.shape}")
         names, N = (np.char.decode(names, "utf-8") if names.dtype.kind == "S" else names).tolist(), len(names)
-        pose = _numbers(_get(arrays, key, np.ndarray), key, N, 165 if arrays[key].shape[1:] == (165,) else 72)
-        betas = _numbers(_get(arrays, shape, np.ndarray), shape, N, None)[:, :10]
-        center, scale = _numbers(_get(arrays, "center", np.ndarray), "center", N, 2), _get(arrays, "scale", np.ndarray)
-        scale = _numbers(scale[:, None] if scale.ndim == 1 else scale, "scale", N, None).max(1).astype(float) * pixels
-        valid = _numbers(arrays[has], has, N) if has in arrays else np.ones(N)
-        rotmats = _rotmats(pose, 180.0)
+        pose = numbers(get(arrays, key, np.ndarray), key, N, 165 if arrays[key].shape[1:] == (165,) else 72)
+        betas = numbers(get(arrays, shape, np.ndarray), shape, N, None)[:, :10]
+        center, scale = numbers(get(arrays, "center", np.ndarray), "center", N, 2), get(arrays, "scale", np.ndarray)
+        scale = numbers(scale[:, None] if scale.ndim == 1 else scale, "scale", N, None).max(1).astype(float) * pixels
+        valid = numbers(arrays[has], has, N) if has in arrays else np.ones(N)
+        rotmats, cameras = _rotmats(pose, 180.0), arrays.get("cam_int", np.zeros(0))
+        looks_at = cameras[:, :2, 2] if cameras.shape == (N, 3, 3) and cameras.dtype.kind == "f" else np.zeros((N, 2))
     for i in np.flatnonzero(valid):
         with faults.at(f"{file}, row {i}"):
-            _finite(pose[i], key, 20)
-            beta = torch.from_numpy(_numbers(_finite(betas[i], shape), shape, 10))
-            image = _image(root, names[i])
-            rows.append(Row(f"{file}, row {i}", rotmats[i], beta, image, _box(*center[i], scale[i])))
+            finite(pose[i], key, 20)
+            beta = torch.from_numpy(numbers(finite(betas[i], shape), shape, 10))
+            image, box = find_image(root, names[i]), square(*center[i], scale[i])
+            frame = frame_of(*looks_at[i], file, root, names[i]) if key == "pose_cam" else None
+            rows.append(Row(f"{file}, row {i}", rotmats[i], beta, image, box, frame))
     return rows
 
 
@@ -255,44 +166,19 @@ def read_rpe(split: str, faults: Faults, file: str, root: str) -> list[Row]:
     """RPE-Refined: ChatPose's questions about people of 3DPW, with the pose that answers them. The file is its own
     split; `real_image` is a path from root."""
     rows = []
-    for i, record in enumerate(_json(file, list)):
+    for i, record in enumerate(read_json(file, list)):
         with faults.at(f"{file}, row {i}"):
-            truth = _get(record, "ground_truth", dict)
-            smpl = _get(truth, "smpl_param", dict)
-            pose = _finite(_numbers(_get(smpl, "pose", list), "pose", 72), "pose", 20)
-            betas = torch.from_numpy(_finite(_numbers(_get(smpl, "shape", list), "shape", 10), "shape"))
-            question, answer = _turns(record)[0]
+            truth = get(record, "ground_truth", dict)
+            smpl = get(truth, "smpl_param", dict)
+            pose = finite(numbers(get(smpl, "pose", list), "pose", 72), "pose", 20)
+            betas = torch.from_numpy(finite(numbers(get(smpl, "shape", list), "shape", 10), "shape"))
+            question, answer = without_marks(turns(record))[0]
             if captions.POSE_TOKEN not in answer:
                 raise ValueError(f"the answer {answer!r} gives no {captions.POSE_TOKEN}")
-            image, box = _image(root, _get(record, "real_image", str)), _bbox(_get(truth, "bbox", list))
+            image = find_image(root, get(record, "real_image", str))
+            box = square_around(*numbers(get(truth, "bbox", list), "bbox", 4))
             rows.append(Row(f"{file}, row {i}", _rotmats(pose[None], 180.0)[0], betas, image, box,
                             turns=((question, captions.POSE_ANSWER),), id=str(record.get("id", i))))
-    return rows
-
-
-def read_bedlam_script(split: str, faults: Faults, file: str, root: str) -> list[Row]:
-    """BEDLAM-Script, PoseEmbroider: captions of people in images, without poses. The file is its own split."""
-    rows = []
-    for i, record in enumerate(_json(file, list)):
-        with faults.at(f"{file}, row {i}"):
-            said = _captions(_get(record, "captions", object))
-            image, box = _image(root, _get(record, "image", str)), _bbox(_get(record, "bbox", list))
-            turns = tuple((prompt, caption) for caption in said for prompt in DESCRIBE)
-            rows.append(Row(f"{file}, row {i}", image=image, box=box, turns=_answers_in_words(turns)))
-    return rows
-
-
-def read_llava(split: str, faults: Faults, file: str, root: str) -> list[Row]:
-    """LLaVA-Instruct (Liu et al. 2023): talk about whole images, or none, to keep a model's other skills. Each answer
-    stands with its own question alone. The file is its own split."""
-    rows = []
-    for i, record in enumerate(_json(file, list)):
-        with faults.at(f"{file}, row {i}"):
-            turns = _answers_in_words(_turns(record))
-            if "image" not in record and any("<image>" in said["value"] for said in record["conversations"]):
-                raise ValueError("it speaks of an <image> but has no `image`")
-            image = _image(root, _get(record, "image", str)) if "image" in record else None
-            rows.append(Row(f"{file}, row {i}", image=image, turns=turns))
     return rows
 
 
@@ -304,7 +190,7 @@ KINDS = {"amass": (read_amass_folder, "DIR", ("text2pose",)),
          "posescript": (read_posescript, "DIR,AMASS_DIR", ("text2pose",)),
          "images": (read_images, "FILE.npz,IMAGE_DIR", IMAGE_TASKS), "3dpw": (read_3dpw, "DIR", IMAGE_TASKS),
          "rpe": (read_rpe, "FILE.json,IMAGE_DIR", ("image2pose",)),
-         "bedlam-script": (read_bedlam_script, "FILE.json,IMAGE_DIR", ("vqa",)),
+         "bedlam-script": (read_bedlam_script, "DIR,IMAGE_DIR", ("vqa",)),
          "llava": (read_llava, "FILE.json,IMAGE_DIR", ("vqa",))}
 
 

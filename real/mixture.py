@@ -30,6 +30,7 @@ class Row:
     betas: Tensor = torch.zeros(10)  # (10,)
     image: Path | None = None
     box: Box | None = None  # around the person, in the pixels as they are stored; None: the whole image
+    frame: tuple[int, int] | None = None  # width and height that the image must have, if known: see photos.read_person
     captions: tuple[str, ...] = ()
     turns: tuple[tuple[str, str], ...] = ()  # prompts, each with its answer
     id: str = ""  # by which others know it, where the file has one; base names of images are not unique
@@ -79,7 +80,7 @@ class Source:
     def example(self, index: int, task: str, rng: np.random.Generator) -> Example:
         """The row as an example of one of `tasks`, with words drawn afresh. A picture at fault is a ValueError."""
         row, flip = self.rows[index], self.flips and rng.random() < .5
-        image = None if row.image is None else read_person(row.image, row.box, self.image_size)
+        image = None if row.image is None else read_person(row.image, row.box, self.image_size, row.frame)
         rotmats, say = row.rotmats, captions.swap_sides if flip else str
         if flip:
             image = None if image is None else np.ascontiguousarray(image[:, ::-1])

@@ -46,10 +46,13 @@ def cut_square(photo: Image.Image, box: Box, size: int) -> np.ndarray:
     return np.array(crop.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def read_person(path: Path, box: Box | None, size: int) -> np.ndarray:
-    """A photo of the training data: a person's box, or all of it with black beside. ValueError for a box that cannot be
-    one of this photo."""
+def read_person(path: Path, box: Box | None, size: int, frame: tuple[int, int] | None = None) -> np.ndarray:
+    """A photo of the training data: a person's box, or all of it with black beside. frame: width and height of the
+    picture that the box is of. BEDLAM stores its upright ones lying on their left side. ValueError for a box that
+    cannot be one of this photo."""
     photo = open_photo(path, upright=box is None)
+    if frame and frame[0] < frame[1] and photo.size != frame:
+        photo = photo.transpose(Image.Transpose.ROTATE_270)  # a quarter clockwise
     if box is not None:
         x, y, side = box
         if not (-side / 2 < x < photo.width + side / 2 and -side / 2 < y < photo.height + side / 2):

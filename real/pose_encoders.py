@@ -20,6 +20,7 @@ from transformers import (AutoBackbone, AutoConfig, AutoImageProcessor, CLIPImag
 
 from builtin.tiny import PoseEncoder
 from engine.runtime import run
+from real.checks import load_tensors
 from real.hub import absolute, fetch
 from real.hub_faults import first_line
 
@@ -71,6 +72,30 @@ class BackbonePoseEncoder(nn.Module):
 
 # ---------------------------------------------------------------- HMR2.0's weights
 
+class _Setting:
+    """Stands for whatever a checkpoint's settings are made of, and keeps nothing of it."""
+
+    def __new__(cls, *args):
+        return super().__new__(cls)
+
+    def __setstate__(self, state):
+        pass
+
+
+def _no_defaults(*factory) -> OrderedDict:
+    return OrderedDict()  # the one kind of its own dictionaries that torch lets a file fill
+
+
+# HMR2.0's settings lie beside its weights: hydra's, which omegaconf holds, or yacs's. Neither package need be here:
+# each name in the file means one of these.
+SETTINGS = [(OrderedDict, "yacs.config.CfgNode"), (_no_defaults, "collections.defaultdict"), *(
+    (_Setting, name) for name in (
+        "omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig", "omegaconf.base.ContainerMetadata",
+        "omegaconf.base.Metadata", "typing.Any", *(f"omegaconf.nodes.{kind}Node" for kind in (
+            "Any", "String", "Integer", "Float", "Boolean", "Bytes", "Path", "Enum")),
+        *(f"builtins.{name}" for name in ("dict", "list", "tuple", "int", "float", "str", "bool"))))]
+
+
 def convert_hmr2(checkpoint: str | Path, folder: str | Path, heads: int = 16) -> None:
     """Write the ViT of a HMR2.0 checkpoint (Goel et al. 2023; `.ckpt`, keys `backbone.*`) to `folder`, as transformers
     save a backbone, with the image processor that cuts as HMR2.0 does: 256 x 256, of which the middle 192 columns.
@@ -81,21 +106,18 @@ def convert_hmr2(checkpoint: str | Path, folder: str | Path, heads: int = 16) ->
     checkpoint = Path(checkpoint)
     if not checkpoint.is_file():
         raise FileNotFoundError(f"{checkpoint}: no such file")
+    loaded = load_tensors(checkpoint, "HMR2.0 checkpoint", SETTINGS)
     try:
-        # The settings beside the weights are of a class that need not be here: they are read as a plain dictionary.
-        with torch.serialization.safe_globals([(OrderedDict, "yacs.config.CfgNode")]):
-            loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
         theirs = {key.removeprefix("backbone."): tensor for key, tensor in loaded["state_dict"].items()
-                  if key.startswith("backbone.")}
+                  if key.startswith("backbone.") and isinstance(tensor, Tensor)}
         hidden, layers = theirs["patch_embed.proj.weight"].shape[0], 1 + max(
             int(key.split(".")[1]) for key in theirs if key.startswith("blocks."))
-    except Exception as error:  # pickle, zipfile and torch each raise their own
-        raise ValueError(f"{checkpoint} is no HMR2.0 checkpoint that can be read safely: "
-                         f"{str(error).splitlines()[0]}") from error
+        ratio = theirs["blocks.0.mlp.fc1.weight"].shape[0] // hidden
+    except Exception as error:  # whatever else the file may hold
+        raise ValueError(f"{checkpoint} is no HMR2.0 checkpoint: its `state_dict` has no ViT as `backbone`") from error
     config = VitPoseBackboneConfig(
         image_size=[256, 192], patch_size=[16, 16], hidden_size=hidden, num_hidden_layers=layers,
-        num_attention_heads=heads, mlp_ratio=theirs["blocks.0.mlp.fc1.weight"].shape[0] // hidden, qkv_bias=True,
-        layer_norm_eps=1e-6, out_indices=[layers])
+        num_attention_heads=heads, mlp_ratio=ratio, qkv_bias=True, layer_norm_eps=1e-6, out_indices=[layers])
     backbone, ours = VitPoseBackbone(config), {}
     for key, tensor in theirs.items():
         for old, new in (("patch_embed.proj", "embeddings.patch_embeddings.projection"),

@@ -3,6 +3,7 @@
 A pickle is a program: it names functions, and the reader calls them. Here a name either means one of the few inert
 records below, which keep what they are given, or the file is refused. What the records of an array, a number or a
 sparse matrix kept becomes numpy afterwards. So neither chumpy, which today's numpy cannot load, nor scipy is needed.
+talk.py reads PoseEmbroider's pickles so too.
 Read next: smpl.py, whose load_body makes SMPL of these arrays.
 """
 
@@ -27,7 +28,7 @@ class _Record:
     def __setstate__(self, state):
         self.state = state
 
-    def of_state(self, key: str, kind: type):
+    def of_state(self, key: str, kind: type | tuple[type, ...]):
         value = self.state.get(key) if isinstance(self.state, dict) else None
         if not isinstance(value, kind):
             raise ValueError(f"a {type(self).__name__.strip('_')} without its `{key}`")
@@ -61,6 +62,15 @@ class _Chumpy(_Record):
         return self.of_state("x", _Array).value()
 
 
+class _Select(_Chumpy):
+    """chumpy.reordering.Select: the numbers `idxs` of another object's, laid out flat, in the shape they prefer."""
+
+    def value(self) -> np.ndarray:
+        whole, chosen = self.of_state("a", (_Array, _Chumpy)).value(), self.of_state("idxs", _Array).value()
+        shape = _plain(self.state.get("preferred_shape"))
+        return whole.ravel()[chosen] if shape is None else whole.ravel()[chosen].reshape(shape)
+
+
 class _Sparse(_Record):
     """scipy's csc_matrix: column j holds data[k] in row indices[k], for k from indptr[j] to indptr[j + 1]."""
 
@@ -76,8 +86,21 @@ class _Object(_Record):
     """`object` itself, which older pickles name as the base of what they rebuild."""
 
 
+class _Set(_Record):
+    """A set, in which chumpy notes what has changed of an object. Nobody asks for it."""
+
+
 def _bytes(raw: str | bytes) -> bytes:
     return raw.encode("latin1") if isinstance(raw, str) else raw  # Python 2 had one type for both
+
+
+def _from_buffer(raw: bytes, dtype: _Dtype, shape: tuple, order: str, axes: tuple | None = None) -> _Array:
+    """An array as pickle's protocol 5 has it."""
+    if order not in ("C", "F"):
+        raise ValueError(f"an array in the order {order!r}, {axes}")
+    array = _Array()
+    array.state = (1, shape, dtype, order == "F", raw)
+    return array
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -92,19 +115,25 @@ def _rebuild(kind: type, base: type, state: object) -> _Record:
     return kind()
 
 
-_KNOWN = {("chumpy.ch", "Ch"): _Chumpy, ("_codecs", "encode"): _encode,
+_KNOWN = {("chumpy.ch", "Ch"): _Chumpy, ("chumpy.reordering", "Select"): _Select, ("_codecs", "encode"): _encode,
           ("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype}
-_KNOWN |= {(f"numpy.{core}.multiarray", name): kind for core in ("core", "_core")
-           for name, kind in (("_reconstruct", _Array), ("scalar", _Scalar))}
+_KNOWN |= {(f"numpy.{core}.{module}", name): kind for core in ("core", "_core")
+           for module, name, kind in (("multiarray", "_reconstruct", _Array), ("multiarray", "scalar", _Scalar),
+                                      ("numeric", "_frombuffer", _from_buffer))}
 _KNOWN |= {(f"scipy.sparse.{module}", "csc_matrix"): _Sparse for module in ("csc", "_csc")}
 _KNOWN |= {(module, "_reconstructor"): _rebuild for module in ("copy_reg", "copyreg")}
-_KNOWN |= {(module, "object"): _Object for module in ("__builtin__", "builtins")}
+_KNOWN |= {(module, name): kind for module in ("__builtin__", "builtins")
+           for name, kind in (("object", _Object), ("set", _Set))}
+
+# Where a folder has the neutral body: as smplx's users lay it out, or as SMPL's own archive (and SMPLify's) unpacks.
+PLACES = (".", "smpl", "models", "smpl/models", "*/smpl/models")
+NAMES = ("SMPL_NEUTRAL.npz", "SMPL_NEUTRAL.pkl", "basic[mM]odel_neutral_lbs_10_207_0_v1.*.pkl")
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str):
         if (module, name) not in _KNOWN:
-            raise ValueError(f"it asks for {module}.{name}, which neither SMPL nor 3DPW needs, and was read no further")
+            raise ValueError(f"it asks for {module}.{name}, which no such data needs, and was read no further")
         return _KNOWN[module, name]
 
 
@@ -112,7 +141,7 @@ def _plain(value, depth: int = 0, done: dict[int, object] | None = None):
     """The value with numpy in place of records. What it holds many times over is made once, and a loop has no end."""
     done = {} if done is None else done
     if depth > 6:
-        raise ValueError("it is nested deeper than SMPL or 3DPW")
+        raise ValueError("it is nested deeper than such data is")
     if id(value) not in done:
         if isinstance(value, dict):
             made = {key: _plain(item, depth + 1, done) for key, item in value.items()}
@@ -129,7 +158,7 @@ def _plain(value, depth: int = 0, done: dict[int, object] | None = None):
 
 
 def restricted_load(path: str | Path) -> dict:
-    """The dict in a pickle of SMPL or 3DPW, of Python 2 or 3: numbers, text, lists, dense numpy arrays.
+    """The dict in a pickle of SMPL, 3DPW or PoseEmbroider, of Python 2 or 3: numbers, text, lists, dense numpy arrays.
 
     Nothing in the file is run. Raises FileNotFoundError, or ValueError with one sentence for whatever else is wrong.
     """
@@ -150,15 +179,16 @@ def read_smpl(path: str | Path) -> dict[str, np.ndarray]:
     """SMPL's arrays, checked: v_template (V, 3), shapedirs (V, 3, 10 or more), posedirs (V, 3, 207), J_regressor
     (24, V), kintree_table (2, 24), weights (V, 24), f (F, 3).
 
-    path: an .npz of them, the official pickle, or a folder with SMPL_NEUTRAL.pkl or .npz in it or in its smpl/. Raises
-    FileNotFoundError, or ValueError for any other file."""
+    path: an .npz of them, the official pickle, of whatever name, or a folder that has the neutral body in one of PLACES
+    under one of NAMES. Raises FileNotFoundError, or ValueError for any other file."""
     path = Path(path)
     if path.is_dir():
-        places = [path / folder / f"SMPL_NEUTRAL.{end}" for folder in ("", "smpl") for end in ("npz", "pkl")]
-        path = next(filter(Path.is_file, places), places[1])
+        found = (file for place in PLACES for name in NAMES for file in sorted(path.glob(f"{place}/{name}"))[::-1])
+        path = next(filter(Path.is_file, found), path / "SMPL_NEUTRAL.pkl")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give SMPL_NEUTRAL.pkl from smpl.is.tue.mpg.de, an .npz of its "
-                                "arrays, the folder of either, or no path for the built-in body")
+                                "arrays, the folder of either, the folder that SMPL's archive unpacks to, the file of "
+                                "a man's or a woman's body, or no path for the built-in body")
     if path.suffix == ".pkl":
         found = restricted_load(path)
     else:

@@ -80,7 +80,7 @@ NOT_HERE = {  # why
     "hmr2_backbone --out runs_hmr2":
         "as above; test_pose_encoders takes both stages with a backbone",
     "python train_rft.py --data posescript:PS,AMASS=2 images:h36m.npz,H36M=2 images:coco.npz,COCO=1 "
-    "bedlam-script:captions.json,BEDLAM=1 llava:llava_instruct_150k.json,COCO=1 --out runs_paper":
+    "bedlam-script:EMBROIDER,BEDLAM=1 llava:llava_instruct_150k.json,COCO=1 --out runs_paper":
         "the data need licences; test_formats takes both stages on files in each layout",
     "python -m lab.fullsize --json assets/fullsize.json":
         "it takes minutes and 8 GB; test_families takes the same steps on small models",

@@ -35,6 +35,43 @@ def test_amass_frame_joints_and_frame_rate(tmp_path):
     assert len(amass.read_amass(thinned)) == 100
 
 
+def test_the_release_in_smplx_has_its_own_name_for_the_rate(tmp_path, capsys):
+    """2,400 frames at 120 a second are 240 poses, whatever the release calls the rate."""
+    for name, width in (("mocap_framerate", 156), ("mocap_frame_rate", 165)):
+        path = motion(tmp_path / f"{name}.npz", np.zeros((2400, width)), **{name: 120.0})
+        assert len(amass.read_amass(path)) == 240
+    with pytest.raises(ValueError, match="`mocap_frame_rate` must be one number above 0"):
+        amass.read_amass(motion(tmp_path / "0.npz", mocap_frame_rate=0.0))
+    assert capsys.readouterr().out == ""
+
+
+def test_motions_without_a_rate_are_told_once_a_data_set(tmp_path, capsys):
+    for i in range(3):
+        assert len(amass.read_amass(motion(tmp_path / "SET" / f"s{i}" / "1_poses.npz", np.zeros((50, 156))))) == 50
+    told = capsys.readouterr().out
+    assert told.count("\n") == 1 and "SET: motions without mocap_framerate or mocap_frame_rate are taken whole" in told
+
+
+def test_poses_of_smpl_itself_have_hands(tmp_path):
+    raw = np.zeros((4, 72))
+    raw[:, 0], raw[:, 3 * 22] = math.pi / 2, .5
+    rotmats = amass.read_amass(motion(tmp_path / "a.npz", raw, mocap_framerate=12.0))
+    assert torch.allclose(rotmats[:, 0], torch.eye(3).expand(4, 3, 3), atol=1e-6)
+    assert torch.allclose(body.matrix_to_axis_angle(rotmats[:, 22]), torch.tensor([.5, 0, 0]).expand(4, 3), atol=1e-6)
+
+
+@pytest.mark.parametrize("places", [("a/{}", "b/{}", "c/{}"), ("train/a/{}", "val/b/{}", "test/c/{}")])
+def test_shapes_among_the_motions_are_no_motions(places, tmp_path):
+    """As AMASS is downloaded: shape.npz beside SMPL+H's motions, neutral_stagei.npz beside SMPL-X's."""
+    for place in places:
+        for name in ("1_poses.npz", "2_stageii.npz"):
+            motion(tmp_path / place.format(name), np.zeros((3, 165 if "ii" in name else 156)), mocap_framerate=12.0)
+        for name in ("shape.npz", "neutral_stagei.npz", "female_stagei.npz"):
+            np.savez(tmp_path / place.format(name), betas=np.zeros(16), gender="neutral")
+    for name in amass.SPLITS:
+        assert len(data.load_amass(tmp_path, name)) == 6
+
+
 def test_amass_faults_name_the_file(tmp_path):
     bad = np.zeros((4, 156))
     bad[2, 5] = np.nan

@@ -1,5 +1,6 @@
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from builtin import renderer
 from builtin.retriever import Retriever
 from builtin.tiny import build_tiny
 from model import PosePolicy
-from real import formats, smpl
+from real import formats, smpl, talk
 from real.amass import amass_rotmats
 
 LEFT, RIGHT = (next(i for i, s in enumerate(captions.STATEMENTS) if s.key == f"the {side} hand is above the head")
@@ -133,11 +134,34 @@ def rpe() -> dict:
             **{f"img/3DPW/imageFiles/walk_00/image_{i:05d}.jpg": PHOTOGRAPH for i in range(2)}}
 
 
+UPRIGHT = PHOTOGRAPH.crop((20, 0, 200, 200))  # higher than wide; BEDLAM stores such a picture turned:
+TURNED = UPRIGHT.transpose(Image.Transpose.ROTATE_90)
+CLOSE, FAR = (f"20221011_1_250_batch01hand_{scene}_6fps/png/seq_000000/seq_000000_0000.png"
+              for scene in ("closeup_suburb_a", "static_suburb_d"))
+
+
+def bedlam_person(left: float, width: float) -> dict:
+    """What PoseEmbroider's pickles tell of a person in the pose of the photograph, whose picture is so wide."""
+    float32 = np.float32
+    return {"princpt": float32([width / 2, 100]), "focal": float32([500, 500]), "identity": np.str_("rp_a_posed_001"),
+            "smplx_gender": "neutral", "smplx_shape": np.ones(11, float32), "smplx_root_cam": CAMERA[:3],
+            "smplx_tight_bbox": float32([left, 28, left + 112, 140]), "smplx_transl": np.ones((1, 3), float32),
+            "smplx_pose2d": np.ones((127, 2), np.int32), "smplx_body_pose": CAMERA[3:66].reshape(21, 3)}
+
+
 def bedlam_script() -> dict:
-    one, other = ["A person raises the left hand.", "One arm up."], "The left arm is up."
-    return {"set.json": [{"image": "a/1.png", "bbox": [40, 20, 128, 128], "captions": one},
-                         {"image": "a/2.png", "bbox": [40, 20, 128, 128], "captions": other}],
-            "img/a/1.png": PHOTOGRAPH, "img/a/2.png": PHOTOGRAPH}
+    """Of three people whom PoseEmbroider chose the two that differ most have captions, three each."""
+    one = ["A person raises the left hand.", "One arm up.", "The left arm is up."]
+    files = {}
+    for split in ("training", "validation"):
+        seen = {FAR: [bedlam_person(900, 260), bedlam_person(48, 260)],
+                CLOSE: [bedlam_person(900, 180), bedlam_person(28, 180)]}
+        chosen = {FAR: [0, 1], CLOSE: [1], "criteria": {"overlap_threshold": .3, "scale_factor": 1.1}}
+        files |= {f"be/bedlam_{split}_try.pkl": seen, f"be/bedlam_{split}_3caps_fs2_try.pkl": {0: one, 1: one[2:] * 3},
+                  f"be/imgpaths_bedlam_to_selected_human_index_{split}_try.pkl": chosen,
+                  f"be/farther_sample_{split}_3_try.pt": [{0: [CLOSE, 1]}, [2, 0, 1], torch.ones(3)],
+                  f"img/{split}/{CLOSE}": TURNED, f"img/{split}/{FAR}": PHOTOGRAPH}
+    return files
 
 
 def llava() -> dict:
@@ -152,7 +176,7 @@ def llava() -> dict:
 FORMATS = {"amass": (amass, "amass:."), "posescript": (posescript, "posescript:ps,AMASS"),
            "spin": (spin, "images:set.npz,img"), "hmr2": (hmr2, "images:set.npz,img"),
            "bedlam": (bedlam, "images:set.npz,img"), "3dpw": (threedpw, "3dpw:."), "rpe": (rpe, "rpe:refine.json,img"),
-           "bedlam-script": (bedlam_script, "bedlam-script:set.json,img"), "llava": (llava, "llava:set.json,img")}
+           "bedlam-script": (bedlam_script, "bedlam-script:be,img"), "llava": (llava, "llava:set.json,img")}
 
 
 def write(folder, files: dict) -> None:
@@ -164,7 +188,9 @@ def write(folder, files: dict) -> None:
         elif path.suffix == ".npz":
             np.savez(path, **content)
         elif path.suffix == ".pkl":
-            path.write_bytes(python2(content))
+            path.write_bytes(python2(content) if "sequenceFiles" in name else pickle.dumps(content, 5))
+        elif path.suffix == ".pt":
+            torch.save(content, path)
         elif isinstance(content, Image.Image):
             content.save(path)
         else:
@@ -227,7 +253,7 @@ def test_upright_is_the_identity_and_left_stays_left(name, split, tmp_path, monk
                 assert f"his {side.title()} hand? Give" in example.prompt and "<image>" not in example.prompt
                 assert example.answer == captions.POSE_ANSWER
             elif name == "bedlam-script":
-                assert example.prompt in formats.DESCRIBE and (side in words or "One arm up." in words)
+                assert example.prompt in talk.DESCRIBE and (side in words or "One arm up." in words)
             elif name == "llava":
                 assert words in ("What is it? A person, left.", "Which colour? Yellow.", "Hello. Good day.")
                 assert (example.image is None) == (words == "Hello. Good day.")
@@ -243,6 +269,37 @@ def test_the_table_of_frames():
     camera = x(40).mT[None].numpy()
     assert torch.allclose(formats._rotmats(pose, 180.0, camera)[0, 0], x(180) @ x(-40) @ x(180), atol=1e-5)
     assert torch.allclose(amass_rotmats(pose156()[None])[0, 0], upright, atol=1e-5)
+
+
+@pytest.mark.parametrize("name, stored, middle", [
+    ("20221011_1_250_batch01hand_closeup_suburb_a_6fps.npz", TURNED, None),  # by its name alone
+    ("20221011_1_250_batch01hand_closeup_suburb_a_6fps.npz", TURNED, (90, 100)),
+    ("20240729_1_250_ai1004_vcam.npz", TURNED, (90, 100)),  # BEDLAM2 has such scenes under any name
+    ("20240606_1_500_stadium_closeup.npz", PHOTOGRAPH, (130, 100)),  # and a close-up that is wider than high
+    ("20221011_1_250_batch01hand_closeup_suburb_a_6fps.npz", UPRIGHT, (90, 100)),  # turned by its user
+    ("20221010_3_1000_batch01hand_6fps.npz", PHOTOGRAPH, (130, 100)), ("static.npz", PHOTOGRAPH, None)])
+def test_bedlams_turned_pictures_are_read_upright(name, stored, middle, tmp_path, monkeypatch):
+    """Its boxes are of the upright picture, through whose middle the camera looks."""
+    arrays = bedlam()["set.npz"] | {"center": np.float32([BOX[:2]] * 2) - (0 if stored is PHOTOGRAPH else (20, 0))}
+    if middle:
+        arrays["cam_int"] = np.tile([[500.0, 0, middle[0]], [0, 500, middle[1]], [0, 0, 1]], (2, 1, 1))
+    write(tmp_path, {name: arrays, "img/a/1.png": stored, "img/a/2.png": stored})
+    monkeypatch.chdir(tmp_path)
+    example = formats.read_data([f"images:{name},img"], "val").sources[0].example(0, "image2pose", RNG(0))
+    left, top = (round(at - BOX[2] / 2) for at in BOX[:2])
+    seen = PHOTOGRAPH.crop((left, top, left + 128, top + 128)).resize((64, 64), Image.Resampling.BILINEAR)
+    assert np.array_equal(example.image, np.array(seen))
+
+
+def test_a_joint_of_3dpw_that_is_a_guess_does_not_widen_the_box(tmp_path, monkeypatch):
+    files = threedpw()
+    sequence = files["sequenceFiles/train/walk_00.pkl"]
+    sequence["cam_poses"][2] = np.nan  # of a frame that is not valid
+    points = sequence["poses2d"][0]
+    points[0, :, 2] = 6000, 100, .05
+    points[1, 2, :2] = .06, .04  # of nobody are the joints sure, yet they are all there is
+    rows = read(tmp_path, monkeypatch, "3dpw", files).sources[0].rows
+    assert [row.box for row in rows] == [pytest.approx(BOX, abs=.1)] * 2
 
 
 def test_bedlam_of_smplx_has_no_hands(tmp_path, monkeypatch):
@@ -331,6 +388,8 @@ def cell(name: str, key: str, index, value):
 
 PLACE, SEQUENCE = "ps/ids_2_dataset_sequence_and_frame_index_100k.json", "sequenceFiles/train/walk_00.pkl"
 AUTO, TRUTH = "ps/posescript_auto_100k.json", ("refine.json", 0, "ground_truth")
+SAID, SEEN, SAMPLE = (f"be/{name}" for name in (
+    "bedlam_training_3caps_fs2_try.pkl", "bedlam_training_try.pkl", "farther_sample_training_3_try.pt"))
 HALF = b"PK\x03\x04half of it"
 # Format, what is wrong, what must be said. "file": nothing can be read of it, so that it stops in any case. "row": with
 # skip_bad the row is left out. "drawn": known when the picture is opened.
@@ -338,8 +397,8 @@ CASES = [
     ("amass", "row", put("train/s/1.npz", value=HALF), "1.npz cannot be read as an npz"),
     ("amass", "row", put("train/s/1.npz", value=b""), "1.npz cannot be read as an npz"),
     ("amass", "row", cell("train/s/1.npz", "poses", (1, 5), np.nan), "`poses` holds NaN or infinity in 1 frames"),
-    ("amass", "row", put("train/s/1.npz", "poses", value=np.zeros((3, 72))),
-     "(T, 156) or (T, 165), found float64 (3, 72)"),
+    ("amass", "row", put("train/s/1.npz", "poses", value=np.zeros((3, 66))),
+     "(T, 156) or (T, 165) or (T, 72), found float64 (3, 66)"),
     ("amass", "row", put("train/s/1.npz", "poses", value=np.zeros((0, 156))), "found float64 (0, 156)"),
     ("amass", "row", cell("train/s/1.npz", "poses", (1, 5), 1e30), "`poses` holds 1e+30, which no angle"),
     ("amass", "row", put("train/s/1.npz", "mocap_framerate", value=np.zeros(())), "`mocap_framerate` must be one"),
@@ -450,17 +509,32 @@ CASES = [
     ("rpe", "row", put("refine.json", 0, "conversations", value=[]), "of human and gpt by turns"),
     ("rpe", "row", put("refine.json", 0, "conversations", 1, "value", value="No idea."), "gives no <POSE>"),
     ("rpe", "drawn", put(*TRUTH, "bbox", value=[900, 900, 50, 50]), "lies outside of"),
-    ("bedlam-script", "row", put("set.json", 0, "captions", value=[]), "row 0: there is no caption"),
-    ("bedlam-script", "row", drop("set.json", 0, "captions"), "row 0: `captions` is missing"),
-    ("bedlam-script", "row", put("set.json", 0, "captions", value=None), "captions must be text"),
-    ("bedlam-script", "row", put("set.json", 0, "captions", value=["It is <POSE>."]), "an answer holds <POSE>"),
-    ("bedlam-script", "row", drop("set.json", 0, "bbox"), "row 0: `bbox` is missing"),
-    ("bedlam-script", "row", put("set.json", 0, "image", value=7), "row 0: `image` must be str, found int"),
+    ("bedlam-script", "row", put(SAID, 0, value=[]), "fs2_try.pkl, 0: there is no caption"),
+    ("bedlam-script", "row", put(SAID, 0, value=None), "captions must be text"),
+    ("bedlam-script", "row", put(SAID, 0, value=["It is <POSE>."]), "an answer holds <POSE>"),
+    ("bedlam-script", "row", drop(SEEN, CLOSE), f"`{CLOSE}` is missing"),
+    ("bedlam-script", "row", put(SEEN, CLOSE, value=[]), f"0: no person 1 in {CLOSE}"),
+    ("bedlam-script", "row", drop(SEEN, CLOSE, 1, "smplx_tight_bbox"), "`smplx_tight_bbox` is missing"),
+    ("bedlam-script", "row", put(SEEN, CLOSE, 1, "smplx_tight_bbox", value=np.zeros(4)), "box has no area"),
+    ("bedlam-script", "row", put(SEEN, CLOSE, 1, "smplx_tight_bbox", value=np.full(4, np.nan)), "box holds NaN"),
+    ("bedlam-script", "row", drop(f"img/training/{CLOSE}"), f"no image '{CLOSE}' in img/training"),
+    ("bedlam-script", "file", drop(SAID), "be: must hold one file bedlam_training_3caps*.pkl, found 0"),
+    ("bedlam-script", "file", drop(SAID, 1), "has captions of 1 people, where 2 were chosen"),
+    ("bedlam-script", "file", drop(SEEN), "bedlam_training_try.pkl: no such file"),
+    ("bedlam-script", "file", put(SEEN, value=b"cos\nsystem\n(S'touch ran'\ntR."), "it asks for os.system"),
+    ("bedlam-script", "file", drop(SAMPLE), "no farther_sample_training_*_try.pt"),
+    ("bedlam-script", "file", put(SAMPLE, value=b""), "is no choice of people that can be read safely"),
+    ("bedlam-script", "file", put(SAMPLE, value=[{}, [9, 8], 0]), "farther_sample_training_3_try.pt does not belong to"),
     ("llava", "row", put("set.json", 0, "image", value="no.png"), "row 0: no image 'no.png'"),
-    ("llava", "row", put("set.json", 0, "image", value=None), "`image` must be str, found NoneType"),
+    ("llava", "row", put("set.json", 0, "image", value=None), "speaks of an <image> but has no `image`"),
+    ("llava", "row", put("set.json", 0, "image", value=7), "`image` must be str, found int"),
+    ("llava", "row", put("set.json", 0, "image", value=["a/1.png", "a/1.png"]), "it has 2 images, of which an example"),
+    ("llava", "row", put("set.json", 1, "conversations", 0, "value", value="<video>\nHi"), "speaks of an <video> but"),
     ("llava", "row", drop("set.json", 0, "image"), "speaks of an <image> but has no `image`"),
     ("llava", "row", put("set.json", 0, "conversations", value="text"), "`conversations` must be list, found str"),
-    ("llava", "row", drop("set.json", 0, "conversations", 3), "of human and gpt by turns"),
+    ("llava", "row", drop("set.json", 0, "conversations", 1), "of human and gpt by turns"),
+    ("llava", "row", put("set.json", 0, "conversations", value=[]), "with an answer to a question"),
+    ("llava", "file", put("set.json", value=b'{"id": "1"}\n{"id": '), "set.json is not valid JSON: Expecting value: line 2"),
     ("llava", "row", put("set.json", 0, "conversations", 1, "from", value="human"), "of human and gpt by turns"),
     ("llava", "row", put("set.json", 0, "conversations", 1, "value", value="<image>\n"), "has an empty turn"),
     ("llava", "row", put("set.json", 0, "conversations", 1, "value", value=5), "`value` must be str, found int"),

@@ -4,7 +4,10 @@ import os
 import pickle
 import sys
 import types
+from collections import defaultdict
+from fractions import Fraction
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import pytest
@@ -179,6 +182,56 @@ def test_settings_of_a_real_checkpoint_are_read_past(vit, tmp_path, monkeypatch)
     assert BackbonePoseEncoder(str(tmp_path / "eye")).width == 32
 
 
+def omegaconf_tree(monkeypatch):
+    """hydra's settings as omegaconf keeps and pickles them: containers with a parent, metadata and a cache, whose
+    leaves are nodes. The modules are gone when the test reads the file."""
+    kinds = {}
+    for place in ("dictconfig.DictConfig", "listconfig.ListConfig", "nodes.AnyNode", "base.ContainerMetadata",
+                  "base.Metadata"):
+        module, _, name = f"omegaconf.{place}".rpartition(".")
+        kinds[name] = type(name, (), {"__module__": module})
+        monkeypatch.setitem(sys.modules, "omegaconf", types.ModuleType("omegaconf"))
+        monkeypatch.setitem(sys.modules, module, sys.modules.get(module) or types.ModuleType(module))
+        setattr(sys.modules[module], name, kinds[name])
+
+    def make(kind, parent=None, metadata="ContainerMetadata", **state):
+        made, meta = kinds[kind](), kinds[metadata]()
+        meta.__dict__.update(ref_type=Any, object_type={"DictConfig": dict, "ListConfig": list}.get(kind), key=None,
+                             optional=True, flags={}, flags_root=False, resolver_cache=defaultdict(dict),
+                             key_type=int if kind == "ListConfig" else Any, element_type=Any)
+        made.__dict__.update(_metadata=meta, _parent=parent, _flags_cache=None, **state)
+        return made
+
+    tree = make("DictConfig")
+    sizes = make("ListConfig", tree)
+    sizes._content = [make("AnyNode", sizes, "Metadata", _val=value) for value in (256, .5, True, None, "vit")]
+    tree._metadata.resolver_cache["oc.env"]["HOME"] = "/home"
+    tree._content = {"a": make("AnyNode", tree, "Metadata", _val=1), "sizes": sizes}
+    return tree
+
+
+def test_settings_of_omegaconf_are_read_past_too(vit, tmp_path, monkeypatch):
+    """HMR2.0's own checkpoint: Lightning saves hydra's settings beside the weights."""
+    saved = {"state_dict": state(vit), "hyper_parameters": {"cfg": omegaconf_tree(monkeypatch)}, "epoch": 35,
+             "pytorch-lightning_version": "1.8.1", "callbacks": {"ModelCheckpoint": {"best_k_models": {}}}}
+    torch.save(saved, tmp_path / "hmr2.ckpt")
+    for name in [name for name in sys.modules if name.startswith("omegaconf")]:
+        monkeypatch.delitem(sys.modules, name)
+    convert_hmr2(tmp_path / "hmr2.ckpt", tmp_path / "eye", heads=4)
+    assert BackbonePoseEncoder(str(tmp_path / "eye")).width == 32
+    assert not any(name.startswith("omegaconf") for name in sys.modules)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_is_refused_is_named_in_one_sentence(zipped, vit, tmp_path):
+    saved = {"state_dict": state(vit), "hyper_parameters": {"ratio": Fraction(1, 2)}}
+    torch.save(saved, tmp_path / "odd.ckpt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError) as error:
+        convert_hmr2(tmp_path / "odd.ckpt", tmp_path / "eye", heads=4)
+    assert str(error.value) == (f"{tmp_path / 'odd.ckpt'} is no HMR2.0 checkpoint that can be read safely: it asks for "
+                                "fractions.Fraction, which no HMR2.0 checkpoint needs, and was read no further")
+
+
 class Evil:
     def __reduce__(self):
         return os.system, (f"touch {self.path}",)
@@ -188,7 +241,8 @@ def test_a_malicious_checkpoint_is_refused_and_does_nothing(vit, tmp_path):
     evil = Evil()
     evil.path = tmp_path / "harm"
     torch.save({"state_dict": state(vit), "hyper_parameters": evil}, tmp_path / "evil.ckpt")
-    with pytest.raises(ValueError, match="evil.ckpt is no HMR2.0 checkpoint that can be read safely"):
+    told = f"it asks for {os.system.__module__}.system, which"
+    with pytest.raises(ValueError, match=f"evil.ckpt is no HMR2.0 checkpoint that can be read safely: {told}"):
         convert_hmr2(tmp_path / "evil.ckpt", tmp_path / "eye", heads=4)
     (tmp_path / "plain.ckpt").write_bytes(pickle.dumps(evil))
     with pytest.raises(ValueError, match="can be read safely"):
@@ -212,6 +266,12 @@ def test_every_weight_must_find_its_place(name, change, told, vit, tmp_path):
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         convert_hmr2(tmp_path / "none.ckpt", tmp_path / "eye")
-    torch.save({"weights": 1}, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match="no HMR2.0 checkpoint"):
-        convert_hmr2(tmp_path / "other.ckpt", tmp_path / "eye")
+    for name, saved in (("other", {"weights": 1}), ("list", [1]), ("number", {"state_dict": {"backbone.a": 1}})):
+        torch.save(saved, tmp_path / f"{name}.ckpt")
+        with pytest.raises(ValueError, match=f"{name}.ckpt is no HMR2.0 checkpoint: its `state_dict` has no ViT"):
+            convert_hmr2(tmp_path / f"{name}.ckpt", tmp_path / "eye")
+    for name, content in (("text", b"hello"), ("empty", b""), ("half", b"PK\x03\x04half")):
+        (tmp_path / f"{name}.ckpt").write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name}.ckpt is no HMR2.0 checkpoint that can be read safely: ") as error:
+            convert_hmr2(tmp_path / f"{name}.ckpt", tmp_path / "eye")
+        assert str(error.value).isprintable()

@@ -38,20 +38,29 @@ def posedirs_like(v_template) -> np.ndarray:
 
 @pytest.fixture
 def smpl(monkeypatch):
-    """The official file's dict, of the built-in body's arrays; its classes are gone when the test reads it."""
+    """The official file's dict, of the built-in body's arrays; its classes are gone when the test reads it.
+
+    An object of chumpy pickles all that it knows of itself, sets among it; the shapes are some of those of a larger
+    object, as in MANO and in older files."""
     modules = {}
-    for module, name in (("chumpy.ch", "Ch"), ("scipy.sparse.csc", "csc_matrix")):
+    for module, name in (("chumpy.ch", "Ch"), ("chumpy.reordering", "Select"), ("scipy.sparse.csc", "csc_matrix")):
         modules[module] = types.ModuleType(module)
         setattr(modules[module], name, type(name, (), {"__module__": module}))
-        modules |= {module.rpartition(".")[0]: types.ModuleType(module.rpartition(".")[0])}
+        modules |= {parent: types.ModuleType(parent) for parent in [module.rpartition(".")[0]] if parent not in modules}
     modules["scipy"] = types.ModuleType("scipy")
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
 
-    def chumpy(array):
-        made = modules["chumpy.ch"].Ch()
-        made.__dict__.update(x=array, _dirty_vars=(), _itr=None)
+    def chumpy(kind="ch", name="Ch", **terms):
+        made = getattr(modules[f"chumpy.{kind}"], name)()
+        made.__dict__.update(_dirty_vars=set(terms), _itr=None, _make_dense=False, _make_sparse=False,
+                             _depends_on_deps={"r": {"deps": set(terms), "value": None, "out_of_date": True}}, **terms)
         return made
+
+    def first_shapes(shapedirs):
+        chosen = np.arange(np.prod(np.shape(shapedirs) + (2,))).reshape(*shapedirs.shape, 2)[..., 0].ravel()
+        whole = np.stack([shapedirs, np.full_like(shapedirs, 9)], -1)
+        return chumpy("reordering", "Select", a=chumpy(x=whole), idxs=chosen, preferred_shape=shapedirs.shape)
 
     def sparse(dense):
         rows, columns = dense.T.nonzero()[::-1]
@@ -62,12 +71,12 @@ def smpl(monkeypatch):
 
     model = load_body()
     parents = np.array([body.PARENTS, range(24)])
-    return {"v_template": model.v_template.double().numpy(), "shapedirs": chumpy(model.shapedirs.double().numpy()),
-            "posedirs": chumpy(np.asfortranarray(posedirs_like(model.v_template))),
+    return {"v_template": model.v_template.double().numpy(), "shapedirs": first_shapes(model.shapedirs.double().numpy()),
+            "posedirs": chumpy(x=np.asfortranarray(posedirs_like(model.v_template))),
             "J_regressor": sparse(model.J_regressor.double().numpy()), "J_regressor_prior": sparse(np.eye(24, 30)),
-            "kintree_table": parents.astype(np.uint32), "weights": chumpy(model.lbs_weights.double().numpy()),
+            "kintree_table": parents.astype(np.uint32), "weights": chumpy(x=model.lbs_weights.double().numpy()),
             "weights_prior": model.lbs_weights.double().numpy(), "f": model.faces_tensor.numpy().astype(np.uint32),
-            "J": chumpy(np.zeros((24, 3))), "bs_style": "lbs", "bs_type": "lrotmin",
+            "J": chumpy(x=np.zeros((24, 3))), "bs_style": "lbs", "bs_type": "lrotmin",
             "vert_sym_idxs": np.arange(9)[::-1].astype(">i4")}
 
 
@@ -78,13 +87,14 @@ def forget(monkeypatch):
 
 def write(path, smpl, monkeypatch, protocol=2):
     raw = pickle.dumps(smpl, protocol) if protocol > 2 else python2(smpl, protocol)
-    assert b"chumpy.ch" in raw and b"csc_matrix" in raw
+    assert b"chumpy.ch" in raw and b"csc_matrix" in raw and b"Select" in raw
+    assert protocol > 2 or b"__builtin__\nset\n" in raw
     path.parent.mkdir(exist_ok=True, parents=True)
     path.write_bytes(raw)
     forget(monkeypatch)
 
 
-@pytest.mark.parametrize("protocol", [1, 2, 4])
+@pytest.mark.parametrize("protocol", [1, 2, 4, 5])
 def test_the_official_pickle_is_smpl_without_chumpy_or_scipy(smpl, tmp_path, monkeypatch, protocol):
     write(tmp_path / "SMPL_NEUTRAL.pkl", smpl, monkeypatch, protocol)
     loaded, built_in = load_body(str(tmp_path / "SMPL_NEUTRAL.pkl")), load_body()
@@ -98,11 +108,17 @@ def test_the_official_pickle_is_smpl_without_chumpy_or_scipy(smpl, tmp_path, mon
     assert not {"chumpy", "scipy"} & set(sys.modules)
 
 
-@pytest.mark.parametrize("place", ["SMPL_NEUTRAL.pkl", "smpl/SMPL_NEUTRAL.pkl", "SMPL_NEUTRAL.npz"])
+ARCHIVE = "SMPL_python_v.1.1.0/smpl/models/basicmodel_neutral_lbs_10_207_0_v1.1.0.pkl"  # as SMPL's archive unpacks
+
+
+@pytest.mark.parametrize("place", [
+    "SMPL_NEUTRAL.pkl", "smpl/SMPL_NEUTRAL.pkl", "SMPL_NEUTRAL.npz", ARCHIVE, ARCHIVE.partition("/")[2],
+    ARCHIVE.rpartition("/")[2], "models/basicModel_neutral_lbs_10_207_0_v1.0.0.pkl"])
 def test_a_folder_of_the_usual_layout_is_enough(smpl, tmp_path, monkeypatch, place):
     smpl["kintree_table"] = smpl["kintree_table"].astype(np.int32).astype(np.int64)
     write(tmp_path / "folder" / "smpl" / "SMPL_NEUTRAL.pkl", smpl, monkeypatch)
     (tmp_path / "folder" / "smpl" / "SMPL_NEUTRAL.pkl").rename(tmp_path / "folder" / "written")
+    (tmp_path / "folder" / place).parent.mkdir(parents=True, exist_ok=True)
     if place.endswith("npz"):
         found = restricted_load(tmp_path / "folder" / "written")
         np.savez(tmp_path / "folder" / place, **{k: v for k, v in found.items() if isinstance(v, np.ndarray)})
@@ -115,6 +131,15 @@ def test_a_folder_of_the_usual_layout_is_enough(smpl, tmp_path, monkeypatch, pla
     assert joints[0, body.JOINT["left_hand"], 0] > .5 and joints[0, body.JOINT["head"], 1] > .5  # left is +x, up is +y
     assert joints[0, body.JOINT["left_foot"], 2] > .05  # toes, as the face, point to +z
     assert torch.isfinite(body_vertices(loaded, rotmats, torch.ones(1, 10))[0]).all()
+
+
+def test_the_archives_men_and_women_are_given_by_their_file(smpl, tmp_path, monkeypatch):
+    """Version 1.0 has no neutral body: its folder says so, and does not choose one."""
+    path = tmp_path / "smpl" / "models" / "basicmodel_m_lbs_10_207_0_v1.0.0.pkl"
+    write(path, smpl, monkeypatch)
+    assert torch.equal(load_body(str(path)).v_template, load_body().v_template)
+    with pytest.raises(FileNotFoundError, match="the file of a man's or a woman's body"):
+        load_body(str(tmp_path))
 
 
 @pytest.mark.parametrize("key, value, words", [
