@@ -18,20 +18,12 @@ import torch
 from torch import Tensor
 
 from body import forward_kinematics
+from builtin.phrasing import clauses, plain, swap_sides
 from builtin.posecodes import measure, named_measurements
 from builtin.statement_table import TABLE
 
 POSE_TOKEN = "<POSE>"
 POSE_ANSWER = f"The SMPL pose of this person is {POSE_TOKEN}."
-
-
-def swap_sides(text: str) -> str:
-    """The text with left and right exchanged: what it says of the mirrored pose. A right angle stays one."""
-    other = {case(word): case(twin) for word, twin in (("left", "right"), ("right", "left"))
-             for case in (str.lower, str.title, str.upper)}
-    return re.sub(r"\b(?!right[ -]angle)(left|right)(?=\b|wards?\b|most\b|hand)", lambda match: other.get(
-        match[0], match[0]), text, flags=re.IGNORECASE)
-
 
 _AT_REST = named_measurements(*forward_kinematics(torch.eye(3).expand(24, 3, 3)))
 MEASURES = tuple(side for name in _AT_REST for side in dict.fromkeys((name, swap_sides(name))))
@@ -66,6 +58,7 @@ def _statements() -> Iterator[Statement]:
 
 
 STATEMENTS = tuple(_statements())
+S = len(STATEMENTS)
 MIRRORED_STATEMENT = tuple([s.key for s in STATEMENTS].index(swap_sides(s.key)) for s in STATEMENTS)
 _COLUMN = [MEASURES.index(s.measure) for s in STATEMENTS]
 _LOW, _HIGH = torch.tensor([s.low for s in STATEMENTS]), torch.tensor([s.high for s in STATEMENTS])
@@ -130,17 +123,19 @@ def describe(row: np.ndarray, rng: np.random.Generator) -> tuple[str, tuple[int,
     return " ".join(sentence[0].upper() + sentence[1:] + "." for sentence in sentences), tuple(made)
 
 
-def plain(text: str) -> str:
-    """Lower case without the small words, so that 'right hand above head' is read like the whole clause."""
-    small = "the|a|an|is|are|both|their|his|her|person|they|someone|this|to"
-    return " ".join(re.findall(rf"\b(?!(?:{small})\b)[a-z]+|[.,;:!?]", text.lower()))
-
-
 READING = {plain(phrase): (i,) for i, s in enumerate(STATEMENTS) for phrase in s.phrases}
 READING |= {plain(phrase): (MIRRORED_STATEMENT[i], i) for i, s in enumerate(STATEMENTS) for phrase in s.both}
 _PATTERN = re.compile(rf"\b(?:{'|'.join(sorted(READING, key=len, reverse=True))})\b")
 
 
 def parse(text: str) -> tuple[int, ...]:
-    """The statements that a text makes, in its order, each once; () where it makes none. The longest phrase wins."""
-    return tuple(dict.fromkeys(i for phrase in _PATTERN.findall(plain(text)) for i in READING[phrase]))
+    """What a text says, in its order, each once: i for statement i, S + i where it denies that one; () where it says
+    nothing that can be measured. The longest phrase wins."""
+    def read(words: str) -> list[int]:
+        return [i for phrase in _PATTERN.findall(plain(words)) for i in READING[phrase]]
+
+    made = []
+    for before, denied in clauses(text):
+        asserted = read(before)
+        made += asserted + [S + i for i in (read(f"{before} {denied}") if denied else ()) if i not in asserted]
+    return tuple(dict.fromkeys(made))

@@ -108,7 +108,7 @@ class Example:
     rotmats: Tensor | None  # (24, 3, 3), in the camera's frame where there is an image
     betas: Tensor  # (10,)
     caption: str  # the description in prompt or answer, "" where there is none
-    statements: tuple[int, ...]  # what the caption says of the pose, indices into captions.STATEMENTS
+    statements: tuple[int, ...]  # what the caption says of the pose, as captions.parse gives it
     holds: np.ndarray | None = None  # (S,) bool, which statements hold, whichever way the camera looks
 
 

@@ -79,7 +79,8 @@ def respond(policy: PosePolicy, body, prompt: str, image: np.ndarray | None, con
         return
     rotmats = prediction.rotmats if image is not None else remove_heading(prediction.rotmats)  # words have no heading
     lines = statement_lines(prompt if image is None else prediction.answer, rotmats)
-    print("What these words say of the pose (+ where it holds of the mean pose, - where not):" if lines else
+    level = "" if image is None else ", as if the camera were level,"  # how it was held is not known
+    print(f"What these words say of the pose{level} (+ where it holds of the mean pose, - where not):" if lines else
           "No statement to check: these words say nothing that captions.py can measure.", *lines, sep="\n  ")
     folder = Path(config.out)
     try:

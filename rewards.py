@@ -23,6 +23,7 @@ from torch import Tensor
 
 import captions
 from body import forward_kinematics, remove_heading, rot6d_to_matrix
+from builtin.denials import signed
 from builtin.joint_credit import joint_by_joint, statements_by_joint
 from builtin.retriever import Retriever
 from data import Example
@@ -53,21 +54,22 @@ class Context:
         return rotmats, *forward_kinematics(rotmats)
 
     @cached_property
-    def said(self) -> Tensor:  # (n, S), 1 for each statement of the sentence
-        said = torch.zeros(len(self.examples), len(captions.STATEMENTS), device=self.rotmats.device)
+    def said(self) -> Tensor:  # (n, 2 S), 1 for each statement of the sentence, and each that it denies
+        said = torch.zeros(len(self.examples), 2 * captions.S, device=self.rotmats.device)
         for row, example in zip(said, self.examples):
             row[list(example.statements)] = 1.0
         return said
 
     @cached_property
-    def said_and_held(self) -> Tensor:  # (n, G, K, S), 1 for those that hold in the pose
-        return captions.holds(*self.upright[1:]) * self.said[:, None, None]
+    def said_and_held(self) -> Tensor:  # (n, G, K, 2 S), 1 for those that hold in the pose
+        return signed(captions.holds(*self.upright[1:]).float()) * self.said[:, None, None]
 
 
 # ---------------------------------------------------------------- the rewards: of a Context, (n, G) or (n, G, K)
 
 POSE_FORM = re.compile(re.escape(captions.POSE_ANSWER))
-DESCRIPTION_FORM = re.compile(r"\S.*\. " + re.escape(captions.POSE_ANSWER), re.DOTALL)
+DESCRIPTION_FORM = re.compile(rf"(?!.*{captions.POSE_TOKEN}.*{captions.POSE_TOKEN})\S.*\. "
+                              + re.escape(captions.POSE_ANSWER), re.DOTALL)
 WORDS_FORM = re.compile(rf"(?!.*{re.escape(captions.POSE_TOKEN)})\S.*\.", re.DOTALL)
 FORM = {"text2pose": POSE_FORM, "image2pose": POSE_FORM, "image2text": DESCRIPTION_FORM, "vqa": WORDS_FORM}
 
@@ -95,8 +97,8 @@ def text_reward(c: Context) -> Tensor:
 def informedness(said: Sequence[int], holds: Tensor, base_rates: Tensor) -> float:
     """How much more of what is said holds here than in any picture: sum_s (h_s - p_s) / max(n, 4), in (-1, 1).
 
-    said: n different statements. holds: (S,), the h_s of this picture. base_rates: (S,), the share p_s of pictures in
-    which each holds. A sum of informedness (Powers 2011): whoever does not look earns 0 on average, whatever is said.
+    said: n different statements. holds: the h_s of this picture, and base_rates: the share p_s of pictures in which each
+    holds, (2 S,) of `signed`. A sum of informedness (Powers 2011): whoever does not look earns 0 on average, whatever is said.
     What is rare counts more. True descriptions make 4 statements on average; the divisor keeps a long list of guesses
     from earning more than the few best of them.
     """
@@ -105,8 +107,10 @@ def informedness(said: Sequence[int], holds: Tensor, base_rates: Tensor) -> floa
 
 
 def description_reward(c: Context) -> list[list[float]]:
-    return [[informedness(captions.parse(answer), torch.from_numpy(e.holds), c.base_rates) for answer in answers]
-            for e, answers in zip(c.examples, c.answers)]
+    rates = signed(c.base_rates)
+    rows = signed(torch.stack([torch.from_numpy(e.holds) for e in c.examples]).to(rates))  # (n, 2 S)
+    return [[informedness(captions.parse(answer), row, rates) for answer in answers]
+            for row, answers in zip(rows, c.answers)]
 
 
 def correct_reward(c: Context) -> list[list[float]]:

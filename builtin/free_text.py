@@ -1,7 +1,9 @@
 """What a user types, made a prompt of the kind that the built-in world trains on.
 
-    "arms spread" -> "Give the SMPL pose of this person: The person has the arms spread."
-    "kneeling, left hand low" -> "Give the SMPL pose of this person: The person is kneeling. The left hand is low."
+    "arms spread" -> "Give the SMPL pose of this person: The arms are spread."
+    "sit down, don't bend your left arm" -> "Give the SMPL pose of this person: The person is sitting. The left arm is
+                                            not bent."
+    "juggle three balls" -> "A person is described like this: Juggle three balls. Answer with the SMPL pose."
 Sent as a fragment, many would be answered without a pose.
 Read next: ../predict.py, which sends these prompts.
 """
@@ -10,26 +12,45 @@ import re
 
 import numpy as np
 
-from captions import READING, STATEMENTS, plain
+from builtin.phrasing import plain, spelled_out
+from captions import STATEMENTS, parse
 from data import INSTRUCTIONS
 
 _SUBJECTS = "the a an this that these someone somebody person both each he she they his her their it there".split()
+_PART = re.compile(r"(?:(?:left|right|both) )?(?:upper body|hand|arm|elbow|leg|knee|thigh|foot|feet|head|back)s?\b")
 _STATES = {p.split()[3] for s in STATEMENTS for p in s.phrases if p.startswith("the person is ")}  # kneeling
+_SENTENCE = {plain(p): p for s in reversed(STATEMENTS) for p in (*s.both[::-1], *s.phrases[::-1])}  # of what it says
+_VERBS = {"is", "are", "has", "have"}
+_NOT = r"\b(?:(?:do|does|did) )?not\b"
+
+
+def _sentence(part: str) -> str:
+    """The sentence of a part that says one thing of the table, or denies one, and no more; "" for any other part."""
+    part, denials = re.subn(_NOT, "", spelled_out(part))
+    phrase = _SENTENCE.get(plain(part), "") if denials < 2 else ""
+    phrase = re.sub(r" (is|are) ", r" \1 not ", phrase, count=1) if denials else phrase
+    return phrase and phrase[0].upper() + phrase[1:] + "."
 
 
 def make_prompt(words: str, image: np.ndarray | None) -> str:
     """What is asked of the policy. Words about an image, and words that ask for an answer, stay as they are; others are
-    made a sentence in an instruction. ValueError where there is nothing to ask."""
+    made sentences in an instruction, those of the table where all that is said is in it. ValueError where there is
+    nothing to ask."""
     words = " ".join(words.split())
     if not words and image is None:
         raise ValueError('describe a pose, as in python predict.py "kneeling on the left knee", or give --image FILE')
     if image is not None or "?" in words or "smpl pose" in words.lower():
         return words or INSTRUCTIONS["image2pose"][0]
-    parts = [READING.get(plain(part)) for part in re.split("[,;]", words)]
-    if len(parts) > 1 and all(parts):  # each fragment says a statement and nothing else, no "not" for instance
-        words = " ".join(f"{STATEMENTS[i].key.capitalize()}." for i in dict.fromkeys(sum(parts, ())))
-    first = words.split()[0].strip(",.!").lower()
-    if first not in _SUBJECTS:
-        is_state = first in _STATES or first.endswith("ing")
-        words = ("The person is " if is_state else "The person has the ") + words[0].lower() + words[1:]
-    return INSTRUCTIONS["text2pose"][0].format(words[0].upper() + words[1:] + "." * (words[-1] not in ".!"))
+    parts = [part for part in re.split(r"[,;.!]|\b(?:and|but|then|while|with)\b", words, flags=re.I) if part.strip()]
+    read = " ".join(dict.fromkeys(map(_sentence, parts)))
+    if parts and all(map(_sentence, parts)) and parse(read) == parse(words):
+        return INSTRUCTIONS["text2pose"][0].format(read)
+    first, _, then = re.sub(r"['’]\w+", "", words.lower()).partition(" ")
+    doing = then.partition(" ")[0] if first == "not" else first
+    if doing.strip(",.!") in _STATES or re.fullmatch(r"\w*[aeiouy]\w*ing[,.!]?", doing):  # waving, but not "bring"
+        words = "The person is " + words[0].lower() + words[1:]
+    elif _PART.match(words.lower()) and first != "both":
+        words = "The person has the " + words[0].lower() + words[1:]
+    sentence = words[0].upper() + words[1:] + "." * (words[-1] not in ".!")
+    is_sentence = words[:11] == "The person " or first in _SUBJECTS and _VERBS & {*spelled_out(words).split()}
+    return INSTRUCTIONS["text2pose"][0 if is_sentence else 2].format(sentence)

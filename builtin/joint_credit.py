@@ -15,6 +15,7 @@ from torch import Tensor
 
 import captions
 from body import PARENTS, axis_angle_to_matrix, forward_kinematics
+from builtin.denials import KINDS
 from builtin.poses import sample_poses
 
 # MOVES[j, i]: does turning joint j move the place of joint i, somewhere below it in the tree?
@@ -38,7 +39,7 @@ def statements_by_joint(c) -> Tensor:
 
 @cache
 def decides_statement() -> Tensor:
-    """Whether turning a joint decides a statement: bool (24, S). Found by trying: each joint of 200 poses is turned at
+    """Whether turning a joint decides a statement, or its denial: bool (24, 2 S). Found by trying: each joint of 200 poses is turned at
     random. It decides what it changes at least a tenth as often as the joint does that changes it most."""
     rotmats, generator = sample_poses(200, np.random.default_rng(0)), torch.Generator().manual_seed(0)
     before, changed = captions.measure(*forward_kinematics(rotmats)), []
@@ -49,4 +50,5 @@ def decides_statement() -> Tensor:
         same = ((after - before).abs() < 0.01) | (after.isnan() & before.isnan())
         changed.append((~same).float().mean(0))
     share = torch.stack(changed)[:, [captions.MEASURES.index(s.measure) for s in captions.STATEMENTS]]  # (24, S)
-    return share > 0.1 * share.amax(0)
+    decides = share > 0.1 * share.amax(0)
+    return torch.cat([decides, decides.float() @ KINDS > 0], -1)

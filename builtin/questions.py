@@ -40,6 +40,10 @@ _ANSWERS = _answers()
 
 
 def draw_question(row: np.ndarray, rng: np.random.Generator) -> tuple[str, str]:
-    """A random question about a pose and its answer, which depends on nothing else. row: bool (S,), of `holds`."""
-    question, answers, otherwise = _ANSWERS[rng.integers(len(_ANSWERS))]
-    return question, next((answer for i, answer in answers.items() if row[i]), otherwise)
+    """A random question about a pose and its answer, which depends on nothing else. row: bool (S,), of `holds`, or
+    (T, S) where one of T is true and nobody knows which: of the questions that have one answer in all of them."""
+    while True:
+        question, answers, otherwise = _ANSWERS[rng.integers(len(_ANSWERS))]
+        told = {next((answer for i, answer in answers.items() if way[i]), otherwise) for way in np.atleast_2d(row)}
+        if len(told) == 1:
+            return question, told.pop()

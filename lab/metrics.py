@@ -12,6 +12,7 @@ from torch import Tensor
 
 import captions
 from body import forward_kinematics, rot6d_to_matrix
+from builtin.denials import signed
 from data import Example, Split, make_example
 from model import PosePolicy
 from real.smpl import body_vertices
@@ -108,10 +109,10 @@ def statements_held(examples: Sequence[Example], rotmats: Tensor) -> tuple[np.nd
     """The share of each example's statements that hold in its own poses (N, K, 24, 3, 3), and the mean share of the
     other examples' statements that hold there: (n,) and (n,), of those n examples that make any."""
     speaking = [i for i, e in enumerate(examples) if len(e.statements)]  # a caption from outside may make none
-    said = torch.zeros(len(speaking), len(captions.STATEMENTS)).double()
+    said = torch.zeros(len(speaking), 2 * captions.S).double()
     for row, i in zip(said, speaking):
         row[list(examples[i].statements)] = 1.0
-    holds = captions.pose_holds(rotmats[speaking]).double().mean(1).cpu()  # (n, S)
+    holds = signed(captions.pose_holds(rotmats[speaking]).double()).mean(1).cpu()  # (n, 2 S)
     share = said @ holds.T / said.sum(1, keepdim=True)  # (n, n): of the statements of one, in the pose of the other
     own = share.diagonal()
     return own.numpy(), ((share.sum(0) - own) / max(1, len(speaking) - 1)).numpy()
@@ -122,8 +123,8 @@ def description_scores(examples: Sequence[Example], answers: Sequence[str]) -> d
     holds in the picture (`statements_held`), and `informed`: rewards.informedness, the base rates taken from the other
     pictures, over its mean for the true descriptions. Whoever does not look has 0 there, and no more than that."""
     said = [captions.parse(answer) for answer in answers]
-    holds = torch.from_numpy(np.stack([e.holds for e in examples])).double()  # (N, S), against gravity
-    others = (holds.sum(0) - holds) / max(1, len(holds) - 1)  # (N, S): one answer for all pictures then has exactly 0
+    holds = signed(torch.from_numpy(np.stack([e.holds for e in examples])).double())  # (N, 2 S)
+    others = (holds.sum(0) - holds) / max(1, len(holds) - 1)  # one answer for all pictures then has exactly 0
     earned, truth = (np.array([informedness(*row) for row in zip(statements, holds, others)])
                      for statements in (said, [e.statements for e in examples]))
     return {"statements_held": np.array([holds[i, list(s)].mean().item() if s else 0.0 for i, s in enumerate(said)]),

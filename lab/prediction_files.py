@@ -23,6 +23,7 @@ from torch import Tensor
 
 import captions
 from body import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_rot6d
+from builtin.denials import said, signed
 from builtin.renderer import PALETTE, part_colors, render
 from lab.curves import write_picture
 from real.smpl import body_vertices
@@ -95,8 +96,8 @@ def draw(path: Path, body, asked: str, image: np.ndarray | None, answer: str, li
 
 
 def statement_lines(text: str, rotmats: Tensor) -> list[str]:
-    """A line for each statement of a text: whether it holds of the mean pose, + or -, and in how many samples; rotmats:
-    (1 + K, 24, 3, 3), the mean pose first."""
-    holds, K = captions.pose_holds(rotmats), len(rotmats) - 1  # (1 + K, S)
-    return [f"{'+' if holds[0, i] else '-'} {captions.STATEMENTS[i].key}: {holds[1:, i].sum()} of {K} samples"
+    """A line for each statement of a text and each that it denies: whether the mean pose does as is said, + or -, and
+    how many samples; rotmats: (1 + K, 24, 3, 3), the mean pose first."""
+    holds, K = signed(captions.pose_holds(rotmats).float()).bool(), len(rotmats) - 1  # (1 + K, 2 S)
+    return [f"{'+' if holds[0, i] else '-'} {said(i)}: {holds[1:, i].sum()} of {K} samples"
             for i in captions.parse(text)]

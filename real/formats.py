@@ -2,7 +2,8 @@
 
 A reader makes `Row`s of a file: checked annotations in this project's frame. Two other frames are met, in which the
 root of a person upright and facing the viewer is not the identity: AMASS has z up, R = Rx(-90) R_amass; a camera has y
-down, R = Rx(180) R_camera. A file that cannot be read at all stops; of a row at fault see mixture.py.
+down, R = Rx(180) R_camera. Words are against gravity, which of files with images 3DPW alone tells: of the others is
+said what holds however the camera was held (mixture.TILTS). A file that cannot be read at all stops; of a row at fault see mixture.py.
 Read next: train_sft.py, whose --data takes these files.
 """
 
@@ -105,6 +106,7 @@ def read_3dpw(split: str, faults: Faults, folder: str) -> list[Row]:
                 valid, shape = numbers(valid, "campose_valid", len(camera)), numbers(betas, "betas", None)
                 shape = torch.from_numpy(numbers(finite(shape, "betas")[:10], "betas", 10))
                 rotmats = _rotmats(poses, 180.0, camera)
+                upright = body.axis_angle_to_matrix(torch.from_numpy(poses[:, :3]))  # 3DPW's world has y up
                 for frame in range(len(camera)):
                     sure = points[frame, 2]
                     if not valid[frame] or not (sure > 0).any():
@@ -117,7 +119,8 @@ def read_3dpw(split: str, faults: Faults, folder: str) -> list[Row]:
                             raise ValueError("`cam_poses` holds no rotation")
                         box = square((x.min() + x.max()) / 2, (y.min() + y.max()) / 2, 1.2 * max(np.ptp(x), np.ptp(y)))
                         image = find_image(Path(folder) / "imageFiles", f"{name}/image_{frame:05d}.jpg")
-                        rows.append(Row(f"{path}, person {person}, frame {frame}", rotmats[frame], shape, image, box))
+                        rows.append(Row(f"{path}, person {person}, frame {frame}", rotmats[frame], shape, image, box,
+                                        upright=upright[frame]))
     return rows
 
 

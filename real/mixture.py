@@ -17,8 +17,14 @@ from torch import Tensor
 
 import body
 import captions
+from builtin.questions import draw_question
 from data import INSTRUCTIONS, Example, Split, make_example
 from real.photos import Box, read_person
+
+
+# How a camera may be held that no file tells of: level, 20 degrees up or down, 10 to a side.
+TILTS = torch.stack([body.axis_rotation(axis, torch.tensor(degrees)) for axis, degrees in (
+    (0, 0.0), (0, 20.0), (0, -20.0), (2, 10.0), (2, -10.0))])  # (T, 3, 3)
 
 
 @dataclass
@@ -34,7 +40,14 @@ class Row:
     captions: tuple[str, ...] = ()
     turns: tuple[tuple[str, str], ...] = ()  # prompts, each with its answer
     id: str = ""  # by which others know it, where the file has one; base names of images are not unique
-    holds: np.ndarray | None = None  # (S,) bool, where there are no words but those that the pose itself gives
+    holds: np.ndarray | None = None  # (T, S) bool, where there are no words but those that the pose itself gives
+    upright: Tensor | None = None  # (3, 3), the root against gravity, where there is an image and the file tells it
+
+    def against_gravity(self) -> Tensor:
+        """The pose (T, 24, 3, 3) with y up, as words about it mean: in each way that it may be."""
+        roots = TILTS @ self.rotmats[0] if self.upright is None else self.upright[None]
+        roots = roots if self.image is not None else self.rotmats[:1]
+        return torch.cat([roots[:, None], self.rotmats[1:].expand(len(roots), -1, -1, -1)], 1)
 
 
 class Faults:
@@ -71,7 +84,9 @@ class Source:
         speechless = [row for row in self.rows if not row.captions and not row.turns]
         for start in range(0, len(speechless), 1000):  # many at once: one at a time takes longer than a training step
             rows = speechless[start:start + 1000]
-            for row, holds in zip(rows, captions.pose_holds(torch.stack([row.rotmats for row in rows])).numpy()):
+            ways = [row.against_gravity() for row in rows]
+            ends = np.cumsum([len(poses) for poses in ways])[:-1]
+            for row, holds in zip(rows, np.split(captions.pose_holds(torch.cat(ways)).numpy(), ends)):
                 row.holds = holds
 
     def __len__(self) -> int:
@@ -93,7 +108,10 @@ class Source:
             prompt = str(rng.choice(INSTRUCTIONS[task])).format(caption)
             return Example(task, prompt, captions.POSE_ANSWER, image, rotmats, row.betas, caption,
                            captions.parse(caption))
-        holds = row.holds[None, list(captions.MIRRORED_STATEMENT)] if flip else row.holds[None]  # (1, S)
+        holds = row.holds[:, list(captions.MIRRORED_STATEMENT)] if flip else row.holds  # (T, S)
+        if task == "vqa":
+            return Example(task, *draw_question(holds, rng), image, rotmats, row.betas, "", ())
+        holds = holds.all(0, keepdims=True)  # (1, S), what holds whichever way the camera was held
         pictures = None if image is None else image[None]
         return make_example(Split(rotmats[None], holds, rotmats[None], row.betas[None], pictures), task, 0, rng)
 
@@ -110,7 +128,7 @@ class Mixture:
         """As of a Split, over the pictures that are described: (S,), each source with its weight; 0 where none is."""
         rates, total = torch.zeros(len(captions.STATEMENTS)).double(), 0.0
         for source, weight in zip(self.sources, self.weights):
-            holds = [row.holds for row in source.rows if row.holds is not None and row.image is not None]
+            holds = [row.holds.all(0) for row in source.rows if row.holds is not None and row.image is not None]
             if holds and "image2text" in source.tasks:
                 rate = torch.from_numpy(np.mean(holds, 0))
                 rate = (rate + rate[list(captions.MIRRORED_STATEMENT)]) / 2 if source.flips else rate

@@ -21,6 +21,7 @@ from transformers import HfArgumentParser
 
 import captions
 from body import axis_rotation, matrix_to_axis_angle, matrix_to_rot6d, remove_heading
+from builtin.denials import signed
 from builtin.retriever import load_judge
 from data import Example, load_splits
 from engine.runtime import check_outputs, own_seed, pick_device, run
@@ -201,8 +202,8 @@ def follow_protocol(name: str, policy: PosePolicy, examples: Sequence[Example], 
         return each | best_of(out, true, betas, body)
     if name == "posescript":
         upright = remove_heading(out["samples"])
-        held = captions.pose_holds(upright)  # (n, K, S); the mean over no statement is NaN
-        return each | {"statements": torch.stack([held[i][:, list(e.statements)].float().mean()
+        held = signed(captions.pose_holds(upright).float())  # (n, K, 2 S); the mean over no statement is NaN
+        return each | {"statements": torch.stack([held[i][:, list(e.statements)].mean()
                                                   for i, e in enumerate(examples)]),
                        "text": instrument.encode_text([e.caption for e in examples]),
                        "pose": instrument.encode_pose(upright[:, 0]),

@@ -7,10 +7,12 @@ import torch
 
 import captions
 from body import JOINT, axis_angle_to_matrix, mirror
-from captions import MIRRORED_STATEMENT, STATEMENTS, describe, parse, pose_holds, swap_sides
+from builtin.denials import said, signed
+from captions import MIRRORED_STATEMENT, STATEMENTS, S, describe, parse, pose_holds, swap_sides
 from builtin.questions import draw_question
 
 PHRASE = {phrase: i for i, s in enumerate(STATEMENTS) for phrase in s.phrases}
+MIRRORED = (*MIRRORED_STATEMENT, *(S + i for i in MIRRORED_STATEMENT))  # denials too
 
 
 def pose(**degrees):
@@ -192,8 +194,59 @@ def test_parse_what_people_type():
         "the left hand is on the left hip", "the right hand is on the right hip"]
     assert [STATEMENTS[i].key for i in parse("She is sitting with her left knee bent, looking left")] == [
         "the person is sitting", "the left knee is bent", "the head is turned to the left"]
-    assert parse("") == parse("purple ideas sleep") == parse("the left knee is not bent") == ()
+    assert parse("") == parse("purple ideas sleep") == ()
     assert parse("left arm straight. Left arm straight") == (PHRASE["the left arm is straight"],)
+
+
+@pytest.mark.parametrize("text, says", [
+    ("The person is not kneeling.", ["not the person is kneeling"]),
+    ("The left knee isn't bent.", ["not the left knee is bent"]),
+    ("Standing without leaning back", ["the person is standing", "not the person is leaning back"]),
+    ("neither hand is above the head",
+     ["not the left hand is above the head", "not the right hand is above the head"]),
+    ("The person is neither standing nor sitting.", ["not the person is standing", "not the person is sitting"]),
+    ("never kneeling, the back upright", ["not the person is kneeling", "the back is upright"]),
+    ("He is not kneeling, sitting or squatting", [f"not the person is {x}" for x in ("kneeling", "sitting", "squatting")]),
+    ("No hands on the hips; sitting", ["not the left hand is on the left hip", "not the right hand is on the right hip",
+                                       "the person is sitting"]),
+    ("The left arm is not bent and the right arm is straight",
+     ["not the left elbow is bent", "the right elbow is straight"]),
+    ("They aren't sitting but kneeling", ["not the person is sitting", "the person is kneeling"]),
+    ("not sitting and kneeling", ["not the person is sitting"]),  # whether it kneels nobody can tell
+    ("not only kneeling but also looking up", ["the person is kneeling", "the person is looking up"]),
+    ("No, it is not in front.", []), ("kneeling, not on the left knee", ["the person is kneeling"])])
+def test_what_is_denied_is_not_said(text, says):
+    """A denial counts in its clause, and what it denies is known as such."""
+    found = [("not " if i >= S else "") + STATEMENTS[i % S].key for i in parse(text)]
+    assert found == says
+
+
+def test_a_denial_holds_where_neither_the_statement_nor_a_kind_of_it_does(many, rows):
+    held = signed(torch.from_numpy(rows).double())
+    assert held.unique().tolist() == [0, 1]  # of the kinds of one, at most one holds
+    assert torch.equal(held[:, :S].bool(), torch.from_numpy(rows)) and not (held[:, :S] * held[:, S:]).any()
+    torch.testing.assert_close(signed(torch.from_numpy(rows).double().mean(0)), held.mean(0))
+    kneeling, left = PHRASE["the person is kneeling"], PHRASE["the person is kneeling on the left knee"]
+    assert rows[:, left].any() and not held[rows[:, left], S + kneeling].any()
+    bent, sharply = PHRASE["the left elbow is bent"], PHRASE["the left elbow is sharply bent"]
+    assert not held[rows[:, sharply], S + bent].any() and held[rows[:, bent], S + sharply].all()
+    for i in range(S):
+        assert parse(said(i)) == (i,) and parse(said(S + i)) == (S + i,) and " not " in said(S + i)
+
+
+@pytest.mark.parametrize("typed, meant", [
+    ("sit down on a chair and put both hands up", "sitting, both hands above the head"), ("he's kneeling", "kneeling"),
+    ("bring your left arm up", "left hand above the head"), ("both hands up", "hands above the head"),
+    ("squat", "squatting"), ("Stand up straight, arms out to the sides", "standing, both arms out to the sides"),
+    ("lie down on your stomach", "lying on their belly"), ("bend your left knee slightly", "left knee slightly bent"),
+    ("Kneel down and look to the left", "kneeling, looking to the left"), ("do a handstand", "upside down"),
+    ("put your right hand on your hip", "right hand on the right hip"), ("legs spread", "feet wide apart"),
+    ("raise your right arm to shoulder height", "right hand at shoulder height"), ("knees up", "both knees raised"),
+    ("lift the left foot off the ground", "left foot lifted"), ("hands behind your back", "both hands behind the body"),
+    ("don't bend your arms", "the left arm is not bent, the right arm is not bent"), ("kneel on one knee", "")])
+def test_everyday_words_are_read_as_those_of_the_table(typed, meant):
+    assert set(parse(typed)) == set(parse(meant)) and (parse(typed) or not meant)
+    assert {MIRRORED[i] for i in parse(typed)} == set(parse(swap_sides(typed)))
 
 
 def test_questions(rows):

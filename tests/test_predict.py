@@ -163,20 +163,37 @@ def test_holding_statements_get_a_plus():
         "+ the person is standing: 3 of 3 samples", "- the right knee is sharply bent: 1 of 3 samples",
         "+ the hands are far apart: 3 of 3 samples"]
     assert prediction_files.statement_lines("a happy day", poses) == []
+    assert prediction_files.statement_lines("not kneeling, right knee not bent", poses) == [
+        "+ the person is not kneeling: 3 of 3 samples", "+ the right knee is not bent: 2 of 3 samples"]
 
 
 @pytest.mark.parametrize("words, sentence", [
     ("kneeling on the left knee, right hand above the head",
      "The person is kneeling on the left knee. The right hand is above the head."),
-    ("not kneeling, left hand low", "The person has the not kneeling, left hand low."),
+    ("not kneeling, left hand low", "The person is not kneeling. The left hand is low."),
+    ("sit down on a chair and put both hands up", "The person is sitting. Both hands are above the head."),
+    ("he's kneeling", "The person is kneeling."), ("bring your left arm up", "The left hand is above the head."),
+    ("both hands up", "Both hands are above the head."), ("squat", "The person is squatting."),
+    ("Don't bend your left arm!", "The left arm is not bent."), ("he's dancing", "He's dancing."),
+    ("standing without leaning back", "The person is standing without leaning back."),
+    ("left hand waving", "The person has the left hand waving."), ("not dancing", "The person is not dancing."),
     ("The person is sitting, an old man.", "The person is sitting, an old man."),
-    ("upside down", "The person is upside down."), ("arms  spread\n", "The person has the arms spread."),
+    ("upside down", "The person is upside down."), ("arms  spread\n", "The arms are spread."),
     ("The head is bowed.", "The head is bowed."), ("someone is dancing", "Someone is dancing."),
-    ("waving!", "The person is waving!"), ("{} 100 %", "The person has the {} 100 %."),
+    ("waving!", "The person is waving!"),
 ])
 def test_free_words_become_a_sentence_in_an_instruction(words, sentence):
     prompt = predict.make_prompt(words, None)
     assert prompt == data.INSTRUCTIONS["text2pose"][0].replace("{}", sentence)
+    assert captions.parse(prompt) == captions.parse(words)
+
+
+@pytest.mark.parametrize("words", ["Sit down on a chair and juggle", "{} 100 %", "Bring me the ball", "Not just", "!!!",
+                                   "Both hands waving", "Don't sit, stand or kneel", "Neither standing nor sitting"])
+def test_what_is_no_sentence_is_quoted_and_not_completed(words):
+    """"The person has the sit down on a chair" is no English."""
+    prompt = predict.make_prompt(words, None)
+    assert prompt == data.INSTRUCTIONS["text2pose"][2].replace("{}", words + "." * (words[-1] != "!"))
     assert captions.parse(prompt) == captions.parse(words)
 
 
@@ -268,7 +285,7 @@ def test_sentence_after_sentence_until_an_empty_line(make, monkeypatch, tmp_path
     monkeypatch.setattr("builtins.input", typed(["kneeling", "arms spread", "  ", "never read"]))
     call(monkeypatch, *arguments)
     said = capsys.readouterr().out
-    assert "The person is kneeling." in said and "The person has the arms spread." in said and "never" not in said
+    assert "The person is kneeling." in said and "The arms are spread." in said and "never" not in said
     assert len(poses) == 2 and not np.allclose(poses[0], poses[1])
     monkeypatch.setattr("builtins.input", typed(["arms spread"]))
     call(monkeypatch, *arguments)

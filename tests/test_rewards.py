@@ -8,6 +8,7 @@ import torch
 
 import captions
 from builtin import joint_credit
+from builtin.denials import signed
 from engine import log
 import rewards
 from body import JOINT, axis_angle_to_matrix, forward_kinematics, matrix_to_rot6d, mirror, remove_heading
@@ -45,6 +46,7 @@ def rollout(examples, answers, poses):
     ("text2pose", captions.POSE_ANSWER, 1), ("text2pose", captions.POSE_ANSWER + " " + captions.POSE_ANSWER, 0),
     ("text2pose", "The SMPL pose of this person is.", 0), ("image2pose", captions.POSE_ANSWER, 1), ("image2pose", "", 0),
     ("image2pose", captions.POSE_ANSWER + " Yes.", 0), ("image2text", "They stand. " + captions.POSE_ANSWER, 1),
+    ("image2text", "They <POSE> stand. " + captions.POSE_ANSWER, 0), ("image2text", captions.POSE_ANSWER * 2, 0),
     ("image2text", captions.POSE_ANSWER, 0), ("image2text", "They stand.", 0), ("image2text", "They stand " + captions.POSE_ANSWER, 0),
     ("vqa", "The left knee is bent.", 1), ("vqa", captions.POSE_ANSWER, 0), ("vqa", "", 0), ("vqa", "The left knee", 0)])
 def test_format(task, answer, good):
@@ -117,10 +119,28 @@ def test_a_joints_part_of_a_reward_moves_with_what_it_decides_alone(retriever):
         above = moved[:, moved[joint]].any(-1) if moved[joint].any() else torch.zeros(24).bool()
         assert ((change > 1e-6) == above).all()
         torch.testing.assert_close(parts["joint"][1, 0, :, 0], pose["joint"][1, 0])  # the root moves all: eq. 7 itself
-        said = torch.zeros(len(captions.STATEMENTS)).index_fill_(0, torch.tensor(task[0].statements), 1.0)
-        held = captions.pose_holds(poses).float() * said  # (2, S)
+        said = torch.zeros(2 * captions.S).index_fill_(0, torch.tensor(task[0].statements), 1.0)
+        held = signed(captions.pose_holds(poses).float()) * said  # (2, 2 S)
         torch.testing.assert_close(parts["statements"][0, 0], held @ decided.T.float() / (decided.float() @ said),
                                    equal_nan=True)
+
+
+def test_what_is_denied_is_rewarded_where_it_does_not_hold(retriever):
+    """In words and in poses; as much as it tells, which of what mostly does not hold is little."""
+    kneels = captions.pose_holds(POSES)[:, list(captions.parse("kneeling, kneeling on the left knee, kneeling on the right knee"))]
+    no, yes = kneels.any(1).float().sort(stable=True).indices[[0, -1]].tolist()
+    told = example("text2pose", no)
+    told.caption, told.statements = "The person is not kneeling.", captions.parse("The person is not kneeling.")
+    poses = POSES[[no, yes]][None, None]
+    _, pose, by_joint = rewards.score([told], rollout([told], [[captions.POSE_ANSWER]], poses), retriever, RATES)
+    assert pose["statements"].tolist() == [[[1, 0]]]
+    assert by_joint["statements"][0, 0, :, JOINT["left_knee"]].tolist() == [1, 0]
+    assert by_joint["statements"][0, 0, :, JOINT["left_elbow"]].isnan().all()
+    seen = [example("image2text", i) for i in (no, yes)]
+    words = [["The person is not kneeling. " + captions.POSE_ANSWER]] * 2
+    given = rewards.score(seen, rollout(seen, words, POSES[[no, yes]][:, None, None]), retriever, RATES)[0]["description"]
+    rate = kneels.any(1).double().mean().item()
+    assert given[:, 0].tolist() == pytest.approx([rate / 4, (rate - 1) / 4])
 
 
 def test_semantic_reward_does_not_see_the_heading(retriever):
