@@ -21,6 +21,8 @@ class PoseHead(nn.Module):
 
     covariance: `diag`, `lowrank` (diagonal plus `rank` shared directions) or `full` (Cholesky factor). The diagonal
     never falls below `sigma_floor`: without one reinforcement narrows the Gaussian until nothing is tried any more.
+    Adam moves a sum over H numbers by H times its rate: rates, given for H = 128, are therefore multiplied by `rate`,
+    and the mean starts smaller likewise (Yang et al. 2022, muP), so that a step moves the poses alike at any H.
     """
 
     def __init__(self, hidden_size: int, covariance: str = "diag", rank: int = 8, sigma_floor: float = 0.02):
@@ -29,10 +31,11 @@ class PoseHead(nn.Module):
         if covariance not in sizes or not 0 <= sigma_floor <= 10:
             raise ValueError(f"covariance must be diag, lowrank or full, not {covariance!r}, sigma_floor 0 to 10")
         self.covariance, self.rank, self.sigma_floor = covariance, rank, sigma_floor
-        width = 2 * hidden_size
+        width, self.rate = 2 * hidden_size, 128 / hidden_size
         self.trunk = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, width), nn.GELU())
         self.mean, self.sigma = nn.Linear(width, POSE_DIM), nn.Linear(width, POSE_DIM)
         self.correlation = nn.Linear(width, sizes[covariance]) if sizes[covariance] else None
+        self.mean.weight.data.mul_(self.rate ** 0.5)
         nn.init.zeros_(self.sigma.weight)
         nn.init.constant_(self.sigma.bias, -1.5)  # softplus: standard deviations start near 0.2
         self.register_buffer("rest", matrix_to_rot6d(torch.eye(3)).repeat(24), persistent=False)

@@ -59,7 +59,7 @@ class SFTConfig:
         "help": "steps of both image encoders: 64 pictures each, 16 of them for the vision tower"})
     sft_steps: int = field(default=950, metadata={"help": "steps of supervised fine-tuning"})
     sft_batch: int = field(default=48, metadata={"help": "examples a step"})
-    sft_lr: float = field(default=2.5e-3, metadata={"help": "peak learning rate"})
+    sft_lr: float = field(default=2.5e-3, metadata={"help": "peak learning rate at a hidden size of 128"})
     sft_accumulate: int = field(default=1, metadata={"help": "parts in which a batch is run, to save memory"})
 
 
@@ -111,7 +111,7 @@ def train_sft(policy: PosePolicy, split: Split | Mixture, config: SFTConfig, see
     groups = [{"params": parameters}]
     if config.vlm != "tiny":  # what others trained takes smaller steps than what is new
         new = {id(p) for module in (policy.pose_head, policy.pose_projector) for p in module.parameters()}
-        groups = [{"params": [p for p in parameters if id(p) in new]},
+        groups = [{"params": [p for p in parameters if id(p) in new], "lr": config.sft_lr * policy.pose_head.rate},
                   {"params": [p for p in parameters if id(p) not in new], "lr": config.vlm_lr}]
     else:
         inside = policy.vlm.get_decoder().layers, policy.pose_projector, policy.pose_head.trunk

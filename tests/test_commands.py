@@ -74,9 +74,9 @@ NOT_HERE = {  # why
     "pip install scipy": "an optional package",
     "python -m pytest": "this is it",
     "python -m pytest -m slow": ".ci/run does it",
-    "python train_rft.py --vlm HuggingFaceTB/SmolVLM-256M-Instruct --lora_rank 16 --picture 224 --sft_batch 8 --rft_lr "
-    "3e-5 --out runs_vlm": "the hub cannot be reached; test_families and test_lora take both stages on folders in its layout",
-    "python train_rft.py --vlm DIR --lora_rank 16 --picture 256 --rft_lr 3e-5 --pose_encoder "
+    "python train_rft.py --vlm HuggingFaceTB/SmolVLM-256M-Instruct --lora_rank 16 --picture 224 --sft_batch 8 --out "
+    "runs_vlm": "the hub cannot be reached; test_families and test_lora take both stages on folders in its layout",
+    "python train_rft.py --vlm DIR --lora_rank 16 --picture 256 --pose_encoder "
     "hmr2_backbone --out runs_hmr2":
         "as above; test_pose_encoders takes both stages with a backbone",
     "python train_rft.py --data posescript:PS,AMASS=2 images:h36m.npz,H36M=2 images:coco.npz,COCO=1 "
