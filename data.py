@@ -69,7 +69,7 @@ def load_splits(poses_dir: str | Path | None = None, counts: dict[str, int] | No
     size: pixels a side of the pictures.
     """
     counts = counts or {"train": 10_000, "val": 500, "test": 1_000}
-    splits = {}
+    read = {}  # all of them before the first picture is drawn: one may not be there
     for name, count in counts.items():
         rng = np.random.default_rng([seed, SPLITS.index(name)])  # no split depends on the size of another
         if poses_dir is None:
@@ -78,8 +78,8 @@ def load_splits(poses_dir: str | Path | None = None, counts: dict[str, int] | No
             rotmats = load_amass(poses_dir, name)
             rotmats = torch.cat([rotmats, mirror(rotmats)]) if name == "train" else rotmats
             rotmats = rotmats[rng.permutation(len(rotmats))[:count]]
-        splits[name] = make_split(rotmats, rng, size, images, body_model)
-    return splits
+        read[name] = rotmats, rng
+    return {name: make_split(*found, size, images, body_model) for name, found in read.items()}
 
 
 # ---------------------------------------------------------------- examples

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import HfArgumentParser
 
 from body import forward_kinematics, remove_heading
 from builtin.retriever import Retriever
 from data import Split, load_splits
-from engine.runtime import check_outputs, pick_device, run
+from engine.checkpoint import atomic_write
+from engine.runtime import pick_device, run
 from engine.saving import load_policy
+from engine.settings import Count, OutputFile, SeedNumber, read_settings
 from lab.floors import floors
 from lab.metrics import (best_of, bootstrap, commonest_answer_accuracy, description_scores, errors_24, eval_examples,
                          frechet_distance, frechet_interval, hits, recall, respond, right_form, statements_held)
@@ -152,28 +153,25 @@ class EvaluateConfig:
     model: str = field(default="runs/rft", metadata={"help": "folder of a policy"})
     judge: str | None = field(default=None, metadata={"help": "folder of the judge; default: beside the policy"})
     poses: str | None = field(default=None, metadata={"help": "folder of AMASS npz files; default: the built-in poses"})
-    eval_poses: int = field(default=500, metadata={"help": "how many poses of the test split"})
-    seed: int = field(default=0, metadata={"help": "seed of the data and of the samples"})
+    eval_poses: Count = field(default=500, metadata={"help": "how many poses of the test split"})
+    seed: SeedNumber = field(default=0, metadata={"help": "seed of the data and of the samples"})
     body: str | None = field(default=None, metadata={"help": "SMPL: .pkl, .npz or a folder; default: built in"})
-    json: str | None = field(default=None, metadata={"help": "file to write the metrics to"})
+    json: OutputFile | None = field(default=None, metadata={"help": "file to write the metrics to"})
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
 
 
 def main() -> None:
-    config, = HfArgumentParser(EvaluateConfig, description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
-    check_outputs(json=config.json)
+    config, = read_settings(__doc__, EvaluateConfig)
     device, count, seed = pick_device(config.device), config.eval_poses, config.seed
-    if count < 1:
-        raise ValueError(f"--eval_poses {count}: must be 1 or more")
     policy, body = load_policy(config.model).to(device), load_body(config.body)
     judge = Retriever.from_pretrained(config.judge or Path(config.model).parent / "judge").to(device)
-    test = load_splits(config.poses, {"test": count}, seed, body_model=body, size=policy.image_size)["test"]
     train = load_splits(config.poses, {"train": 8000}, seed, images=False)["train"]
+    test = load_splits(config.poses, {"test": count}, seed, body_model=body, size=policy.image_size)["test"]
     result = evaluate(policy, test, judge, body.to(device), count, seed)
     blind = result["floors"] = floors(policy, train, test, judge, body, count, seed)
     print(table({"blind": blind, Path(config.model).name: result}))
     if config.json:
-        Path(config.json).write_text(json.dumps(result, indent=1) + "\n")
+        atomic_write(Path(config.json), json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

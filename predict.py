@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Independent
-from transformers import HfArgumentParser
 
 from body import remove_heading, rot6d_to_matrix
 from builtin.free_text import make_prompt
 from engine.runtime import pick_device, run
 from engine.saving import load_policy
+from engine.settings import OutputFolder, Parser, SeedNumber
 from lab.prediction_files import GHOSTS, SHOWN, draw, statement_lines, write_pose
 from model import MAX_TOKENS, PosePolicy
 from pose_head import POSE_DIM, draw_poses
@@ -62,10 +62,10 @@ class PredictConfig:
     prompt: str = field(default="", metadata={"help": "what to ask, sent as it is; default: for the SMPL pose"})
     body: str | None = field(default=None, metadata={"help": "SMPL: .pkl, .npz or a folder; default: built in"})
     model: str = field(default="runs/rft", metadata={"help": "folder of a policy"})
-    out: str = field(default="prediction", metadata={"help": "folder to write picture.png, pose.npz and body.obj to"})
+    out: OutputFolder = field(default="prediction", metadata={"help": "folder to write picture.png, pose.npz and body.obj to"})
     samples: int = field(default=64, metadata={"help": f"poses drawn; {GHOSTS} are painted, {SHOWN} on their own"})
     interactive: bool = field(default=False, metadata={"help": "read sentences or questions, one a line, until none"})
-    seed: int = field(default=0, metadata={"help": "seed of the samples"})
+    seed: SeedNumber = field(default=0, metadata={"help": "seed of the samples"})
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
 
 
@@ -93,7 +93,7 @@ def respond(policy: PosePolicy, body, prompt: str, image: np.ndarray | None, con
 
 
 def main() -> None:
-    parser = HfArgumentParser(PredictConfig, description=__doc__.splitlines()[0])
+    parser = Parser(PredictConfig, description=__doc__.splitlines()[0])
     parser.add_argument("sentence", nargs="*", default=SUPPRESS, help="a pose in words (with --image: a question)")
     config, *rest = parser.parse_args_into_dataclasses()  # what is no field of the dataclass comes in a namespace
     words = " ".join(rest[0].sentence) if rest else ""

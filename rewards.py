@@ -157,12 +157,13 @@ REWARDS = {
 def weights(changes: Sequence[str] | None = None, without: str | None = None) -> dict[str, float]:
     """The weight of each reward: the table's, but for `changes`, each "NAME=WEIGHT", and 0 for `without`."""
     result = {name: reward.weight for name, reward in REWARDS.items()}
-    for change in [*(changes or ()), *([f"{without}=0"] if without else ())]:
+    changed = [(f"--reward_weights {change}", change) for change in changes or ()]
+    for flag, change in changed + ([(f"--without {without}", f"{without}=0")] if without is not None else []):
         name, _, number = change.partition("=")
         if name not in REWARDS:
-            raise ValueError(f"there is no reward {name!r} to weigh; the rewards are {', '.join(REWARDS)}")
-        if not re.fullmatch(r"-?\d*\.?\d+", number):
-            raise ValueError(f"--reward_weights {change}: must be NAME=NUMBER")
+            raise ValueError(f"{flag}: there is no reward {name!r} to weigh; the rewards are {', '.join(REWARDS)}")
+        if not re.fullmatch(r"-?(\d+\.?|\d*\.\d+)(e[-+]?\d)?", number):
+            raise ValueError(f"{flag}: must be NAME=NUMBER, such as {name}=1.5")
         result[name] = float(number)
     return result
 

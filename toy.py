@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
-from transformers import HfArgumentParser
 
 import hygrpo
 from engine.runtime import run
+from engine.settings import Count, SeedNumber, read_settings
 from lab.toy_picture import draw
 
 WORDS = ("left", "right", "down", "up")
@@ -27,11 +27,11 @@ B, T, W, D = 32, 2, len(WORDS), 2
 
 @dataclass
 class ToyConfig:
-    steps: int = field(default=120, metadata={"help": "steps of HyGRPO"})
-    group_size: int = field(default=4, metadata={"help": "answers a prompt (G)"})
-    points: int = field(default=16, metadata={"help": "points an answer (K)"})
-    inner_epochs: int = field(default=2, metadata={"help": "updates on the same answers; with 1 the ratio stays 1"})
-    seed: int = field(default=0, metadata={"help": "seed of the network, the targets and the answers"})
+    steps: Count = field(default=120, metadata={"help": "steps of HyGRPO"})
+    group_size: Count = field(default=4, metadata={"help": "answers a prompt (G)"})
+    points: Count = field(default=16, metadata={"help": "points an answer (K)"})
+    inner_epochs: Count = field(default=2, metadata={"help": "updates on the same answers; with 1 the ratio stays 1"})
+    seed: SeedNumber = field(default=0, metadata={"help": "seed of the network, the targets and the answers"})
 
 
 class Policy(nn.Module):
@@ -100,7 +100,7 @@ def train(config: ToyConfig, variant: str = "HyGRPO") -> tuple[Policy, Policy, l
 
 
 def main() -> None:
-    config, = HfArgumentParser(ToyConfig, description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
+    config, = read_settings(__doc__, ToyConfig)
     runs = {variant: train(config, variant) for variant in ("HyGRPO", "F alone", "Delta alone", "F for both")}
     draw("toy.png", WORDS, runs)
     print("In toy.png: answers to four targets before and after, and curves of the four ways to teach.")

@@ -1,7 +1,7 @@
 """Stage two, reinforcement fine-tuning by HyGRPO: `python train_rft.py` runs the whole chain.
 
-The loop of `train_rft` is the algorithm in seven numbered steps; their formula opens hygrpo.py. `main` is the chain:
-what is missing is made first (pictures, encoders, SFT policy, two retrieval models), then the loop runs, then the
+The loop of `train_rft` is the algorithm in seven numbered steps; their formula opens hygrpo.py. In `chain`, what
+is missing is made first (pictures, encoders, SFT policy, two retrieval models), then the loop runs, then the
 policy before and after is compared on poses it never saw.
 
     python train_rft.py [--poses DIR] [--out runs] [--seed 0]
@@ -13,29 +13,29 @@ Read next: model.py, for `sample` and `log_prob`.
 
 import copy
 import json
-import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-import transformers
 
 import evaluate
 import hygrpo
 import rewards
-from builtin.retriever import RETRIEVERS, Retriever, load_or_train_retrievers
+from builtin.retriever import RETRIEVERS, Retriever, load_or_train_retrievers, retrieval_files
 from data import Split, draw_batch
-from engine.checkpoint import TrainingState, atomic_write, check_folder, constants, read_log, warm_up_and_decay
+from engine.checkpoint import TrainingState, atomic_write, warm_up_and_decay
 from engine.distributed import is_first, own_parts, processes, start, wait
-from engine.log import Part, Steps, rewards_table
-from engine.runtime import pick_device, run
+from engine.lock import hold
+from engine.log import Part, Steps, print_results
+from engine.runtime import pick_device, run, versions
 from engine.saving import load_policy, save_policy
-from engine.start_from import find_same, take
-from engine.world import WorldConfig, load_world
+from engine.settings import Count, CountOrNone, Limit, Number, check_settings, read_settings
+from engine.start_from import check_run, find_same, notes_of, take
+from engine.world import WorldConfig, check_world, load_world
 from lab import pictures
 from lab.curves import curves
 from lab.floors import floors
@@ -44,7 +44,7 @@ from lab.validation import validate
 from model import MAX_TOKENS, PosePolicy
 from real.mixture import Mixture
 from real.smpl import load_body
-from train_sft import SFTConfig, load_or_train_sft, settings_of
+from train_sft import SFTConfig, load_or_train_sft
 
 # One task's step moves what another's needs: with fewer pictures (.28) the mean pose errs by 16 mm more on the way.
 MIX = {"text2pose": 0.36, "image2pose": 0.41, "image2text": 0.06, "vqa": 0.17}
@@ -54,21 +54,21 @@ MIX = {"text2pose": 0.36, "image2pose": 0.41, "image2text": 0.06, "vqa": 0.17}
 # and twice the time. Rates are for a hidden size of 128, that of `tiny`: at 4,096 they are a 32nd (PoseHead.rate).
 @dataclass
 class RFTConfig:
-    rft_steps: int = field(default=450, metadata={"help": "steps of HyGRPO"})
-    prompts: int = field(default=24, metadata={"help": "prompts a step (B), of tasks that are answered in words"})
-    group_size: int = field(default=3, metadata={"help": "answers a prompt (G), likewise"})
-    pose_prompts: int = field(default=48, metadata={"help": "B of tasks that are answered by a pose alone"})
-    pose_answers: int = field(default=1, metadata={"help": "G likewise: all would be the same sentence"})
-    poses_per_answer: int = field(default=64, metadata={"help": "poses an answer (K); the paper has 1"})
-    inner_epochs: int = field(default=1, metadata={"help": "updates on the same rollout; with 1 every ratio is 1"})
-    rft_lr: float = field(default=3e-4, metadata={"help": "peak learning rate of language model and projector"})
-    head_lr: float = field(default=1e-3, metadata={"help": "peak learning rate of the pose head"})
-    beta_text: float = field(default=2.0, metadata={"help": "weight of the words' KL to the SFT policy"})
-    beta_pose: float = field(default=0.1, metadata={"help": "weight of the pose's KL to the SFT policy"})
-    clip_low: float = field(default=0.2, metadata={"help": "ratios below 1 - this are clipped"})
-    clip_high: float = field(default=0.28, metadata={"help": "ratios above 1 + this are clipped"})
-    pose_clip_low: float | None = field(default=None, metadata={"help": "the poses' own clip; default: --clip_low"})
-    pose_clip_high: float | None = field(default=None, metadata={"help": "the poses' own clip; default: --clip_high"})
+    rft_steps: Count = field(default=450, metadata={"help": "steps of HyGRPO"})
+    prompts: Count = field(default=24, metadata={"help": "prompts a step (B), of tasks that are answered in words"})
+    group_size: Count = field(default=3, metadata={"help": "answers a prompt (G), likewise"})
+    pose_prompts: Count = field(default=48, metadata={"help": "B of tasks that are answered by a pose alone"})
+    pose_answers: Count = field(default=1, metadata={"help": "G likewise: all would be the same sentence"})
+    poses_per_answer: Count = field(default=64, metadata={"help": "poses an answer (K); the paper has 1"})
+    inner_epochs: Count = field(default=1, metadata={"help": "updates on the same rollout; with 1 every ratio is 1"})
+    rft_lr: Number = field(default=3e-4, metadata={"help": "peak learning rate of language model and projector"})
+    head_lr: Number = field(default=1e-3, metadata={"help": "peak learning rate of the pose head"})
+    beta_text: Number = field(default=2.0, metadata={"help": "weight of the words' KL to the SFT policy"})
+    beta_pose: Number = field(default=0.1, metadata={"help": "weight of the pose's KL to the SFT policy"})
+    clip_low: Limit = field(default=0.2, metadata={"help": "ratios below 1 - this are clipped"})
+    clip_high: Limit = field(default=0.28, metadata={"help": "ratios above 1 + this are clipped"})
+    pose_clip_low: Limit | None = field(default=None, metadata={"help": "the poses' own clip; default: --clip_low"})
+    pose_clip_high: Limit | None = field(default=None, metadata={"help": "the poses' own clip; default: --clip_high"})
     pose_ratio: Literal["joint", "per_joint", "mean"] = field(
         default="per_joint", metadata={"help": "of which numbers of a pose a ratio is taken; the paper: joint"})
     credit: Literal["joint", "pose"] = field(default="joint", metadata={
@@ -81,16 +81,16 @@ class RFTConfig:
         default="grpo", metadata={"help": "how the losses of tokens become one: see hygrpo.aggregate"})
     sigma: Literal["learned", "frozen"] = field(
         default="learned", metadata={"help": "frozen: one for each number, never taught"})
-    sigma_floor: float = field(default=0.02, metadata={"help": "what the head adds to each standard deviation"})
-    pose_weight: float = field(default=1.0, metadata={"help": "weight of the pose's half of the loss; 0: words alone"})
+    sigma_floor: Number = field(default=0.02, metadata={"help": "what the head adds to each standard deviation"})
+    pose_weight: Number = field(default=1.0, metadata={"help": "weight of the pose's half of the loss; 0: words alone"})
     reward_weights: list[str] | None = field(default=None, metadata={
         "help": "weights that differ from the table in rewards.py, as statements=2 joint=1"})
     without: str | None = field(default=None, metadata={"help": "a reward to leave out"})
-    retriever_steps: int = field(default=160, metadata={"help": "steps of each of the two retrieval models"})
-    accumulate: int = field(default=1, metadata={"help": "parts in which a batch is run, to save memory"})
+    retriever_steps: CountOrNone = field(default=160, metadata={"help": "steps of each of the two retrieval models"})
+    accumulate: Count = field(default=1, metadata={"help": "parts in which a batch is run, to save memory"})
     start_from: str | None = field(default=None, metadata={
         "help": "folder of a run from which to take what the settings of this one leave as it is"})
-    eval_every: int = field(default=150, metadata={"help": "steps between evaluations on validation poses"})
+    eval_every: Count = field(default=150, metadata={"help": "steps between evaluations on validation poses"})
 
 
 def train_rft(policy: PosePolicy, split: Split | Mixture, retriever: Retriever, config: RFTConfig, seed: int,
@@ -160,7 +160,8 @@ def sizes(task: str, config: RFTConfig) -> tuple[int, int, int]:
 
 
 def check(config: RFTConfig) -> dict[str, float]:
-    """The weight of each reward. ValueError, before work is spent, for settings that cannot be followed together."""
+    """The weight of each reward. ValueError, before work is spent, for settings that cannot be followed."""
+    check_settings(config)
     own_parts(min(config.prompts, config.pose_prompts), config.accumulate)  # or it says what is wrong
     if (config.normalize == "batch" or config.aggregation == "bnpo") and processes() * config.accumulate > 1:
         raise ValueError("--normalize batch and --aggregation bnpo look at a whole batch at once: not with "
@@ -171,28 +172,31 @@ def check(config: RFTConfig) -> dict[str, float]:
 # ---------------------------------------------------------------- the chain
 
 def main() -> None:
-    """Pictures, encoders, SFT policy, retrieval models, RFT policy, table: each made where --out does not hold it."""
-    world, sft_config, config = transformers.HfArgumentParser(
-        (WorldConfig, SFTConfig, RFTConfig), description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
-    started, out, device = time.time(), Path(world.out), pick_device(world.device)
+    """Check what was asked, then run the chain, alone in its folder."""
+    world, sft_config, config = read_settings(__doc__, WorldConfig, SFTConfig, RFTConfig)
+    out = Path(world.out)
     start()
-    # What decides a run is noted in its folder, all weights too: it goes on with the same ones alone.
-    notes = {"sft_config.json": settings_of(world, sft_config), "rft_config.json": asdict(
-        replace(config, start_from=None)) | {"reward_weights": check(config)} | constants(globals())}
-    for name, settings in notes.items():
-        check_folder(out, name, settings, write=False)
+    notes = notes_of(world, sft_config, config, check(config))
+    check_run(out, notes)
     if (out / "metrics.json").exists():
         if is_first():
-            metrics = json.loads((out / "metrics.json").read_text())
-            print(evaluate.table({"blind": metrics["floors"], "SFT": metrics["sft"], "RFT": metrics["rft"]}))
-            print(rewards_table(read_log(out / "log.jsonl", config.rft_steps)))
+            print_results(out, config.rft_steps)
             print(f"This run was finished before: {out}/metrics.json. To run anew, name another folder with --out.")
         return
+    check_world(world, sft_config)
+    if world.poses:
+        retrieval_files(world.poses, np.random.default_rng())  # or it says that they are too few
     same = find_same(config.start_from, out, notes) if config.start_from else []
+    with hold(out):
+        chain(world, sft_config, config, notes, same)
+
+
+def chain(world: WorldConfig, sft_config: SFTConfig, config: RFTConfig, notes: dict, same: list[str]) -> None:
+    """Pictures, encoders, SFT policy, retrieval models, RFT policy, table: each made where --out does not hold it."""
+    started, out, device = time.time(), Path(world.out), pick_device(world.device)
     splits = load_world(world, sft_config)
     if is_first():
-        for name, settings in notes.items():
-            check_folder(out, name, settings)
+        check_run(out, notes, write=True)
         take(config.start_from, out, same)
     wait()
     policy = load_or_train_sft(world, sft_config, splits)
@@ -216,12 +220,9 @@ def main() -> None:
                      for x in (sft, policy))
     blind = floors(sft, splits["train"], splits["test"], judge, body, world.eval_poses, world.seed)
     pictures.before_after(out / "before_after.png", splits["test"], {"SFT": sft, "RFT": policy}, drawn, world.seed)
-    print(evaluate.table({"blind": blind, "SFT": before, "RFT": after}))
-    print(rewards_table(read_log(out / "log.jsonl", config.rft_steps)))
-    atomic_write(out / "metrics.json", json.dumps({
-        "floors": blind, "sft": before, "rft": after, "seed": world.seed, "device": str(device),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                     "transformers": transformers.__version__, "numpy": np.__version__}}, indent=1) + "\n")
+    atomic_write(out / "metrics.json", json.dumps({"floors": blind, "sft": before, "rft": after, "seed": world.seed,
+                                                   "device": str(device), "versions": versions()}, indent=1) + "\n")
+    print_results(out, config.rft_steps)
     print(f"{time.time() - started:.0f} s on {device}. In {out}: curves.png, progression.png, before_after.png, "
           "metrics.json")
 

@@ -15,24 +15,27 @@ Read next: evaluate.py, which measures a policy.
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Independent
-from transformers import HfArgumentParser
 
 from body import forward_kinematics, matrix_to_rot6d, rot6d_to_matrix
 from builtin.tiny_encoders import ENCODERS, train_encoders
 from data import Example, Split, draw_batch
-from engine.checkpoint import TrainingState, check_folder, constants, warm_up_and_decay
+from engine.checkpoint import TrainingState, warm_up_and_decay
 from engine.muon import MuonAdamW
 from engine.distributed import add_gradients, is_first, own_parts, processes, start, total, wait
+from engine.lock import hold
 from engine.runtime import pick_device, run
 from engine.saving import load_policy, save_policy
-from engine.world import WorldConfig, build_policy, keep_features, load_world
+from engine.settings import Count, CountOrNone, Number, read_settings
+from engine.start_from import check_run, notes_of
+from engine.world import WorldConfig, build_policy, check_world, keep_features, load_world
 from hygrpo import gaussian_log_prob_terms
 from model import PosePolicy
 from real.mixture import Mixture
@@ -47,20 +50,21 @@ MIX = {"text2pose": 0.35, "image2pose": 0.20, "image2text": 0.10, "vqa": 0.35}
 @dataclass
 class SFTConfig:
     vlm: str = field(default="tiny", metadata={"help": "tiny, or a VLM: its name on the Hugging Face hub, or a folder"})
-    lora_rank: int = field(default=0, metadata={"help": "rank of LoRA (16 is common); 0: train the VLM's own weights"})
-    lora_alpha: float = field(default=32.0, metadata={"help": "LoRA is scaled by this over its rank"})
+    lora_rank: CountOrNone = field(default=0, metadata={"help": "rank of LoRA, often 16; 0: train the VLM itself"})
+    lora_alpha: Number = field(default=32.0, metadata={"help": "LoRA is scaled by this over its rank"})
     lora_targets: list[str] | None = field(default=None, metadata={
         "help": "names of layers to adapt, as q_proj v_proj; default: all linear ones of the language model"})
-    vlm_lr: float = field(default=2e-4, metadata={"help": "peak learning rate of LoRA, or of a VLM that is not tiny"})
+    vlm_lr: Number = field(default=2e-4, metadata={"help": "peak learning rate of LoRA, or of a VLM that is not tiny"})
     pose_encoder: str | None = field(default=None, metadata={
         "help": "backbone of transformers (name or folder), kept frozen; default: a small CNN, trained first"})
-    covariance: str = field(default="diag", metadata={"help": "of the Gaussian pose head: diag, lowrank or full"})
-    encoder_steps: int = field(default=1650, metadata={
+    covariance: Literal["diag", "lowrank", "full"] = field(
+        default="diag", metadata={"help": "of the Gaussian pose head: no correlations, some, all"})
+    encoder_steps: Count = field(default=1650, metadata={
         "help": "steps of both image encoders: 64 pictures each, 16 of them for the vision tower"})
-    sft_steps: int = field(default=950, metadata={"help": "steps of supervised fine-tuning"})
-    sft_batch: int = field(default=48, metadata={"help": "examples a step"})
-    sft_lr: float = field(default=2.5e-3, metadata={"help": "peak learning rate at a hidden size of 128"})
-    sft_accumulate: int = field(default=1, metadata={"help": "parts in which a batch is run, to save memory"})
+    sft_steps: Count = field(default=950, metadata={"help": "steps of supervised fine-tuning"})
+    sft_batch: Count = field(default=48, metadata={"help": "examples a step"})
+    sft_lr: Number = field(default=2.5e-3, metadata={"help": "peak learning rate at a hidden size of 128"})
+    sft_accumulate: Count = field(default=1, metadata={"help": "parts in which a batch is run, to save memory"})
 
 
 # ---------------------------------------------------------------- supervised fine-tuning
@@ -139,19 +143,11 @@ def train_sft(policy: PosePolicy, split: Split | Mixture, config: SFTConfig, see
 
 # ---------------------------------------------------------------- the stage as a whole
 
-def settings_of(world: WorldConfig, config: SFTConfig) -> dict:
-    """What decides what stage one makes: the settings, and the constants of this file."""
-    settings = asdict(world) | asdict(config) | constants(globals())
-    return {name: value for name, value in settings.items() if name not in ("out", "device", "skip_bad")}
-
-
 def load_or_train_sft(world: WorldConfig, config: SFTConfig, splits: dict[str, Split | Mixture]) -> PosePolicy:
     """The SFT policy in `world.out`/sft, trained first where it is missing, with its encoders in `world.out`/encoders.
 
     It is read from there even when it was just written: a run that goes on later is the same run."""
     out, device, features = Path(world.out), pick_device(world.device), {}
-    if is_first():
-        check_folder(out, "sft_config.json", settings_of(world, config))
     if not (out / "sft").exists():
         if is_first() and not (out / "encoders").exists():
             policy, is_tiny = build_policy(world, config, splits, MIX), config.vlm == "tiny"
@@ -178,12 +174,15 @@ def load_or_train_sft(world: WorldConfig, config: SFTConfig, splits: dict[str, S
 
 
 def main() -> None:
-    parser = HfArgumentParser((WorldConfig, SFTConfig), description=__doc__.splitlines()[0])
-    world, config = parser.parse_args_into_dataclasses()
-    started = time.time()
+    world, config = read_settings(__doc__, WorldConfig, SFTConfig)
+    started, out, notes = time.time(), Path(world.out), notes_of(world, config)
     start()
-    check_folder(Path(world.out), "sft_config.json", settings_of(world, config), write=False)
-    load_or_train_sft(world, config, load_world(world, config))
+    check_world(world, config)
+    check_run(out, notes)
+    with hold(out):
+        splits = load_world(world, config)
+        check_run(out, notes, write=is_first())
+        load_or_train_sft(world, config, splits)
     if is_first():
         print(f"SFT policy in {world.out}/sft, {time.time() - started:.0f} s; next: train_rft.py --out {world.out}")
 

@@ -140,6 +140,16 @@ def train_retriever(rotmats: Tensor, tokenizer: Tokenizer, steps: int, seed: int
     return retriever.eval().requires_grad_(False)
 
 
+def retrieval_files(poses_dir: str | Path, rng: np.random.Generator) -> tuple[list[Path], list[Path]]:
+    """The train files of `poses_dir` in two halves that share no subject. ValueError where there is one file alone."""
+    groups, halves = subjects(amass_files(poses_dir, "train"), 2), ([], [])
+    if len(groups) < 2:
+        raise ValueError(f"{poses_dir}: two retrievers need at least two train files, found one")
+    for i in rng.permutation(len(groups)):
+        min(halves, key=len).extend(groups[i])  # to the one with fewer files
+    return halves
+
+
 def retrieval_poses(poses_dir: str | Path | None, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Two sets of at most `count` poses (N, 24, 3, 3) that share none: for the retriever that rewards, for the judge.
 
@@ -148,14 +158,8 @@ def retrieval_poses(poses_dir: str | Path | None, count: int, seed: int = 0) -> 
     """
     if poses_dir is None:
         return tuple(sample_poses(count, np.random.default_rng([seed, 3 + i])) for i in range(2))
-    rng = np.random.default_rng([seed, 3])
-    groups = subjects(amass_files(poses_dir, "train"), 2)
-    if len(groups) < 2:
-        raise ValueError(f"{poses_dir}: two retrievers need at least two train files, found one")
-    halves, made = ([], []), []
-    for i in rng.permutation(len(groups)):
-        min(halves, key=len).extend(groups[i])  # to the one with fewer files
-    for half in halves:
+    rng, made = np.random.default_rng([seed, 3]), []
+    for half in retrieval_files(poses_dir, rng):
         rotmats = remove_heading(torch.cat([read_amass(path) for path in half]))
         rotmats = torch.cat([rotmats, mirror(rotmats)])
         made.append(rotmats[rng.permutation(len(rotmats))[:count]])

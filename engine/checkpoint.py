@@ -11,6 +11,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -35,8 +36,8 @@ MAX_SKIPPED = 10  # updates skipped in a row before the run ends
 # ---------------------------------------------------------------- files and folders, whole or not there
 
 def flush(path: Path) -> None:
-    """Have the system write a file, or what a folder lists, to the disk now, where it can: network shares cannot do it
-    for a folder, nor can Windows open one. What is written is whole all the same."""
+    """Have the system write a file, or what a folder lists, to the disk now. Where it knows no such thing, as Windows
+    and many network shares do for folders, the file is whole all the same, and only a power cut could take it."""
     try:
         descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes what it may write
         try:
@@ -48,14 +49,41 @@ def flush(path: Path) -> None:
             raise
 
 
+@contextmanager
+def writing(partial: Path, name: Path) -> Iterator[None]:
+    """Around the writing of `partial`, a file or folder that will be called `name`: where it fails, nothing of it is
+    left, which on a full disk would be in the way. OSError for what the system refused, whatever a library made of it:
+    torch.save a RuntimeError, tokenizers an Exception, safetensors an error of its own."""
+    try:
+        yield
+    except Exception as error:
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+        if number := system_fault(error):
+            raise OSError(number, os.strerror(number), str(name)) from error
+        raise
+
+
+def system_fault(error: BaseException | None) -> int | None:
+    """The number of the system's own error, where there is one behind `error`."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        if told := re.search(r"(?:os error |Errno )(\d+)", str(error)):  # of Rust, of shutil
+            return int(told[1])
+        error = error.__context__
+    return None
+
+
 def atomic_write(path: Path, data: str | dict) -> None:
     """Write text, or what torch.save takes, to `path`, which is then wholly new or, whatever happens, as it was."""
     partial = path.with_name(path.name + ".partial")
-    if isinstance(data, str):
-        partial.write_text(data)
-    else:
-        torch.save(data, partial)
-    flush(partial)
+    with writing(partial, path):
+        if isinstance(data, str):
+            partial.write_text(data)
+        else:
+            with open(partial, "wb") as file:  # by its name alone torch.save would not tell why it failed
+                torch.save(data, file)
+        flush(partial)
     os.replace(partial, path)
     flush(path.parent)
 
@@ -71,10 +99,11 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
     for left_over in filter(Path.exists, (partial, old)):
         print(f"{left_over} was left by a run that was killed: removed")
         shutil.rmtree(left_over)
-    partial.mkdir(parents=True)
-    yield partial
-    for path in (*partial.rglob("*"), partial):
-        flush(path)
+    with writing(partial, folder):
+        partial.mkdir(parents=True)
+        yield partial
+        for path in (*partial.rglob("*"), partial):
+            flush(path)
     if folder.exists():
         folder.rename(old)
     partial.rename(folder)
@@ -241,22 +270,29 @@ def constants(of: dict) -> dict:
     return {name: value for name, value in of.items() if name.isupper() and isinstance(value, (int, float, dict))}
 
 
-def check_folder(folder: Path, name: str, settings: dict, write: bool = True) -> None:
-    """Check that a run found in `folder` was made with these settings, noted in its file `name`. Where there is none
-    yet they are noted, unless `write` is off: before it is known that they can be worked with."""
-    note = folder / name
-    if not write and not note.exists():
-        return
+def read_note(note: Path) -> dict | None:
+    """The settings that a run noted in this file; None where there is none. ValueError where it is no such note."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not note.exists():
-            atomic_write(note, json.dumps(settings, indent=1))
-        found = dict(json.loads(note.read_text()))
+        return dict(json.loads(note.read_text()))
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{note} cannot be read or written as a run's settings ({error}): mend it, or name another "
-                         "folder with --out") from error
-    for key, value in settings.items():
-        is_told = key in found or not key.isupper()  # a run begun before constants were noted does not tell them
-        if is_told and found.get(key) != value:
-            raise ValueError(f"{folder} holds a run with {key} = {found.get(key)}, not {value}: name another folder "
-                             "with --out")
+        raise ValueError(f"{note} cannot be read as a run's settings ({error}): mend it, or name another folder with "
+                         "--out") from error
+
+
+def differing(found: dict, settings: dict) -> dict[str, str]:
+    """Of each setting that was noted otherwise, by its name: both values. A run that began before constants were noted
+    does not tell them."""
+    return {name: f"{name} = {found.get(name)}, not {value}" for name, value in settings.items()
+            if found.get(name) != value and (name in found or not name.isupper())}
+
+
+def check_folder(folder: Path, name: str, settings: dict) -> None:
+    """Check that what is in `folder` was made with these settings, noted in its file `name`; note them if none are."""
+    found = read_note(folder / name)
+    if found is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(folder / name, json.dumps(settings, indent=1))
+    elif differ := differing(found, settings):
+        raise ValueError(f"{folder} holds a run with {'; '.join(differ.values())}: name another folder with --out")

@@ -14,11 +14,16 @@ Read next: engine/checkpoint.py.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 
 import numpy as np
 import torch
 from torch import distributed, nn
 
+PATIENCE = timedelta(days=30)  # how long the others wait while the first trains encoders or evaluates
+waiting = None  # the processes as a group that waits: asleep, where one of NCCL would keep a GPU busy
 
 def start() -> None:
     """Join the processes that torchrun started."""
@@ -27,6 +32,8 @@ def start() -> None:
         if on_gpu:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         distributed.init_process_group("nccl" if on_gpu else "gloo")
+        global waiting
+        waiting = distributed.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def processes() -> int:
@@ -38,16 +45,31 @@ def is_first() -> bool:
 
 
 def wait() -> None:
-    """Until all processes are here: what the first has written, the others may read."""
+    """Until all processes are here, however long the first takes: what it has written, the others may read.
+    ConnectionError where one of them has ended."""
     if processes() > 1:
-        distributed.barrier()
+        with together():
+            distributed.barrier(waiting)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Around what processes do together. ConnectionError where one of them has ended, or does not answer."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # of gloo and of nccl
+        raise ConnectionError("another process of this run has ended, and its own message says why, or it does not "
+                              "answer") from error
 
 
 def own_parts(count: int, accumulate: int) -> list[np.ndarray]:
     """Which of `count` examples are this process's, in `accumulate` parts that are run one after the other."""
     if count < processes() * accumulate:
         raise ValueError(f"a batch of {count} cannot be split over {processes()} processes and {accumulate} parts "
-                         "each: raise the batch, or lower --accumulate")
+                         "each: raise --prompts and --pose_prompts, or lower --accumulate (in stage one --sft_batch, "
+                         "--sft_accumulate)")
     first = distributed.get_rank() * accumulate if processes() > 1 else 0
     return np.array_split(np.arange(count), processes() * accumulate)[first:first + accumulate]
 
@@ -57,8 +79,9 @@ def total(number: float, device: torch.device) -> float:
     if processes() == 1:
         return number
     tensor = torch.tensor(float(number), device=device)
-    distributed.all_reduce(tensor)
-    return tensor.item()
+    with together():
+        distributed.all_reduce(tensor)
+        return tensor.item()
 
 
 def add_gradients(parameters: list[nn.Parameter]) -> None:
@@ -67,9 +90,11 @@ def add_gradients(parameters: list[nn.Parameter]) -> None:
         return
     # A parameter that no process used keeps no gradient, so that its moments rest, as they do with one process.
     used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=parameters[0].device)
-    distributed.all_reduce(used, distributed.ReduceOp.MAX)
+    with together():
+        distributed.all_reduce(used, distributed.ReduceOp.MAX)
     used = [p for p, is_used in zip(parameters, used.tolist()) if is_used]
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in used])
-    distributed.all_reduce(flat)
+    with together():
+        distributed.all_reduce(flat)
     for p, grad in zip(used, flat.split([p.numel() for p in used])):
         p.grad = grad.view_as(p)

@@ -5,6 +5,7 @@ through steps 1 to 6 by itself, and the gradients of all parts add up to those o
 Read next: engine/checkpoint.py, which keeps the state from which a stopped run goes on.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import evaluate
 import rewards
 from data import Example
 from engine.checkpoint import TrainingState, append, read_log
-from engine.distributed import add_gradients, own_parts, total
+from engine.distributed import add_gradients, own_parts, total, wait
 from model import PosePolicy, Prompt, Rollout, Scores
 
 SHOW_EVERY = 10  # steps between those of which samples.jsonl shows something
@@ -49,6 +51,7 @@ class Steps:
         self.rows, self.shown = (read_log(file, state.step) for file in (self.log, self.samples_log))
         if not self.rows:
             append(self.rows, {"step": 0, **validate(policy)}, self.log)
+            wait()  # only the first process validates
 
     def __iter__(self) -> Iterator["Step"]:
         config, latest, names = self.config, {}, (*rewards.REWARDS, "sigma", "pose_kl")
@@ -63,6 +66,7 @@ class Steps:
                     append(self.shown, sample, self.samples_log)
             if number % config.eval_every == 0 or number == config.rft_steps:
                 row |= self.validate(self.policy)
+                wait()
             append(self.rows, row, self.log)
 
 
@@ -145,6 +149,13 @@ def rewards_table(rows: Sequence[dict]) -> str:
             first, last = np.mean(given[:tenth]), np.mean(given[-tenth:])
             lines.append(f"{f'reward {name}: first, last tenth of its steps':52s}{'-':>10s}{first:10.3f}{last:10.3f}")
     return "\n".join(lines)
+
+
+def print_results(out: Path, steps: int) -> None:
+    """The tables of a finished run of so many steps, from its metrics.json and its log."""
+    metrics = json.loads((out / "metrics.json").read_text())
+    print(evaluate.table({"blind": metrics["floors"], "SFT": metrics["sft"], "RFT": metrics["rft"]}))
+    print(rewards_table(read_log(out / "log.jsonl", steps)))
 
 
 def numbers(tensors: dict[str, Tensor], new: Scores, rollout: Rollout) -> dict[str, float]:

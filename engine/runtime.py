@@ -1,6 +1,7 @@
 """What every script does: choose threads, device, precision and seeds, and end in one sentence where the user can mend
 what failed, not in a traceback."""
 
+import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +19,6 @@ def pick_device(name: str | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {name} is not available here ({reason}); try --device {best}") from error
-
-
-def check_outputs(**files: str | None) -> None:
-    """FileNotFoundError where the folder of a file to write, by the name of its flag, is not there: before the work."""
-    for flag, file in files.items():
-        if file and not Path(file).parent.is_dir():
-            raise FileNotFoundError(f"--{flag} {file}: there is no folder {Path(file).parent}")
 
 
 def half_precision(device: torch.device) -> torch.dtype:
@@ -51,6 +45,12 @@ def own_seed(seed: int, *role: int) -> int:
     """The seed (32 bits) that one role has in the run of `seed`, for generators that take a single number, as torch's;
     numpy's take the list [seed, role] itself. A sum of the two would give two runs one stream: 0 + 101 is 1 + 100."""
     return int(np.random.SeedSequence([seed, *role]).generate_state(1)[0])
+
+
+def versions() -> dict[str, str]:
+    """Of what decides how a run rounds and draws."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
+            "numpy": np.__version__}
 
 
 def run(main: Callable[[], None]) -> None:

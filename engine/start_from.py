@@ -1,13 +1,18 @@
-"""A variant takes its own minutes only: `train_rft.py --start_from runs --out runs_mine` begins from what the run in
-`runs` made, where the variant's settings do not touch it. It ends in the same bits as if all had been made anew.
+"""What a change of settings leaves as it is: in a run's own folder, and in that of a variant which begins from it.
+
+`train_rft.py --start_from runs --out runs_mine` takes from the run in `runs` what the variant's settings do not touch,
+and ends in the same bits as if all had been made anew. A run's own folder is gone on with under other settings, too, as
+long as nothing in it was made with those that changed.
 """
 
 import json
 import shutil
+import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from engine.checkpoint import atomic_folder
+from engine.checkpoint import atomic_folder, atomic_write, constants, differing, read_note
 from engine.distributed import is_first
 
 # The settings that do not reach what a folder of a run holds. All others do, so a new one counts until it stands here.
@@ -17,6 +22,53 @@ POLICY = {"lora_rank", "lora_alpha", "lora_targets", "pose_encoder", "covariance
 JUDGING = {"eval_poses", "retriever_steps", "RETRIEVERS"}
 UNTOUCHED = {"encoders": JUDGING | STAGE_ONE, "sft": JUDGING, "reward": {"eval_poses"} | STAGE_ONE | POLICY,
              "judge": {"eval_poses"} | STAGE_ONE | POLICY}
+LATE, REACH_BACK = "rft_config.json", {"retriever_steps", "RETRIEVERS"}  # of stage two's, what is used before it
+
+
+def notes_of(world, sft, rft=None, weights: dict[str, float] | None = None) -> dict[str, dict]:
+    """What decides a run, by the file in its folder that holds it: of stage one, and of stage two with the `weights` of
+    all rewards; and the constants of the files of both, since a student may change these too. world, sft, rft: the
+    three configurations of train_rft.py."""
+    code = lambda config: constants(vars(sys.modules[type(config).__module__]))
+    notes = {"sft_config.json": asdict(world) | asdict(sft) | code(sft)}
+    for name in ("out", "device", "skip_bad"):
+        del notes["sft_config.json"][name]
+    if rft is not None:
+        notes[LATE] = asdict(rft) | {"start_from": None, "reward_weights": weights} | code(rft)
+    return notes
+
+
+def differences(folder: Path, notes: dict[str, dict]) -> tuple[dict[str, str], set[str]]:
+    """What is noted in `folder` otherwise than in `notes`, by name, and which of it reaches what is made before stage
+    two."""
+    changed, early = {}, set()
+    for note, settings in notes.items():
+        differ = differing(found, settings) if (found := read_note(folder / note)) is not None else {}
+        changed |= differ
+        early |= differ.keys() & REACH_BACK if note == LATE else differ.keys()
+    return changed, early
+
+
+def check_run(out: Path, notes: dict[str, dict], write: bool = False) -> None:
+    """Check that nothing in `out` was made with other settings than these; then, with `write`, note them there. notes:
+    the settings, by the file of a run that holds them. ValueError, which says what was made with other ones."""
+    changed, early = differences(out, notes)
+    reached = {name: early - untouched for name, untouched in UNTOUCHED.items()}
+    reached |= {"rft": set(changed), "metrics": set(changed)}
+    made = [path for name, settings in reached.items() if settings
+            for path in (out / name, out / f"{name}.state", out / f"{name}.json") if path.exists()]
+    if made:
+        raise ValueError(f"{out} holds a run with {'; '.join(changed.values())}: name another folder with --out, to "
+                         f"which --start_from {out} brings of a run in stage two what this leaves as it is, or delete "
+                         f"what was made with it to make that anew: {', '.join(map(str, made))}")
+    if write:
+        out.mkdir(parents=True, exist_ok=True)
+        if changed:  # of a stage two that has kept nothing yet
+            for name in ("log.jsonl", "samples.jsonl"):
+                (out / name).unlink(missing_ok=True)
+        for note, settings in notes.items():
+            if changed or not (out / note).exists():
+                atomic_write(out / note, json.dumps(settings, indent=1))
 
 
 def find_same(source: str, out: Path, notes: dict[str, dict]) -> list[str]:
@@ -30,16 +82,7 @@ def find_same(source: str, out: Path, notes: dict[str, dict]) -> list[str]:
                          "that has come to stage two")
     if Path(source).resolve() == out.resolve():
         raise ValueError(f"--start_from {source}: name another folder for the variant with --out")
-    differ = set()
-    for note, settings in notes.items():
-        try:
-            found = dict(json.loads((Path(source) / note).read_text()))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"--start_from {source}: {note} cannot be read ({error})") from error
-        if note == "rft_config.json":  # of stage two's settings these alone reach what can be taken
-            settings = {name: settings[name] for name in ("retriever_steps", "RETRIEVERS") if name in settings}
-        settings = {name: value for name, value in settings.items() if name in found or not name.isupper()}
-        differ |= {name for name, value in settings.items() if name not in found or found[name] != value}
+    _, differ = differences(Path(source), notes)
     same = [name for name, untouched in UNTOUCHED.items() if differ <= untouched]
     if is_first():
         anew = ", ".join(name for name in UNTOUCHED if name not in same)

@@ -16,10 +16,12 @@ from data import TASKS, Split, load_splits
 from builtin.tiny import corpus
 from engine.distributed import own_parts
 from engine.runtime import half_precision, own_seed, pick_device
+from engine.settings import Count, OutputFolder, SeedNumber
 from model import PosePolicy
+from real.amass import SPLITS, amass_files
 from real.formats import read_data
 from real.hub import check_common_path, fetch, load_vlm
-from real.lora import add_adapter
+from real.lora import add_adapter, lora_targets
 from real.mixture import Mixture
 from real.pose_encoders import BackbonePoseEncoder
 from real.smpl import load_body
@@ -32,12 +34,12 @@ class WorldConfig:
         "help": "real data to train on, each KIND:PATHS=WEIGHT, see formats.py; default: the poses, with pictures"})
     skip_bad: bool = field(default=False, metadata={"help": "leave out what is wrong in --data instead of stopping"})
     body: str | None = field(default=None, metadata={"help": "SMPL: .pkl, .npz or a folder; default: built in"})
-    out: str = field(default="runs", metadata={"help": "folder for all that is made"})
-    seed: int = field(default=0, metadata={"help": "seed of data, initialisation, batches and samples"})
+    out: OutputFolder = field(default="runs", metadata={"help": "folder for all that is made"})
+    seed: SeedNumber = field(default=0, metadata={"help": "seed of data, initialisation, batches and samples"})
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
-    train_poses: int = field(default=8_000, metadata={"help": "poses to train on, each with a picture"})
-    eval_poses: int = field(default=500, metadata={"help": "poses of the test split (at most; as many for validation)"})
-    picture: int = field(default=64, metadata={"help": "pixels a side; 64 for tiny, 224 or more for another VLM"})
+    train_poses: Count = field(default=8_000, metadata={"help": "poses to train on, each with a picture"})
+    eval_poses: Count = field(default=500, metadata={"help": "poses to test on, at most; as many for validation"})
+    picture: Count = field(default=64, metadata={"help": "pixels a side; 64 for tiny, 224 or more for another VLM"})
 
 
 def build_policy(world: WorldConfig, config, splits: dict[str, Split | Mixture],
@@ -65,13 +67,10 @@ def build_policy(world: WorldConfig, config, splits: dict[str, Split | Mixture],
     return PosePolicy(vlm, processor, pose_encoder, config.covariance, image_size=world.picture).to(device)
 
 
-def load_world(world: WorldConfig, config) -> dict[str, Split | Mixture]:
-    """The three splits that a configuration asks for and, with --data, what the policy is to be trained on as `data`.
-    The image encoders are still made from the train split, and val and test still judge.
-
-    ValueError, before minutes of drawing pictures, for models that are not there, for faults in --data, and for a batch
-    that cannot be split as is asked."""
-    counts = {"train": world.train_poses, "val": world.eval_poses, "test": world.eval_poses}
+def check_world(world: WorldConfig, config) -> None:
+    """ValueError for settings that do not go together, for models, bodies and motion capture that are not there, and
+    for a batch that cannot be split as is asked: what can be told without reading much."""
+    pick_device(world.device)
     if config.vlm == "tiny" and (config.lora_rank or world.picture != 64):
         raise ValueError("tiny is trained whole, on pictures of 64 pixels: --lora_rank and --picture need --vlm")
     own_parts(config.sft_batch, config.sft_accumulate)
@@ -79,11 +78,27 @@ def load_world(world: WorldConfig, config) -> dict[str, Split | Mixture]:
         for name in (config.vlm, config.pose_encoder):
             if name not in ("tiny", None):
                 fetch(transformers.AutoConfig, name)
+        if config.lora_rank:  # without its weights
+            with torch.device("meta"):
+                vlm = transformers.AutoModelForImageTextToText.from_config(fetch(transformers.AutoConfig, config.vlm))
+            lora_targets(vlm, config.lora_targets)
+    if world.poses:
+        for split in SPLITS:
+            amass_files(world.poses, split)
+    load_body(world.body)
+
+
+def load_world(world: WorldConfig, config) -> dict[str, Split | Mixture]:
+    """The three splits that a configuration asks for and, with --data, what the policy is to be trained on as `data`.
+    The image encoders are still made from the train split, and val and test still judge.
+
+    ValueError, before minutes of drawing pictures, for what `check_world` finds, and for faults in --data."""
+    check_world(world, config)
+    counts = {"train": world.train_poses, "val": world.eval_poses, "test": world.eval_poses}
     real = {}
     if world.data:
         real = {"data": read_data(world.data, image_size=world.picture, skip_bad=world.skip_bad)}
-    body = load_body(world.body)
-    return load_splits(world.poses, counts, world.seed, body_model=body, size=world.picture) | real
+    return load_splits(world.poses, counts, world.seed, body_model=load_body(world.body), size=world.picture) | real
 
 
 def keep_features(policy: PosePolicy, splits: dict[str, Split | Mixture]) -> None:

@@ -27,7 +27,7 @@ import transformers
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (CLIPImageProcessorPil, CLIPVisionConfig, HfArgumentParser, LlamaConfig, LlavaConfig,
+from transformers import (CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlavaConfig,
                           LlavaForConditionalGeneration)
 
 import hygrpo
@@ -42,7 +42,9 @@ from pose_head import POSE_DIM, draw_poses
 from builtin.poses import sample_poses
 from real.hub import load_vlm
 from builtin.retriever import Retriever
-from engine.runtime import check_outputs, pick_device, run
+from engine.checkpoint import atomic_write
+from engine.runtime import pick_device, run
+from engine.settings import Count, CountOrNone, Number, OutputFile, read_settings
 from lab.soak import peak_memory, reset_peak_memory, soak
 from builtin.tiny import PoseEncoder, build_tiny
 
@@ -53,23 +55,23 @@ KINDS = {"matrix products": ("mm", "addmm", "bmm", "baddbmm"), "attention": ("sc
 
 @dataclass
 class BenchmarkConfig:
-    group_sizes: list[int] = field(default_factory=lambda: [4, 8, 16, 32], metadata={"help": "answers a prompt (G)"})
-    prompt_tokens: list[int] = field(default_factory=lambda: [32, 256, 1024],
+    group_sizes: list[Count] = field(default_factory=lambda: [4, 8, 16, 32], metadata={"help": "answers a prompt (G)"})
+    prompt_tokens: list[Count] = field(default_factory=lambda: [32, 256, 1024],
                                      metadata={"help": "tokens of a prompt (P), those of its image not counted"})
-    prompts: int = field(default=4, metadata={"help": "prompts a step (B), each with an image of its own"})
-    new_tokens: int = field(default=12, metadata={"help": "tokens an answer (T)"})
-    poses_per_answer: int = field(default=32, metadata={"help": "poses an answer (K)"})
-    repeats: int = field(default=5, metadata={"help": "timed steps of each way, in turn; medians are shown"})
-    patience: float = field(default=8.0, metadata={"help": "seconds spent on a way after which it is not repeated"})
-    plain_tokens: int = field(default=12_000, metadata={"help": "where its sequences hold more tokens than this, the "
+    prompts: Count = field(default=4, metadata={"help": "prompts a step (B), each with an image of its own"})
+    new_tokens: Count = field(default=12, metadata={"help": "tokens an answer (T)"})
+    poses_per_answer: Count = field(default=32, metadata={"help": "poses an answer (K)"})
+    repeats: Count = field(default=5, metadata={"help": "timed steps of each way, in turn; medians are shown"})
+    patience: Number = field(default=8.0, metadata={"help": "seconds spent on a way after which it is not repeated"})
+    plain_tokens: Count = field(default=12_000, metadata={"help": "where its sequences hold more tokens than this, the "
                                                         "plain way runs fewer prompts, and its time is scaled"})
-    micro_batch: int = field(default=16, metadata={"help": "sequences at once in the plain way's scoring and training"})
+    micro_batch: Count = field(default=16, metadata={"help": "sequences at once in the plain way's log_prob, training"})
     vlm: str | None = field(default=None, metadata={"help": "folder of a transformers checkpoint, or of a policy"})
     dtypes: list[str] = field(default_factory=list, metadata={"help": "default: float32, on CUDA also bfloat16",
                                                               "choices": ["float32", "bfloat16"]})
-    soak: int = field(default=0, metadata={"help": "steps of a long run to watch instead, 10 or more"})
+    soak: CountOrNone = field(default=0, metadata={"help": "steps of a long run to watch instead, 10 or more"})
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
-    json: str | None = field(default=None, metadata={"help": "file to write the figures to"})
+    json: OutputFile | None = field(default=None, metadata={"help": "file to write the figures to"})
 
 
 # ---------------------------------------------------------------- the problem
@@ -312,15 +314,11 @@ def compare(config: BenchmarkConfig, device: torch.device) -> dict:
 
 
 def main() -> None:
-    config, = HfArgumentParser(BenchmarkConfig, description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
-    if min([*config.group_sizes, *config.prompt_tokens, config.prompts, config.new_tokens, config.poses_per_answer,
-            config.repeats, config.micro_batch]) < 1:
-        raise ValueError("sizes, counts and repeats must be 1 or more")
-    check_outputs(json=config.json)
+    config, = read_settings(__doc__, BenchmarkConfig)
     device = pick_device(config.device)
     made = soak(config.soak, device) if config.soak else compare(config, device)
     if config.json:
-        Path(config.json).write_text(json.dumps(made, indent=1) + "\n")
+        atomic_write(Path(config.json), json.dumps(made, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,14 +10,16 @@ import json
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from transformers import HfArgumentParser
+import torch
 
 import evaluate
 import train_sft as stage_one
 from builtin.retriever import Retriever
 from engine.checkpoint import atomic_write, constants
+from engine.lock import hold
 from engine.runtime import own_seed, pick_device, run
 from engine.saving import load_policy
+from engine.settings import Count, read_settings
 from engine.world import WorldConfig, keep_features, load_world
 from real.smpl import load_body
 from train_sft import SFTConfig, train_sft
@@ -26,18 +28,16 @@ from train_sft import SFTConfig, train_sft
 @dataclass
 class ContinuedConfig:
     run: str = field(default="runs", metadata={"help": "folder of a run that train_rft.py finished"})
-    steps: int = field(default=850, metadata={
+    steps: Count = field(default=850, metadata={
         "help": "steps of SFT; the default takes as long on 2 CPU cores as HyGRPO does with its defaults"})
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
 
 
 def main() -> None:
-    config, = HfArgumentParser(ContinuedConfig, description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
+    config, = read_settings(__doc__, ContinuedConfig)
     folder, device = Path(config.run), pick_device(config.device)
     if not (folder / "metrics.json").is_file():
         raise FileNotFoundError(f"{folder} holds no finished run; python train_rft.py --out {folder} makes one")
-    if config.steps < 1:
-        raise ValueError(f"--steps {config.steps}: must be 1 or more")
     noted = json.loads((folder / "sft_config.json").read_text())
     for name, value in constants(vars(stage_one)).items():
         if noted.get(name, value) != value:
@@ -46,14 +46,21 @@ def main() -> None:
     world, sft_config = (kind(**{f.name: noted[f.name] for f in fields(kind) if f.name in noted})
                          for kind in (WorldConfig, SFTConfig))
     world, sft_config = replace(world, out=str(folder)), replace(sft_config, sft_steps=config.steps)
+    with hold(folder):
+        continue_sft(folder, world, sft_config, device)
+
+
+def continue_sft(folder: Path, world: WorldConfig, sft_config: SFTConfig, device: torch.device) -> None:
+    """Train the SFT policy of the run in `folder` on, print the table, and write continued.json."""
+    judge, body = Retriever.from_pretrained(folder / "judge").to(device), load_body(world.body).to(device)
     splits, policy = load_world(world, sft_config), load_policy(folder / "sft").to(device)
     keep_features(policy, splits)
     train_sft(policy, splits.get("data", splits["train"]), sft_config, own_seed(world.seed, 14))
-    judge, body = Retriever.from_pretrained(folder / "judge").to(device), load_body(world.body).to(device)
     result = evaluate.evaluate(policy, splits["test"], judge, body, world.eval_poses, world.seed)
     made = json.loads((folder / "metrics.json").read_text())
     print(evaluate.table({"blind": made["floors"], "SFT": made["sft"], "continued": result, "RFT": made["rft"]}))
-    atomic_write(folder / "continued.json", json.dumps({"continued": result, "steps": config.steps}, indent=1) + "\n")
+    atomic_write(folder / "continued.json",
+                 json.dumps({"continued": result, "steps": sft_config.sft_steps}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

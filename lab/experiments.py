@@ -13,6 +13,7 @@ Read next: claims.py, which lists claims and arms.
 
 import json
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-import transformers
 from matplotlib.figure import Figure
 
 import evaluate
@@ -33,8 +33,10 @@ from builtin.tiny import PoseEncoder
 from builtin.tiny_encoders import train_encoders
 from data import Split
 from engine.checkpoint import atomic_write, check_folder, constants
-from engine.runtime import check_outputs, own_seed, pick_device, run
+from engine.lock import hold
+from engine.runtime import own_seed, pick_device, run
 from engine.saving import load_policy, save_policy
+from engine.settings import OutputFile, OutputFolder, OutputPicture, SeedNumber, read_settings
 from engine.world import WorldConfig, build_policy, keep_features, load_world
 from lab import claims_figure
 from lab.claims import ARMS, CLAIMS, LONG, MEASURES, value
@@ -54,12 +56,13 @@ CURVES = ("statements", "semantic", "joint", "correct", "sigma", "pose_kl", "val
 @dataclass
 class ExperimentConfig:
     claims: list[int] = field(default_factory=lambda: list(CLAIMS), metadata={"help": "numbers of the claims to try"})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "seeds of data, training, samples"})
-    out: str = field(default="runs_experiments", metadata={"help": "folder of finished arms"})
-    json: str | None = field(default=None, metadata={"help": "file to write the table's numbers to"})
-    figure: str | None = field(default=None, metadata={"help": "picture to draw of claims 2, 5 and 6"})
-    stability: str | None = field(default=None, metadata={"help": "picture to draw of HyGRPO for ten times its default "
-                                                          "number of steps, with KL and floor and without"})
+    seeds: list[SeedNumber] = field(default_factory=lambda: [0, 1, 2],
+                                    metadata={"help": "seeds of data, training, samples"})
+    out: OutputFolder = field(default="runs_experiments", metadata={"help": "folder of finished arms"})
+    json: OutputFile | None = field(default=None, metadata={"help": "file to write the table's numbers to"})
+    figure: OutputPicture | None = field(default=None, metadata={"help": "picture to draw of claims 2, 5 and 6"})
+    stability: OutputPicture | None = field(default=None, metadata={
+        "help": "picture to draw of HyGRPO for ten times its default number of steps, with KL and floor and without"})
     quick: bool = field(default=False, metadata={"help": "a world so small that the numbers mean nothing"})
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
 
@@ -221,28 +224,32 @@ def stability(world: Seed, path: Path) -> dict:
     return report
 
 
+def try_claims(config: ExperimentConfig, worlds: list[Seed]) -> dict:
+    """Run the arms of the claims that were asked for, print and draw what came of it, and return its numbers."""
+    arms = list(dict.fromkeys(arm for number in config.claims for c in CLAIMS[number][1] for arm in c[:2]))
+    if 5 in config.claims:
+        arms += ["KL 0.02", "KL 0.2"]  # for the figure
+    results = {arm: [world.run(arm) for world in worlds] for arm in arms}
+    claims = {number: [compare(results, *c) for c in CLAIMS[number][1]] for number in config.claims}
+    print(table(claims))
+    if config.figure:
+        claims_figure.draw(Path(config.figure), results)
+    return {"seeds": config.seeds, "claims": claims, "arms": {
+        arm: {m: [value(r, m) for r in results[arm]] for m in MEASURES} |
+             {"seconds": [round(r["seconds"]) for r in results[arm]]} for arm in arms}}
+
+
 def main() -> None:
-    config, = transformers.HfArgumentParser(
-        ExperimentConfig, description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
+    config, = read_settings(__doc__, ExperimentConfig)
     unknown = set(config.claims) - set(CLAIMS)
     if unknown:
         raise ValueError(f"--claims {' '.join(map(str, unknown))}: choose from {', '.join(map(str, CLAIMS))}")
-    check_outputs(json=config.json, figure=config.figure, stability=config.stability)
-    if config.stability:
-        report = stability(Seed(config, config.seeds[0]), Path(config.stability))
-    else:
-        arms = list(dict.fromkeys(arm for number in config.claims for c in CLAIMS[number][1] for arm in c[:2]))
-        if 5 in config.claims:
-            arms += ["KL 0.02", "KL 0.2"]  # for the figure
-        worlds = [Seed(config, seed) for seed in config.seeds]
-        results = {arm: [world.run(arm) for world in worlds] for arm in arms}
-        claims = {number: [compare(results, *c) for c in CLAIMS[number][1]] for number in config.claims}
-        print(table(claims))
-        if config.figure:
-            claims_figure.draw(Path(config.figure), results)
-        report = {"seeds": config.seeds, "claims": claims, "arms": {
-            arm: {m: [value(r, m) for r in results[arm]] for m in MEASURES} |
-                 {"seconds": [round(r["seconds"]) for r in results[arm]]} for arm in arms}}
+    seeds = config.seeds[:1] if config.stability else config.seeds
+    with ExitStack() as locks:
+        for seed in dict.fromkeys(seeds):
+            locks.enter_context(hold(Path(config.out) / f"seed_{seed}"))
+        worlds = [Seed(config, seed) for seed in seeds]
+        report = stability(worlds[0], Path(config.stability)) if config.stability else try_claims(config, worlds)
     if config.json:
         atomic_write(Path(config.json), json.dumps(report, indent=1) + "\n")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import (AutoModelForImageTextToText, HfArgumentParser, Idefics3ImageProcessorPil, Idefics3Processor,
+from transformers import (AutoModelForImageTextToText, Idefics3ImageProcessorPil, Idefics3Processor,
                           LlamaConfig, SmolVLMConfig)
 
 import train_rft
@@ -24,7 +24,9 @@ from data import make_split
 from builtin.tiny import corpus
 from builtin.poses import sample_poses
 from builtin.retriever import Retriever
-from engine.runtime import check_outputs, pick_device, run
+from engine.checkpoint import atomic_write
+from engine.runtime import pick_device, run
+from engine.settings import OutputFile, read_settings
 from lab.soak import peak_memory, reset_peak_memory
 from builtin.tiny import build_tiny
 
@@ -53,13 +55,12 @@ def write_checkpoint(folder: Path, texts: list[str]) -> None:
 
 @dataclass
 class FullSizeConfig:
-    json: str | None = field(default=None, metadata={"help": "file to write the figures to"})
+    json: OutputFile | None = field(default=None, metadata={"help": "file to write the figures to"})
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
 
 
 def main() -> None:
-    config, = HfArgumentParser(FullSizeConfig, description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
-    check_outputs(json=config.json)
+    config, = read_settings(__doc__, FullSizeConfig)
     device, rng, rows, began = pick_device(config.device), np.random.default_rng(0), [], time.time()
     split = make_split(sample_poses(2, rng), rng, 224)
 
@@ -96,7 +97,7 @@ def main() -> None:
     print(f"{size[0] / 1e6:.0f} M parameters, {size[1] / 1e6:.1f} M of them taught; {tokens} tokens an image; "
           f"{device}, {torch.get_num_threads()} threads")
     if config.json:
-        Path(config.json).write_text(json.dumps({
+        atomic_write(Path(config.json), json.dumps({
             "rows": rows, "million_parameters": round(size[0] / 1e6), "million_taught": round(size[1] / 1e6, 1),
             "image_tokens": tokens, "device": str(device), "threads": torch.get_num_threads()}, indent=1) + "\n")
 

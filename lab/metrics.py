@@ -68,7 +68,7 @@ def recall(texts: Tensor, poses: Tensor) -> dict[str, float]:
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Frechet distance of two clouds (N, dim) and (M, dim), covariances regularised by 1e-6 (Heusel et al. 2017)."""
     a, b = a.double(), b.double()
-    if not (a.isfinite().all() and b.isfinite().all()):
+    if not (a.isfinite().all() and b.isfinite().all()) or min(len(a), len(b)) < 2:  # one pose has no covariance
         return float("nan")
     eye = 1e-6 * torch.eye(a.shape[1], dtype=torch.float64, device=a.device)
     cov_a, cov_b = a.T.cov() + eye, b.T.cov() + eye
@@ -92,7 +92,7 @@ def frechet_interval(a: Tensor, b: Tensor, groups: int = 20) -> tuple[float, flo
     distance, group = frechet_distance(a, b), torch.arange(len(a), device=a.device) % groups
     without = np.array([frechet_distance(a[group != g], b[group != g]) for g in range(min(groups, len(a)))])
     error = 1.96 * float(np.sqrt((len(without) - 1) * without.var()))
-    return max(0.0, distance - error), distance + error
+    return (max(0.0, distance - error), distance + error) if error == error else (error, error)
 
 
 def compare(values: np.ndarray, others: np.ndarray, seed: int = 0) -> dict:

@@ -17,13 +17,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
-from transformers import HfArgumentParser
 
 import captions
 from body import forward_kinematics, remove_heading, rot6d_to_matrix
 from data import Example, Split, load_splits
 from engine.runtime import pick_device, run
 from engine.saving import load_policy
+from engine.settings import OutputFolder, read_settings
 from lab.bodies import ask, picture, turned
 from lab.curves import curves
 from lab.method_figure import method
@@ -61,10 +61,12 @@ def grid(path: Path, examples: Sequence[Example], columns: dict[str, Tensor], bo
     """A row an example, in `blocks` beside each other: what was asked, the true pose, and that of each column (name ->
     (n, 24, 3, 3))."""
     columns = {"true pose": torch.stack([e.rotmats for e in examples])} | columns
-    wide, tall = 1 + len(columns), len(examples) // blocks
+    wide, tall = 1 + len(columns), -(-len(examples) // blocks)
     figure = Figure(figsize=(2.9 * wide * blocks, 4.0 * tall))
     axes = figure.subplots(tall, wide * blocks, squeeze=False)
     figure.subplots_adjust(0.01, 0.1, 0.99, 0.95, wspace=0.06, hspace=0.45)
+    for axis in axes.flat:
+        axis.axis("off")
     for axis, name in zip(axes[0], ["asked", *columns] * blocks):
         place = axis.get_subplotspec().get_position(figure)  # whatever its picture leaves of it
         figure.text(place.x0 + place.width / 2, place.y1 + 0.012, name, ha="center", fontsize=16, fontweight="bold")
@@ -72,7 +74,6 @@ def grid(path: Path, examples: Sequence[Example], columns: dict[str, Tensor], bo
         row = axes[i % tall][i // tall * wide:]
         ask(row[0], example)
         for axis, (name, poses) in zip(row[1:], columns.items()):
-            axis.axis("off")
             show(axis, body, poses[i], example, name == "true pose")
     figure.savefig(path, dpi=68)
 
@@ -107,11 +108,11 @@ def followed_examples(split: Split, seed: int) -> list[Example]:
 @dataclass
 class PicturesConfig:
     run: str = field(default="runs", metadata={"help": "folder of a run that train_rft.py finished"})
-    out: str = field(default="assets", metadata={"help": "folder to write the pictures and uncertainty.json to"})
+    out: OutputFolder = field(default="assets", metadata={"help": "folder for the pictures and uncertainty.json"})
 
 
 def main() -> None:
-    config, = HfArgumentParser(PicturesConfig, description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
+    config, = read_settings(__doc__, PicturesConfig)
     folder, out = Path(config.run), Path(config.out)
     if not (folder / "metrics.json").exists():
         raise FileNotFoundError(f"{folder} holds no finished run (no metrics.json): python train_rft.py --out {folder}")

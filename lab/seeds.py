@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from transformers import HfArgumentParser
 
 from engine.checkpoint import atomic_write
-from engine.runtime import check_outputs, run
+from engine.runtime import run
+from engine.settings import OutputFile, read_settings
 from evaluate import ROWS
 
 COLUMNS = {"blind": "floors", "SFT": "sft", "SFT continued": "continued", "RFT": "rft"}  # as in metrics.json
@@ -25,7 +25,7 @@ COMPARED = {"statements held, sampled pose": 1, "R@5 under the judge": 1, "MPJPE
 @dataclass
 class SeedsConfig:
     runs: list[str] = field(metadata={"help": "folders of finished runs, each of a seed of its own"})
-    json: str | None = field(default=None, metadata={"help": "file to write the numbers to"})
+    json: OutputFile | None = field(default=None, metadata={"help": "file to write the numbers to"})
 
 
 def read(folder: Path) -> dict:
@@ -70,8 +70,7 @@ def better_in(rows: dict[str, dict[str, list[float]]]) -> dict[str, int]:
 
 
 def main() -> None:
-    config, = HfArgumentParser(SeedsConfig, description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
-    check_outputs(json=config.json)
+    config, = read_settings(__doc__, SeedsConfig)
     results = [read(Path(folder)) for folder in config.runs]
     rows, seeds = collect(results), [result["seed"] for result in results]
     if len(set(seeds)) < len(seeds):

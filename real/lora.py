@@ -20,17 +20,24 @@ def quiet_peft() -> warnings.catch_warnings:
     return warnings.catch_warnings(action="ignore", category=FutureWarning)
 
 
-def add_adapter(vlm: nn.Module, rank: int, alpha: float, targets: list[str] | None = None) -> PeftModel:
-    """The VLM with LoRA beside the linear layers of its language model, or beside those called one of `targets`."""
+def lora_targets(vlm: nn.Module, targets: list[str] | None = None) -> list[str]:
+    """The linear layers of a VLM's language model, by their whole names, or those of them called one of `targets`.
+    ValueError for a target that none is called."""
     decoder = vlm.get_decoder()
     prefix = next(name for name, module in vlm.named_modules() if module is decoder)
     linear = [f"{prefix}.{name}" for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
-    chosen = [name for name in linear if targets is None or name.split(".")[-1] in targets]
-    if not chosen or rank < 1:
-        kinds = sorted({name.split(".")[-1] for name in linear})
-        raise ValueError(f"LoRA needs a rank of 1 or more (it is {rank}) and targets among {', '.join(kinds)}")
+    kinds = sorted({name.split(".")[-1] for name in linear})
+    if unknown := set(targets or ()) - set(kinds):
+        raise ValueError(f"--lora_targets {' '.join(sorted(unknown))}: LoRA needs targets among {', '.join(kinds)}")
+    return [name for name in linear if targets is None or name.split(".")[-1] in targets]
+
+
+def add_adapter(vlm: nn.Module, rank: int, alpha: float, targets: list[str] | None = None) -> PeftModel:
+    """The VLM with LoRA beside the layers that `lora_targets` finds. ValueError for a rank below 1."""
+    if rank < 1:
+        raise ValueError(f"LoRA needs a rank of 1 or more (it is {rank})")
     with quiet_peft():
-        return get_peft_model(vlm, LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen))
+        return get_peft_model(vlm, LoraConfig(r=rank, lora_alpha=alpha, target_modules=lora_targets(vlm, targets)))
 
 
 def read_adapter(vlm: nn.Module, folder: str | Path) -> PeftModel:

@@ -17,15 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent
-from transformers import HfArgumentParser
 
 import captions
 from body import axis_rotation, matrix_to_axis_angle, matrix_to_rot6d, remove_heading
 from builtin.denials import signed
 from builtin.retriever import load_judge
 from data import Example, load_splits
-from engine.runtime import check_outputs, own_seed, pick_device, run
+from engine.checkpoint import atomic_write
+from engine.runtime import own_seed, pick_device, run
 from engine.saving import load_policy
+from engine.settings import Count, OutputFile, OutputPicture, SeedNumber, read_settings
 from lab.metrics import (CHUNK, RECALL_AT, best_of, bootstrap, compare, errors_24, eval_examples, frechet_distance,
                          hits, pa_mpjpe, respond)
 from model import PosePolicy
@@ -55,13 +56,13 @@ class ProtocolConfig:
     data: list[str] | None = field(default=None, metadata={"help": "as of train_sft.py; default: the test split"})
     skip_bad: bool = field(default=False, metadata={"help": "leave out what is wrong in --data instead of stopping"})
     poses: str | None = field(default=None, metadata={"help": "folder of AMASS npz files; default: the built-in poses"})
-    eval_poses: int | None = field(default=None, metadata={"help": "how many; default: 500, or all rows of --data"})
-    seed: int = field(default=0, metadata={"help": "seed of the data and of the samples"})
+    eval_poses: Count | None = field(default=None, metadata={"help": "how many; default: 500, or all rows of --data"})
+    seed: SeedNumber = field(default=0, metadata={"help": "seed of the data and of the samples"})
     body: str | None = field(default=None, metadata={"help": "SMPL: .pkl, .npz or a folder; default: built in"})
     judge: str | None = field(default=None, metadata={"help": "folder of posescript's judge; default: beside --model"})
     regressor: str | None = field(default=None, metadata={"help": "Human3.6M's joint regressor .npy, for 3dpw-14"})
-    json: str | None = field(default=None, metadata={"help": "file to write the numbers to, each example's too"})
-    plot: str | None = field(default=None, metadata={"help": "picture to draw of calibration"})
+    json: OutputFile | None = field(default=None, metadata={"help": "file to write the numbers to, each example's too"})
+    plot: OutputPicture | None = field(default=None, metadata={"help": "picture to draw of calibration"})
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
 
 
@@ -246,9 +247,6 @@ def check_flags(config: ProtocolConfig) -> None:
         raise ValueError("--protocol rpe asks the questions of RPE-Refined: give --data rpe:FILE.json,IMAGE_DIR")
     if config.plot and config.protocol != "calibration":
         raise ValueError("--plot draws calibration: use it with --protocol calibration")
-    if config.eval_poses is not None and config.eval_poses < 1:
-        raise ValueError(f"--eval_poses {config.eval_poses}: must be 1 or more")
-    check_outputs(json=config.json, plot=config.plot)
 
 
 def measure(config: ProtocolConfig, device: torch.device) -> tuple[list[str], list[dict[str, Tensor]]]:
@@ -290,12 +288,12 @@ def report(config: ProtocolConfig, ids: Sequence[str], found: list[dict[str, Ten
 
 
 def main() -> None:
-    config, = HfArgumentParser(ProtocolConfig, description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
+    config, = read_settings(__doc__, ProtocolConfig)
     check_flags(config)
     ids, found = measure(config, pick_device(config.device))
     result = report(config, ids, found)
     if config.json:
-        Path(config.json).write_text(json.dumps(result, indent=1) + "\n")
+        atomic_write(Path(config.json), json.dumps(result, indent=1) + "\n")
     if config.plot:
         from lab import calibration_picture  # matplotlib only where something is drawn
         calibration_picture.draw(Path(config.plot), found[0]["pit"].numpy())
