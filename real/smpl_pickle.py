@@ -94,10 +94,10 @@ def _bytes(raw: str | bytes) -> bytes:
     return raw.encode("latin1") if isinstance(raw, str) else raw  # Python 2 had one type for both
 
 
-def _from_buffer(raw: bytes, dtype: _Dtype, shape: tuple, order: str, axes: tuple | None = None) -> _Array:
+def _from_buffer(raw: bytes, dtype: _Dtype, shape: tuple, order: str, *axes) -> _Array:
     """An array as pickle's protocol 5 has it."""
     if order not in ("C", "F"):
-        raise ValueError(f"an array in the order {order!r}, {axes}")
+        raise ValueError(f"an array in the order {order!r}")
     array = _Array()
     array.state = (1, shape, dtype, order == "F", raw)
     return array

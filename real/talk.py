@@ -26,8 +26,8 @@ def _who(turn: object) -> str:
 
 
 def turns(record: dict) -> list[tuple[str, str]]:
-    """Questions and answers of `conversations` in LLaVA's form. What is said before the first question, what is asked
-    without an answer and what the system is told are left out, as LLaVA's own training does or as it does not read."""
+    """Questions and answers of `conversations` in LLaVA's form. What is said before the first question, a last question
+    without an answer and what the system is told are left out."""
     said = [turn for turn in get(record, "conversations", list) if _who(turn) != "system"]
     said = said[1:] if said and _who(said[0]) == "gpt" else said
     said = said[:-1] if said and _who(said[-1]) == "human" else said
@@ -71,16 +71,15 @@ def read_llava(split: str, faults: Faults, file: str, root: str) -> list[Row]:
 
 # ---------------------------------------------------------------- BEDLAM-Script
 
-def _people(folder: Path, name: str, fewer: str | None) -> list[tuple[str, int]]:
+def _people(folder: Path, split: str, suffix: str, fewer: str | None) -> list[tuple[str, int]]:
     """Image and place in it of each person of whom there are captions, in the captions' order: by image, those whom
     PoseEmbroider chose as seen well; of these, if `fewer` is given, as many that differ most."""
-    file = folder / f"imgpaths_bedlam_to_selected_human_index_{name}.pkl"
+    file = folder / f"imgpaths_bedlam_to_selected_human_index_{split}{suffix}.pkl"
     chosen = restricted_load(file)
     people = [(str(image), i) for image in sorted(chosen.keys() - {"criteria"}, key=str)
               for i in get(chosen, image, list)]
     if fewer is None:
         return people
-    split, _, suffix = name.partition("_")
     samples = sorted(folder.glob(f"farther_sample_{split}_*{suffix}.pt"))
     if not samples:
         raise ValueError(f"no farther_sample_{split}_*{suffix}.pt, which tells of whom there are captions")
@@ -99,11 +98,12 @@ def _captioned(folder: Path, split: str) -> tuple[Path, list[tuple[str, int, obj
     if len(files) != 1 or None in files.values():
         raise ValueError(f"must hold one file bedlam_{split}_3caps*.pkl, found {len(files)}")
     (path, parts), = files.items()
-    name = split + (parts[2] or "")
-    said, people = restricted_load(path), _people(folder, name, parts[1])
+    suffix = parts[2] or ""
+    said, people = restricted_load(path), _people(folder, split, suffix, parts[1])
     if said.keys() != set(range(len(people))):
         raise ValueError(f"{path.name} has captions of {len(said)} people, where {len(people)} were chosen")
-    return path, [(*who, said[i]) for i, who in enumerate(people)], restricted_load(folder / f"bedlam_{name}.pkl")
+    return path, [(*who, said[i]) for i, who in enumerate(people)], restricted_load(
+        folder / f"bedlam_{split}{suffix}.pkl")
 
 
 def read_bedlam_script(split: str, faults: Faults, folder: str, root: str) -> list[Row]:

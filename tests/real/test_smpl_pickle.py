@@ -71,7 +71,8 @@ def smpl(monkeypatch):
 
     model = load_body()
     parents = np.array([body.PARENTS, range(24)])
-    return {"v_template": model.v_template.double().numpy(), "shapedirs": first_shapes(model.shapedirs.double().numpy()),
+    return {"v_template": model.v_template.double().numpy(),
+            "shapedirs": first_shapes(model.shapedirs.double().numpy()),
             "posedirs": chumpy(x=np.asfortranarray(posedirs_like(model.v_template))),
             "J_regressor": sparse(model.J_regressor.double().numpy()), "J_regressor_prior": sparse(np.eye(24, 30)),
             "kintree_table": parents.astype(np.uint32), "weights": chumpy(x=model.lbs_weights.double().numpy()),
@@ -205,6 +206,11 @@ HARMFUL = {
     "an object array": (pickle.dumps({"x": np.array([1, "a"], dtype=object)}), "arrays of 'O8'"),
     "a structured array": (pickle.dumps({"x": np.zeros(2, "f4,f4")}), "arrays of 'V8'"),
     "another class of chumpy": (b"cchumpy.ch\nMatVecMult\n.", "chumpy.ch.MatVecMult"),
+    "another way to reorder": (b"cchumpy.reordering\ntranspose\n.", "chumpy.reordering.transpose"),
+    "a selection of itself": (b"}S'x'\ncchumpy.reordering\nSelect\n)\x81p1\n}(S'a'\ng1\nubs.", "recursion"),
+    "a set in place of data": (b"}S'x'\nc__builtin__\nset\n(]tRs.", "bare set"),
+    "a buffer of a function": (b"}S'x'\ncnumpy.core.numeric\n_frombuffer\n(S'os'\ncposix\nsystem\nI1\nS'C'\ntRs.",
+                               "posix.system"),
     "another codec": (b"c_codecs\nencode\n(S'a'\nS'rot13'\ntR.", "text in 'rot13'"),
     "rebuilding another class": (b"ccopy_reg\n_reconstructor\n(I1\nc__builtin__\nobject\nNtR.", "asked to rebuild"),
     "rebuilding by a function": (b"ccopy_reg\n_reconstructor\n(c_codecs\nencode\nc__builtin__\nobject\nNtR.",

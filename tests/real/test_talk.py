@@ -1,4 +1,4 @@
-"""Talk as it is met in lists of LLaVA's form, and captions of BEDLAM-Script without a choice of those that differ most."""
+"""Talk as it is met in lists of LLaVA's form, and whose captions those of BEDLAM-Script are."""
 
 import json
 
