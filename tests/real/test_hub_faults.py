@@ -88,7 +88,7 @@ def checkpoint_files(folder):
         return {name: data for name, data in whole.items() if not any(part in name for part in parts)}
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 545552\n"
     return {
-        "org/whole": whole, "org/cut": whole, "org/full": whole, "org/newer": with_config(model_type="llava_next_year"),
+        "org/whole": whole, "org/slow": whole, "org/cut": whole, "org/full": whole, "org/newer": with_config(model_type="llava_next_year"),
         "org/typeless": with_config(model_type=None), "org/gguf": {"model.gguf": b"GGUF", "README.md": b""},
         "org/pickle": without("safetensors") | {"pytorch_model.bin": b"\x80\x02"},
         "org/lfs": whole | {"model.safetensors": pointer}, "org/wordless": without("tokenizer"),
@@ -128,7 +128,7 @@ class Hub(BaseHTTPRequestHandler):
         parts = path.removeprefix("/api/models").strip("/").split("/")
         name = "/".join(parts[:2])
         if name == "org/slow":
-            time.sleep(1.5)
+            time.sleep(2.5)
         if name in ANSWERS or name not in self.files:
             return self.fault(*ANSWERS.get(name, (404, "RepoNotFound", "Repository not found")))
         files = self.files[name]
@@ -168,6 +168,7 @@ def said(tmp_path_factory):
         "HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     server.shutdown()
+    server.server_close()
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads((place / "said.json").read_text())
 
