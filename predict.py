@@ -62,7 +62,7 @@ class PredictConfig:
     prompt: str = field(default="", metadata={"help": "what to ask, sent as it is; default: for the SMPL pose"})
     body: str | None = field(default=None, metadata={"help": "SMPL: .pkl, .npz or a folder; default: built in"})
     model: str = field(default="runs/rft", metadata={"help": "folder of a policy"})
-    out: OutputFolder = field(default="prediction", metadata={"help": "folder to write picture.png, pose.npz and body.obj to"})
+    out: OutputFolder = field(default="prediction", metadata={"help": "folder for picture.png, pose.npz, body.obj"})
     samples: int = field(default=64, metadata={"help": f"poses drawn; {GHOSTS} are painted, {SHOWN} on their own"})
     interactive: bool = field(default=False, metadata={"help": "read sentences or questions, one a line, until none"})
     seed: SeedNumber = field(default=0, metadata={"help": "seed of the samples"})

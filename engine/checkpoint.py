@@ -58,7 +58,8 @@ def writing(partial: Path, name: Path) -> Iterator[None]:
         yield
     except Exception as error:
         shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
-        if number := system_fault(error):
+        number = system_fault(error)
+        if number and not getattr(error, "filename", None):  # else it says itself which file
             raise OSError(number, os.strerror(number), str(name)) from error
         raise
 
@@ -75,7 +76,12 @@ def system_fault(error: BaseException | None) -> int | None:
 
 
 def atomic_write(path: Path, data: str | dict) -> None:
-    """Write text, or what torch.save takes, to `path`, which is then wholly new or, whatever happens, as it was."""
+    """Write text, or what torch.save takes, to `path`, which is then wholly new or, whatever happens, as it was.
+    Text also goes into a device or a pipe, such as /dev/stdout."""
+    if path.exists() and not path.is_file() and isinstance(data, str):
+        path.write_text(data)
+        return
+    path = path.resolve()  # what a link points to is written, the link stays
     partial = path.with_name(path.name + ".partial")
     with writing(partial, path):
         if isinstance(data, str):

@@ -37,7 +37,7 @@ def output_file(value: str) -> str:
     if path.is_dir():
         return "is a folder; name a file in it"
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        return "may not be written to; name another file"
+        return "cannot be written to; name another file"
     return ""
 
 
@@ -54,8 +54,8 @@ def output_folder(value: str) -> str:
     path = Path(value)
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not there.is_dir():
-        return f"{there} is a file; name a folder"
-    return "" if os.access(there, os.W_OK) else f"{there} may not be written to; name another folder"
+        return f"cannot be written to, since {there} is a file; name a folder"
+    return "" if os.access(there, os.W_OK) else f"{there} cannot be written to; name another folder"
 
 
 Count = Annotated[int, at_least(1)]

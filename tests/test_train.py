@@ -27,7 +27,7 @@ from data import draw_batch, make_example, make_split
 from builtin.tiny import corpus
 from engine.log import numbers, rewards_table
 from engine.saving import load_policy
-from engine.start_from import find_same
+from engine.start_from import check_run, find_same
 from lab.frozen_sigma import freeze_sigma
 from lab import continued_sft, pictures
 from model import PosePolicy
@@ -194,6 +194,78 @@ def test_a_variant_ends_as_if_all_had_been_made_anew(chain, monkeypatch, tmp_pat
     run(monkeypatch, train_rft, "--out", str(tmp_path / "anew"), *SMALL, "--sft_lr", "0.001")
     ours, theirs = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("variant", "anew"))
     assert ours == theirs and ours["sft"] != metrics["sft"]
+
+
+@pytest.fixture
+def begun(chain, tmp_path):
+    """A run that was stopped before stage two kept anything: its log has but the row before the first step."""
+    out = tmp_path / "runs"
+    for name in ("encoders", "sft", "reward", "judge"):
+        shutil.copytree(chain[0] / name, out / name)
+    for name in ("sft_config.json", "rft_config.json"):
+        shutil.copy(chain[0] / name, out)
+    (out / "log.jsonl").write_text((chain[0] / "log.jsonl").read_text().splitlines(True)[0])
+    return out
+
+
+def notes_with(chain, **changes) -> dict[str, dict]:
+    """The notes of the chain's run with some settings changed."""
+    notes = {name: json.loads((chain[0] / name).read_text()) for name in ("sft_config.json", "rft_config.json")}
+    for settings in notes.values():
+        settings |= {name: value for name, value in changes.items() if name in settings}
+    return notes
+
+
+@pytest.mark.parametrize("change", [{"rft_lr": .1}, {"eval_poses": 12}, {"without": "text", "group_size": 5}])
+def test_settings_of_stage_two_may_change_until_it_has_kept_something(chain, begun, change):
+    notes = notes_with(chain, **change)
+    check_run(begun, notes)
+    assert (begun / "log.jsonl").exists()  # nothing is written as long as nobody asks for it
+    check_run(begun, notes, write=True)
+    assert {name: json.loads((begun / name).read_text()) for name in notes} == notes
+    assert not (begun / "log.jsonl").exists() and (begun / "sft").exists()  # its row was made with the old settings
+    check_run(begun, notes)
+
+
+@pytest.mark.parametrize("change, made", [
+    ({"rft_lr": .1}, ["rft.state"]), ({"sft_lr": .1}, ["sft", "rft.state"]),
+    ({"retriever_steps": 9}, ["reward", "judge", "rft.state"]), ({"covariance": "full"}, ["encoders", "sft", "rft.state"]),
+    ({"train_poses": 7}, ["encoders", "sft", "reward", "judge", "rft.state"])])
+def test_what_was_made_with_other_settings_is_named_and_nothing_else_is_locked(chain, begun, change, made):
+    (begun / "rft.state").write_text("")
+    notes, (name, value) = notes_with(chain, **change), next(iter(change.items()))
+    with pytest.raises(ValueError, match=f"holds a run with {name} = .*, not {value}: name another folder with --out"
+                                         ) as fault:
+        check_run(begun, notes, write=True)
+    assert str(fault.value).endswith("to make that anew: " + ", ".join(str(begun / name) for name in made))
+    kept = {path.name for path in begun.iterdir()} - {*made, "log.jsonl"}
+    for path in (begun / name for name in made):  # as the sentence says
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    check_run(begun, notes, write=True)
+    assert {path.name for path in begun.iterdir()} == kept
+
+
+def test_a_mended_command_goes_on_with_what_is_there(chain, begun, monkeypatch):
+    """Another learning rate, and a slip before it, which has left no trace."""
+    for module, name in ((pictures, "before_after"), (pictures, "progression"), (train_rft, "curves")):
+        monkeypatch.setattr(module, name, lambda *args, **kwargs: None)
+    before = (begun / "rft_config.json").read_text()
+    with pytest.raises(ValueError, match="--without statement: there is no reward"):
+        run(monkeypatch, train_rft, "--out", str(begun), *SMALL, "--without", "statement")
+    assert (begun / "rft_config.json").read_text() == before
+    made = (begun / "sft" / "model.safetensors").stat().st_mtime_ns
+    run(monkeypatch, train_rft, "--out", str(begun), *SMALL, "--without", "statements")
+    assert (begun / "sft" / "model.safetensors").stat().st_mtime_ns == made and (begun / "metrics.json").exists()
+    assert json.loads((begun / "rft_config.json").read_text())["reward_weights"]["statements"] == 0
+    assert not (begun / "lock").exists()
+
+
+def test_one_file_of_motion_capture_is_too_few_and_is_told_before_any_work(monkeypatch, tmp_path):
+    write_amass(tmp_path / "mocap")
+    (tmp_path / "mocap" / "train" / "b.npz").unlink()
+    with pytest.raises(ValueError, match="two retrievers need at least two train files"):
+        run(monkeypatch, train_rft, "--poses", str(tmp_path / "mocap"), "--out", str(tmp_path / "runs"), *SMALL)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_to_start_from_must_be_there_and_have_come_to_stage_two(chain, monkeypatch, tmp_path):

@@ -147,6 +147,66 @@ def test_two_processes_are_one_with_the_whole_batch(start, whole):
         assert_same(first, whole[stage][1], start)
 
 
+WAITER = """
+import os, sys, time, torch
+sys.path.insert(0, {root!r})
+from datetime import timedelta
+from functools import partial
+from torch.distributed import distributed_c10d as c10d
+from engine import distributed, runtime
+torch.distributed.init_process_group = partial(c10d.init_process_group, timeout=timedelta(seconds=3))  # not 30 minutes
+
+def main():
+    distributed.start()
+    if distributed.is_first():
+        print("the first is at work", flush=True)
+        time.sleep({seconds})
+    distributed.wait()
+    print("all are here", distributed.total(1.0, torch.device("cpu")), flush=True)
+sys.argv[0] = "train_sft.py"
+runtime.run(main)
+"""
+
+
+def waiters(seconds: float) -> list[subprocess.Popen]:
+    """Two processes, of which the first takes so long where the other only waits."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [subprocess.Popen([sys.executable, "-c", WAITER.format(root=str(ROOT), seconds=seconds)], text=True,
+                             env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE) for rank in range(2)]
+
+
+def test_the_others_wait_for_the_first_longer_than_any_limit_of_a_collective():
+    for process in waiters(seconds=9):
+        printed, errors = process.communicate(timeout=300)
+        assert process.returncode == 0 and printed.endswith("all are here 2.0\n"), errors
+
+
+def test_where_the_first_is_killed_the_others_end_in_a_sentence():
+    first, other = waiters(seconds=600)
+    assert first.stdout.readline() == "the first is at work\n"
+    first.kill()
+    printed, errors = other.communicate(timeout=120)
+    first.communicate()
+    assert other.returncode == 1 and "all are here" not in printed and "Traceback" not in errors
+    assert "train_sft.py: another process of this run has ended" in errors
+
+
+def test_while_the_first_validates_the_others_wait(start, monkeypatch):
+    """Before the first step and wherever numbers are asked for: not in the next step's collective."""
+    waited = []
+    monkeypatch.setattr("engine.log.wait", lambda: waited.append(len(validated)))
+    rng, validated = np.random.default_rng(1), []
+    split = make_split(sample_poses(24, rng), rng)
+    config = train_rft.RFTConfig(rft_steps=3, prompts=4, group_size=2, poses_per_answer=3, eval_every=2)
+    train_rft.train_rft(load_policy(start / "policy"), split, Retriever.from_pretrained(start / "retriever"), config, 0,
+                        lambda policy: validated.append(policy) or {})
+    assert waited == [1, 2, 3]
+
+
 def test_a_batch_too_small_to_split_is_named():
     assert [part.tolist() for part in distributed.own_parts(5, 2)] == [[0, 1, 2], [3, 4]]
     with pytest.raises(ValueError, match="a batch of 2 cannot be split over 1 processes and 3 parts"):

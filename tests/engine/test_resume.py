@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ import train_rft
 from builtin.poses import sample_poses
 from builtin.retriever import Retriever
 from data import make_split
-from engine import checkpoint, log, runtime
+from engine import checkpoint, log
 from engine.checkpoint import TrainingState, read_log, atomic_folder, atomic_write
 from engine.saving import load_policy
 from lab import pictures
@@ -285,22 +286,45 @@ def test_a_state_runs_no_code(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not Path("/dev/full").exists(), reason="root may write everywhere")
-def test_a_full_disk_ends_in_one_sentence_and_what_was_kept_stays(monkeypatch, tmp_path, capsys):
-    state, layer = small_state(tmp_path / "sft.state", 4)
-    state._write()
-    before = (tmp_path / "sft.state").read_bytes()
+@pytest.mark.parametrize("call, fault", [("fsync", errno.EINVAL), ("fsync", errno.ENOTSUP), ("open", errno.EACCES)])
+def test_a_folder_that_cannot_be_flushed_stops_no_write(monkeypatch, tmp_path, call, fault):
+    """As network shares (the first two) and Windows have it, where a folder cannot even be opened."""
+    real = getattr(os, call)
 
-    def full(data, path):
-        path.write_bytes(b"half of it")
-        raise OSError(28, "No space left on device", str(path))
-    monkeypatch.setattr(checkpoint.torch, "save", full)
-    monkeypatch.setattr(sys, "argv", ["train_sft.py"])
-    with pytest.raises(SystemExit, match="No space left on device.*call the same command again"):
-        runtime.run(state._write)
-    assert (tmp_path / "sft.state").read_bytes() == before
-    monkeypatch.undo()
-    small_state(tmp_path / "sft.state", 4)
+    def refuse(what, *more):
+        if os.path.isdir(what if call == "open" else f"/proc/self/fd/{what}"):
+            raise OSError(fault, os.strerror(fault))
+        return real(what, *more)
+    monkeypatch.setattr(checkpoint.os, call, refuse)
+    atomic_write(tmp_path / "metrics.json", "whole")
+    with atomic_folder(tmp_path / "rft") as partial:
+        (partial / "a").mkdir()
+        (partial / "a" / "b").write_text("whole")
+    assert (tmp_path / "metrics.json").read_text() == (tmp_path / "rft" / "a" / "b").read_text() == "whole"
+
+
+@pytest.mark.parametrize("fault, is_whole", [(errno.EINVAL, True), (errno.EIO, False), (errno.ENOSPC, False)])
+def test_a_file_that_the_disk_does_not_take_is_a_fault_but_not_one_that_cannot_be_flushed(
+        monkeypatch, tmp_path, fault, is_whole):
+    def refuse(descriptor):
+        raise OSError(fault, os.strerror(fault))
+    atomic_write(tmp_path / "metrics.json", "old")
+    monkeypatch.setattr(checkpoint.os, "fsync", refuse)
+    with nullcontext() if is_whole else pytest.raises(OSError, match=os.strerror(fault)):
+        atomic_write(tmp_path / "metrics.json", "new")
+    assert (tmp_path / "metrics.json").read_text() == ("new" if is_whole else "old")
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_text_goes_into_a_device_and_through_a_link_which_both_stay(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    atomic_write(tmp_path / "link", "whole")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "whole"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    atomic_write(tmp_path / "pipe", "whole")
+    assert os.read(reader, 9) == b"whole" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
 
 
 # ---------------------------------------------------------------- faults
