@@ -5,7 +5,8 @@ Every statement is one row of a table: a measurement m_s of the posed skeleton, 
     left knee [deg]   60 <= m < 110   "the left knee is bent", "the left leg is bent"
 So a sentence is written from a pose (`describe`), read back into statements (`parse`) and checked against another pose
 (`pose_holds`) by one and the same table, builtin/statement_table.py; builtin/posecodes.py measures. Nothing depends on
-the heading; gravity counts where everyday words mean it, and the ground is the lowest joint.
+the heading; gravity counts where everyday words mean it, and the ground is the lowest joint. What a text denies, found
+by builtin/phrasing.py, is S + s: a statement that must not hold (builtin/denials.py).
 Read next: body.py, the skeleton that is measured.
 """
 

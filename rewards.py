@@ -97,10 +97,10 @@ def text_reward(c: Context) -> Tensor:
 def informedness(said: Sequence[int], holds: Tensor, base_rates: Tensor) -> float:
     """How much more of what is said holds here than in any picture: sum_s (h_s - p_s) / max(n, 4), in (-1, 1).
 
-    said: n different statements. holds: the h_s of this picture, and base_rates: the share p_s of pictures in which each
-    holds, (2 S,) of `signed`. A sum of informedness (Powers 2011): whoever does not look earns 0 on average, whatever is said.
-    What is rare counts more. True descriptions make 4 statements on average; the divisor keeps a long list of guesses
-    from earning more than the few best of them.
+    said: n different statements. holds: the h_s of this picture. base_rates: the share p_s of pictures in which each
+    holds; both (2 S,), of `signed`. A sum of informedness (Powers 2011): whoever does not look earns 0 on average,
+    whatever is said. What is rare counts more. True descriptions make 4 statements on average; the divisor keeps a long
+    list of guesses from earning more than the few best of them.
     """
     said = list(said)
     return ((holds.to(base_rates) - base_rates)[said].sum() / max(len(said), 4)).item()

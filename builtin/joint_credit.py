@@ -39,8 +39,9 @@ def statements_by_joint(c) -> Tensor:
 
 @cache
 def decides_statement() -> Tensor:
-    """Whether turning a joint decides a statement, or its denial: bool (24, 2 S). Found by trying: each joint of 200 poses is turned at
-    random. It decides what it changes at least a tenth as often as the joint does that changes it most."""
+    """Whether turning a joint decides a statement, or its denial: bool (24, 2 S). Found by trying: each joint of 200
+    poses is turned at random. It decides what it changes at least a tenth as often as the joint does that changes it
+    most."""
     rotmats, generator = sample_poses(200, np.random.default_rng(0)), torch.Generator().manual_seed(0)
     before, changed = captions.measure(*forward_kinematics(rotmats)), []
     for joint in range(24):

@@ -13,15 +13,16 @@ _SMALL = "the|a|an|is|are|am|be|both|their|his|her|its|your|my|our|person|they|s
 _END = r"(?= [.,;:!?]| (?:and|while|with|then|but|or)\b|$)"  # of what is said of a limb
 _SIDE, _ARM, _HINGE = r"((?:left |right )?)", r"((?:left |right )?)(?:hand|arm)(s?)", r"(\S* ?(?:elbow|arm|knee|leg)s?)"
 _UP = r"(?: (?:up|high|overhead|raised|in air|(?:above|over) head))"
-_LIFT, _BEND, _OUT = "(?:rais(?:e|es|ing)|lift(?:s|ing)?)", "ben(?:d|ds|ding)", "(?: (?:out|outstretched|stretched|extended))"
+_LIFT, _BEND = "(?:rais(?:e|es|ing)|lift(?:s|ing)?)", "ben(?:d|ds|ding)"
+_OUT = "(?: (?:out|outstretched|stretched|extended))"
 
 # Words as they are once the small ones are left out, and the words of the table of statements; in this order.
 EVERYDAY = tuple((re.compile(rf"\b{pattern}"), said) for pattern, said in (
     (r"(?:do(?:es|ing)? )?(?:hand|head)stand\b|stand(?:s|ing)? on (?:head|hands)\b", "upside down"),
     (r"stand(?:s|ing)?(?: up| upright| still| straight)*\b", "standing"),
     (r"(?:squat|crouch)(?:s|es|ting|ing)?(?: down)?\b", "squatting"),
-    (r"(?:sits?|sitting|seated|take seat)(?: down)?(?: (?:on|in) (?:arm)?(?:chair|bench|stool|sofa|seat|floor|ground))?\b",
-     "sitting"),
+    (r"(?:sits?|sitting|seated|take seat)(?: down)?"
+     r"(?: (?:on|in) (?:chair|armchair|bench|stool|sofa|seat|floor|ground))?\b", "sitting"),
     (r"(?:kneel(?:s|ing)?|(?:get|go|drop)(?:s|es)?(?: down)? on knees)(?: down)?\b", "kneeling"),
     (r"kneeling on one knee\b", "on one knee"),  # on which is not said
     (r"(?:lies?|lying|laying)(?: down)?(?: flat)?\b", "lying"), (r"lying on (?:stomach|front)\b", "lying on belly"),
@@ -32,9 +33,10 @@ EVERYDAY = tuple((re.compile(rf"\b{pattern}"), said) for pattern, said in (
     (r"tilt(?:s|ing)? head (left|right|back)\b", r"head tilted \1"), (r"(?:bow|lower)s? head\b", "head bowed"),
     (rf"{_BEND} (?:slightly {_HINGE}|{_HINGE} slightly)\b", r"\1\2 slightly bent"),
     (rf"{_BEND} {_HINGE}\b", r"\1 bent"), (rf"straighten(?:s|ing)? {_HINGE}\b", r"\1 straight"),
-    (r"cross(?:es|ing)? (legs|feet)\b", r"\1 crossed"), (r"(?:cross(?:es|ing)? arms|arms crossed)\b", "arms across body"),
+    (r"cross(?:es|ing)? (legs|feet)\b", r"\1 crossed"),
+    (rf"(?:cross(?:es|ing)? arms|arms crossed)(?: (?:in front of|over) (?:chest|body))?{_END}", "arms across body"),
     (r"(?:spread(?:s|ing)? arms|arms (?:wide|spread))(?: out| wide| apart)*\b", "arms spread"),
-    (r"(?:spread(?:s|ing)? legs|(?:legs|feet) (?:wide|spread))(?: out| wide| apart)*\b", "feet wide apart"),
+    (rf"(?:spread(?:s|ing)? legs|(?:legs|feet) (?:wide|spread))(?: out| wide| apart)*{_END}", "feet wide apart"),
     (rf"{_LIFT} (?:up )?(left|right) (?:foot|leg)(?: up| in air| off (?:ground|floor))*{_END}", r"\1 foot lifted"),
     (rf"(left|right) (?:foot|leg)(?: up| in air)+{_END}", r"\1 foot lifted"),
     (rf"(?:{_LIFT} (?:up )?{_SIDE}knee(s?)(?: up| high)*|{_SIDE}knee(s?)(?: up| high)+){_END}", r"\1\3knee\2\4 raised"),
@@ -42,7 +44,8 @@ EVERYDAY = tuple((re.compile(rf"\b{pattern}"), said) for pattern, said in (
     (rf"(?:{_LIFT} )?{_ARM}(?: raised)?(?: up)?(?: at)? (shoulder|head) (?:height|level)\b", r"\1hand\2 at \3 height"),
     (rf"{_ARM}{_OUT}* in front(?: of)?(?: body| chest| them| me| him)?{_END}", r"\1hand\2 in front of body"),
     (rf"(?:{_LIFT} arms{_OUT}*|arms{_OUT}+)(?: (?:either |each )?sides?)?{_END}", "arms out sides"),
-    (rf"(?:{_LIFT} (left|right) arm{_OUT}*|(left|right) arm{_OUT}+)(?: side)?{_END}", r"\1\2 arm out side"), (r"behind back\b", "behind body"),
+    (rf"(?:{_LIFT} (left|right) arm{_OUT}*|(left|right) arm{_OUT}+)(?: side)?{_END}", r"\1\2 arm out side"),
+    (r"behind back\b", "behind body"),
     (r"(?:put|bring|place|hold|keep|rest|have|has)(?:s|ing)? (?:up )?"
      r"(?=(?:left |right )?(?:hand|arm|elbow|knee|leg|thigh|head|back|foot|feet|upper))", "")))
 
@@ -76,10 +79,12 @@ _CLAUSE = re.compile(rf"[.,;:!?]|\b(?:but|while|whereas|though|although|instead)
 
 def spelled_out(text: str) -> str:
     """Lower case, with short forms written out: 'isn't' is 'is not', 'he's' is 'he is'."""
-    text = re.sub(r"\b(is|are|was|do|does|did|has|have|wo|ca|should|must)n['’]?t\b|\bcannot\b", r"\1 not", text.lower())
-    text = re.sub(r"\b(he|she|it|they|person|someone|who|there|you|i|we)['’](?:s|re|m)\b", r"\1 is", text)
-    text = re.sub(r"\bneither (hand|arm|elbow|leg|knee|thigh)\b", r"neither \1s", text).replace("neither foot", "no feet")
-    return re.sub(r"\bnot (?:only|just)\b", "", text).replace("not with ", "without ")
+    text = text.lower().replace("’", "'").replace("cannot", "can not")
+    text = re.sub(r"\b(is|are|was|do|does|did|has|have|wo|ca|should|must)n'?t\b", r"\1 not", text)
+    text = re.sub(r"\b(he|she|it|they|person|someone|who|there|you|i|we)'(?:s|re|m)\b", r"\1 is", text)
+    text = re.sub(r"\bneither (hand|arm|elbow|leg|knee|thigh)\b", r"neither \1s", text)
+    text = text.replace("neither foot", "no feet").replace("not with ", "without ")
+    return re.sub(r"\bnot (?:only|just)\b", "", text)
 
 
 def clauses(text: str) -> Iterator[tuple[str, str]]:

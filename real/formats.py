@@ -3,7 +3,8 @@
 A reader makes `Row`s of a file: checked annotations in this project's frame. Two other frames are met, in which the
 root of a person upright and facing the viewer is not the identity: AMASS has z up, R = Rx(-90) R_amass; a camera has y
 down, R = Rx(180) R_camera. Words are against gravity, which of files with images 3DPW alone tells: of the others is
-said what holds however the camera was held (mixture.TILTS). A file that cannot be read at all stops; of a row at fault see mixture.py.
+said what holds however the camera was held (mixture.TILTS). A file that cannot be read at all stops; of a row at fault
+see mixture.py.
 Read next: train_sft.py, whose --data takes these files.
 """
 

@@ -82,9 +82,16 @@ def test_own_statements_beside_those_of_others():
     split = make_split(sample_poses(9, rng), rng, images=False)
     examples = metrics.eval_examples(split, "text2pose", 9)
     examples[4].statements = ()  # says nothing that can be measured
+    denied = list(captions.parse("left elbow slightly bent, left elbow bent, left elbow sharply bent"))
+    examples[5].statements = captions.parse("The left elbow is not bent.")
     poses = sample_poses(18, rng).view(9, 2, 24, 3, 3)
     own, others = metrics.statements_held(examples, poses)
-    share = lambda i, j: captions.pose_holds(poses[j])[:, list(examples[i].statements)].double().mean().item()
+    def share(i, j):
+        holds = captions.pose_holds(poses[j])
+        if i == 5:
+            return (~holds[:, denied].any(1)).double().mean().item()
+        return holds[:, list(examples[i].statements)].double().mean().item()
+
     kept = [i for i in range(9) if i != 4]
     np.testing.assert_allclose(own, [share(i, i) for i in kept])
     np.testing.assert_allclose(others, [np.mean([share(j, i) for j in kept if j != i]) for i in kept])
