@@ -137,7 +137,7 @@ def read_images(split: str, faults: Faults, file: str, root: str) -> list[Row]:
         with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as opened:
             key = next((key for key in LAYOUTS if key in opened), "")
             has, shape, pixels = LAYOUTS.get(key, (None, "", 0))
-            wanted = ("imgname", "center", "scale", key, has, shape, "cam_int" if key == "pose_cam" else key)
+            wanted = ("imgname", "center", "scale", key, has, shape, "cam_int" if key == "pose_cam" else "")
             arrays = {name: opened[name] for name in wanted if name in opened}
     except Exception as error:  # zipfile, zlib, numpy and the system each raise their own
         raise ValueError(f"{file} cannot be read as an npz file: {error}") from None
