@@ -84,10 +84,10 @@ def descriptions(policy: PosePolicy, split: Split, count: int, seed: int) -> tup
 def questions(policy: PosePolicy, split: Split, count: int, seed: int) -> tuple[dict, dict]:
     """Are answers the true ones, word for word? Those about one picture are not independent: its mean is one number."""
     examples = eval_examples(split, "vqa", count, seed, QUESTIONS)
-    answers = respond(policy, examples, 1, seed, greedy=True)["answers"]
-    right = {"vqa_accuracy": np.array([float(a == e.answer) for a, e in zip(answers, examples)])}
+    out = respond(policy, examples, 1, seed, greedy=True)
+    right = {"vqa_accuracy": np.array([float(a == truth) for a, truth in zip(out["answers"], out["truths"])])}
     numbers = means(right) | {"vqa_commonest": commonest_answer_accuracy(examples)}
-    each = right | right_form(examples, answers)  # (N QUESTIONS,) each, then (N,)
+    each = right | right_form(examples, out["answers"])  # (N QUESTIONS,) each, then (N,)
     return numbers, {name: values.reshape(-1, QUESTIONS).mean(1) for name, values in each.items()}
 
 

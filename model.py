@@ -7,7 +7,7 @@ A prompt is run once for all the answers of its group: they follow it side by si
 
 Departures from the paper: the VLM's own projector is aligned before SFT and frozen with the tower, so that an image is
 one cached tensor; the language model of builtin/tiny.py is trained whole where the paper uses LoRA (real/lora.py).
-Read next: pose_head.py. Prompts become tokens and features in real/prompts.py; engine/saving.py saves and loads.
+Read next: pose_head.py. real/prompts.py makes tokens and features of prompts, engine/saving.py saves and loads.
 """
 
 import copy
@@ -21,8 +21,9 @@ from torch.distributions import Distribution
 
 from captions import POSE_TOKEN
 from pose_head import PoseHead, draw_poses, draw_random_numbers, draw_tokens
-from real.hub import POSE_FEATURE_TOKEN, add_pose_tokens, spare_ids
-from real.prompts import ImageFeatures, Prompt, chat_frames, encode_prompts, image_features
+from real.answers import answer_frame, read_answer, tokenize_answers
+from real.hub import POSE_FEATURE_TOKEN, add_pose_tokens, check_window, spare_ids
+from real.prompts import ImageFeatures, Prompt, chat_frames, encode_prompts, feature_token_id, image_features
 
 MAX_TOKENS = 80  # of an answer
 
@@ -72,8 +73,9 @@ class PosePolicy(nn.Module):
         # Some VLMs have positions of their own for images, in this method; the others count tokens.
         self.rope_index = next((m.get_rope_index for m in vlm.modules() if hasattr(m, "get_rope_index")), None)
         self.image_token, self.chat_frames = processor.image_token, chat_frames(processor)
-        self.pose_id, self.pose_feature_id, self.image_id = tokenizer.convert_tokens_to_ids(
-            [POSE_TOKEN, POSE_FEATURE_TOKEN, self.image_token])
+        self.answer_frame = answer_frame(processor, self.chat_frames[0])
+        self.pose_id, self.pose_feature_id = tokenizer.convert_tokens_to_ids([POSE_TOKEN, POSE_FEATURE_TOKEN])
+        self.image_id = feature_token_id(vlm.config, processor)
         self.frozen_features: dict[bytes, ImageFeatures] = {}
         self.freeze_encoders()
 
@@ -153,6 +155,7 @@ class PosePolicy(nn.Module):
         embeds = self._embed(tokens)
         rows = *tokens.shape, -1
         mask = torch.cat([prompt.mask.bool()[:, None].expand(rows), visible.expand(rows)], -1)  # (B, N, P + C)
+        check_window(self.vlm, mask.shape[-1])
         bias = torch.zeros_like(mask, dtype=embeds.dtype).masked_fill(~mask, torch.finfo(embeds.dtype).min)
         start = prompt.positions.view(-1, *prompt.mask.shape).amax((0, -1))[:, None] + 1  # (B, 1)
         position_ids = (start + position).expand_as(tokens)
@@ -194,7 +197,7 @@ class PosePolicy(nn.Module):
         pose = self.pose_head(pose_hidden)
         samples = draw_poses(pose, noise)  # (B, G, K, 144)
         tokens, masks = torch.stack(tokens, -1), torch.stack(masks, -1)  # (B, G, T)
-        answers = [[self.tokenizer.decode(t[m & (t != eos)]) for t, m in zip(*group)] for group in zip(tokens, masks)]
+        answers = [[read_answer(self, t[m & (t != eos)]) for t, m in zip(*group)] for group in zip(tokens, masks)]
         return Rollout(tokens, masks, has_pose, samples, answers, pose.mean)
 
     def log_prob(self, prompt: Prompt, tokens: Tensor, token_mask: Tensor) -> Scores:
@@ -213,8 +216,4 @@ class PosePolicy(nn.Module):
 
     def tokenize_answers(self, examples: Sequence) -> tuple[Tensor, Tensor]:
         """The true answers with their end token: ids and bool mask, (B, 1, T)."""
-        ids = self.tokenizer([e.answer for e in examples], add_special_tokens=False).input_ids
-        rows = [torch.tensor(row + [self.tokenizer.eos_token_id]) for row in ids]
-        tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
-        mask = torch.arange(tokens.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
-        return tokens[:, None].to(self.device), mask[:, None].to(self.device)
+        return tokenize_answers(self, examples)

@@ -35,14 +35,13 @@ from engine.runtime import pick_device, run
 from engine.saving import load_policy, save_policy
 from engine.settings import Count, CountOrNone, Number, read_settings
 from engine.start_from import check_run, notes_of
+from engine.true_answers import check_true_answers
 from engine.world import WorldConfig, build_policy, check_world, keep_features, load_world
 from hygrpo import gaussian_log_prob_terms
 from model import PosePolicy
 from real.mixture import Mixture
 
-BETA_NLL = 1.0
-POSE_WEIGHT = 20.0
-JOINT_WEIGHT = 6.0
+BETA_NLL, POSE_WEIGHT, JOINT_WEIGHT = 1.0, 20.0, 6.0
 MUON_LR = 0.02
 MIX = {"text2pose": 0.35, "image2pose": 0.20, "image2text": 0.10, "vqa": 0.35}
 
@@ -151,6 +150,7 @@ def load_or_train_sft(world: WorldConfig, config: SFTConfig, splits: dict[str, S
     if not (out / "sft").exists():
         if is_first() and not (out / "encoders").exists():
             policy, is_tiny = build_policy(world, config, splits, MIX), config.vlm == "tiny"
+            check_true_answers(policy, splits["train"])
             if is_tiny or not config.pose_encoder:
                 train_encoders(policy, splits["train"], config.encoder_steps, world.seed, towers=is_tiny,
                                state_file=out / "encoders.state")

@@ -20,6 +20,7 @@ from data import Example
 from engine.checkpoint import TrainingState, append, read_log
 from engine.distributed import add_gradients, own_parts, total, wait
 from model import PosePolicy, Prompt, Rollout, Scores
+from real.answers import as_read
 
 SHOW_EVERY = 10  # steps between those of which samples.jsonl shows something
 
@@ -77,8 +78,10 @@ class Step:
         self.steps, self.parts, self.made, self.loss, self.V = steps, [], [], 0.0, None
 
     def split(self, batch: Sequence[Example]) -> Iterator[tuple[list[Example], np.ndarray]]:
-        """The examples of each part of this process, with a seed each, on which alone what is sampled depends."""
+        """The examples of each part of this process, with a seed each, on which alone what is sampled depends. Their
+        true answers are as they read after they have been tokens: answers of the policy are compared with these."""
         self.B, seeds = len(batch), self.steps.state.rng.integers(2 ** 62, size=len(batch))
+        batch = as_read(self.steps.policy, batch)
         for rows in own_parts(self.B, self.steps.config.accumulate):
             yield [batch[i] for i in rows], seeds[rows]
 

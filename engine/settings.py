@@ -9,6 +9,7 @@ Read next: runtime.py, which makes one sentence of a fault.
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -79,7 +80,8 @@ class Parser(HfArgumentParser):
         return configs
 
     def error(self, message: str) -> None:
-        self.exit(2, f"{self.prog}: {message.removeprefix('argument ')}; --help lists what is allowed\n")
+        message = re.sub(r"^argument |(?<=\w)/--[\w-]+(?=: )", "", message)  # a flag's other spelling, with hyphens
+        self.exit(2, f"{self.prog}: {message}; --help lists what is allowed\n")
 
 
 def read_settings(about: str, *kinds: type) -> list:

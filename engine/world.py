@@ -20,7 +20,7 @@ from engine.settings import Count, OutputFolder, SeedNumber
 from model import PosePolicy
 from real.amass import SPLITS, amass_files
 from real.formats import read_data
-from real.hub import check_common_path, fetch, load_vlm
+from real.hub import check_common_path, fetch, load_vlm, served
 from real.lora import add_adapter, lora_targets
 from real.mixture import Mixture
 from real.pose_encoders import BackbonePoseEncoder
@@ -58,7 +58,8 @@ def build_policy(world: WorldConfig, config, splits: dict[str, Split | Mixture],
     else:
         # What is trained itself needs the precision; the rest is as good in half of it.
         vlm, processor = load_vlm(config.vlm, half_precision(device) if config.lora_rank else torch.float32)
-        check_common_path(PosePolicy(vlm.to(device), processor, PoseEncoder(tokens=0)))
+        with served(vlm):
+            check_common_path(PosePolicy(vlm.to(device), processor, PoseEncoder(tokens=0)))
         if config.lora_rank:
             vlm = add_adapter(vlm, config.lora_rank, config.lora_alpha, config.lora_targets)
         pose_encoder = PoseEncoder()

@@ -15,6 +15,7 @@ from body import forward_kinematics, rot6d_to_matrix
 from builtin.denials import signed
 from data import Example, Split, make_example
 from model import PosePolicy
+from real.answers import as_read
 from real.smpl import body_vertices
 from rewards import has_form, informedness
 
@@ -155,10 +156,11 @@ def eval_examples(split: Split, task: str, count: int, seed: int = 0, each: int 
 
 @torch.no_grad()
 def respond(policy: PosePolicy, examples: Sequence[Example], samples: int, seed: int = 0, greedy: bool = False) -> dict:
-    """The policy's answers to examples: `answers`, their words sampled or the likeliest; `mean` pose and `samples`
-    drawn at <POSE>, rotation matrices (N, 24, 3, 3) and (N, samples, 24, 3, 3)."""
+    """The policy's answers to examples: `answers`, their words sampled or the likeliest, and `truths`, the true ones
+    after they have been tokens; `mean` pose and `samples` drawn at <POSE>, rotation matrices (N, 24, 3, 3) and
+    (N, samples, 24, 3, 3)."""
     seeds = np.random.default_rng([seed, 78]).integers(2 ** 62, size=len(examples))
-    rows = {"answers": [], "mean": [], "samples": []}
+    rows = {"answers": [], "truths": [e.answer for e in as_read(policy, examples)], "mean": [], "samples": []}
     for start in range(0, len(examples), CHUNK):
         prompt = policy.encode(examples[start:start + CHUNK])
         rollout = policy.sample(prompt, 1, samples, temperature=0.0 if greedy else 1.0,
@@ -166,7 +168,7 @@ def respond(policy: PosePolicy, examples: Sequence[Example], samples: int, seed:
         rows["answers"] += [answers[0] for answers in rollout.answers]
         rows["mean"].append(rot6d_to_matrix(rollout.mean[:, 0].unflatten(-1, (24, 6))))
         rows["samples"].append(rot6d_to_matrix(rollout.pose[:, 0].unflatten(-1, (24, 6))))
-    return {name: value if name == "answers" else torch.cat(value) for name, value in rows.items()}
+    return {name: torch.cat(value) if name in ("mean", "samples") else value for name, value in rows.items()}
 
 
 def errors_24(out: dict, true: Tensor, betas: Tensor, body) -> dict[str, Tensor]:

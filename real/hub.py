@@ -5,6 +5,8 @@ made ready for <POSE> alike: two new tokens, whose rows are the mean of all othe
 Read next: lora.py, which trains such a model without changing its weights, and model.py, which makes a policy of it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +16,8 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from captions import POSE_TOKEN
-from real.hub_faults import why
+from engine.runtime import is_out_of_memory
+from real.hub_faults import first_line, why
 
 POSE_FEATURE_TOKEN = "<pose_feature>"  # holds the place of one feature of the pose-aware encoder
 
@@ -85,10 +88,23 @@ def add_pose_tokens(tokenizer) -> int:
                                         replace_extra_special_tokens=False)
 
 
+@contextmanager
+def served(vlm) -> Iterator[None]:
+    """Whatever a family raises in here, where it is tried whether it can be served, is a ValueError that names it."""
+    try:
+        yield
+    except Exception as error:  # each family raises its own
+        if is_out_of_memory(error):
+            raise
+        reason = first_line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {first_line(error)}"
+        raise ValueError(f"{vlm.name_or_path}: a {type(vlm).__name__} cannot be served: {reason}") from error
+
+
 @torch.no_grad()
 def check_common_path(policy) -> None:
     """ValueError for a VLM whose own forward does more with an image than model.py does for all families (puts features
-    into its layers, looks ahead inside an image, attends to it from outside): the two must predict the same token.
+    into its layers, looks ahead inside an image, attends to it from outside): the two must predict the same token; and
+    for one to which answers side by side are not what each is alone, as they are to convolutions and recurrences.
 
     policy: a model.PosePolicy of it without pose features."""
     vlm, processor = policy.eval().vlm, policy.processor
@@ -97,10 +113,31 @@ def check_common_path(policy) -> None:
     content = [{"type": "image", "image": Image.fromarray(image)}, {"type": "text", "text": words}]
     inputs = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True,
                                            tokenize=True, return_dict=True, return_tensors="pt")
+    if not torch.equal(prompt.ids, inputs["input_ids"].to(prompt.ids.device)):
+        raise ValueError("around an image its processor writes other tokens than its chat template, with the image's "
+                         "tokens in their place, has")
+    near = 1e-3 if vlm.dtype == torch.float32 else 0.1  # of two ways to compute the same
     own = vlm(**inputs.to(policy.device, vlm.dtype)).logits[:, -1].float()
     ours = vlm.get_output_embeddings()(policy._prefill(prompt)[1]).float()
-    if not torch.equal(prompt.ids, inputs["input_ids"]) or not (
-            (own - ours).norm() <= (1e-3 if vlm.dtype == torch.float32 else 0.1) * own.norm()):
-        raise ValueError(f"{vlm.name_or_path}: a {type(vlm).__name__} does more with an image than put its features "
-                         "among the words, and cannot be served")
+    if not (own - ours).norm() <= near * own.norm():
+        raise ValueError("it does more with an image than put its features among the words")
+    tokens = torch.randint(len(policy.tokenizer), (1, 2, 40), generator=torch.Generator().manual_seed(0))
+    tokens, mask = tokens.to(policy.device), torch.ones(1, 2, 40, dtype=torch.bool, device=policy.device)
+    together = policy.log_prob(prompt, tokens, mask).log_prob
+    alone = torch.cat([policy.log_prob(prompt, tokens[:, [i]], mask[:, [i]]).log_prob for i in range(2)], 1)
+    if not (together - alone).norm() <= near / 2 * alone.norm():
+        raise ValueError("one answer of a group leaks into the next: not all of its layers are full attention")
+    policy.sample(prompt, 2, 1, max_tokens=4, seeds=[0])
 
+
+def check_window(vlm, length: int) -> None:
+    """ValueError where a row of prompt and answers is longer than what the VLM's layers look back: an answer stands
+    behind those of its group, which do not count for its positions."""
+    config = vlm.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention", "chunked_attention"]
+    windows = {"sliding_attention": getattr(config, "sliding_window", None),
+               "chunked_attention": getattr(config, "attention_chunk_size", None)}
+    window = min((windows[kind] for kind in kinds if windows.get(kind)), default=length)
+    if length > window:
+        raise ValueError(f"a prompt with its answers has {length} tokens, and layers of {vlm.name_or_path} look back "
+                         f"{window} alone: take smaller pictures, a smaller --group_size, or another model")

@@ -41,24 +41,39 @@ def chat_frames(processor) -> tuple[str, str]:
     words = {"type": "text", "text": PLACEHOLDER}
     frames = tuple(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
                    for content in ([words], [{"type": "image"}, words]))
-    images = [text.count(processor.image_token) for text in frames if PLACEHOLDER in text]
-    if images != [0, 1] or None in (processor.tokenizer.eos_token, processor.tokenizer.pad_token):
-        raise ValueError("its chat template must write prompt and image, its tokenizer have end and padding tokens")
+    if not all(PLACEHOLDER in text for text in frames):
+        raise ValueError("its chat template does not write the words of a prompt")
+    if [text.count(processor.image_token) for text in frames] != [0, 1]:
+        raise ValueError(f"its chat template does not write {processor.image_token}, for which its processor puts the "
+                         "tokens of an image, once an image")
+    if None in (processor.tokenizer.eos_token, processor.tokenizer.pad_token):
+        raise ValueError("its tokenizer has no end or no padding token")
     return frames
+
+
+def feature_token_id(config, processor) -> int:
+    """The token in whose places a VLM takes the features of an image. Mostly it is the one that the chat template
+    writes, but Gemma 3's template writes a token that begins the image."""
+    own = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+    return processor.tokenizer.convert_tokens_to_ids(processor.image_token) if own is None else own
 
 
 def encode_prompts(policy, examples: Sequence) -> Prompt:
     """Tokens and frozen features of examples (with `prompt` and `image`); policy: a model.PosePolicy."""
     features = iter(policy.image_features([e.image for e in examples if e.image is not None]))
-    special = re.compile("|".join(map(re.escape, {*policy.tokenizer.all_special_tokens, policy.image_token})))
+    # All added tokens, marked as special or not: of <tool_call> a tokenizer makes one token wherever it stands.
+    added = {*policy.tokenizer.all_special_tokens, *policy.tokenizer.get_added_vocab(), policy.image_token}
+    longest_first = sorted((token for token in added if len(token.strip()) > 1), key=len, reverse=True)
+    special = re.compile("|".join(map(re.escape, longest_first)))
     texts = []
     for example in examples:
         prompt = special.sub(lambda token: f"{token[0][0]} {token[0][1:]}", example.prompt)  # typed, they stay text
         texts.append(policy.chat_frames[example.image is not None].replace(PLACEHOLDER, prompt))
+    mark = policy.tokenizer.convert_tokens_to_ids(policy.image_token)
     rows, pictures, begun = [], [], texts[0].startswith(policy.tokenizer.bos_token or "\0")
     for example, row in zip(examples, policy.tokenizer(texts, add_special_tokens=not begun).input_ids):
         if example.image is not None:
-            picture, place = next(features), row.index(policy.image_id)
+            picture, place = next(features), row.index(mark)
             row[place:place + 1] = picture.ids + [policy.pose_feature_id] * len(picture.pose)
             pictures.append(picture)
         rows.append(torch.tensor(row))

@@ -69,8 +69,10 @@ ELSEWHERE = {  # the test that runs it
 }
 NOT_HERE = {  # why
     "pip install -r requirements.txt": ".ci/run does it",
-    "pip install torchvision num2words": "an optional package",
-    "pip install torchvision": "an optional package",
+    "pip install num2words": "an optional package",
+    "pip install torchvision==0.28.0 --index-url https://download.pytorch.org/whl/cpu": "an optional package; "
+        "test_hub_faults holds its version against that of torch",
+    "pip install torchvision==0.28.0": "as above",
     "pip install scipy": "an optional package",
     "python -m pytest": "this is it",
     "python -m pytest -m slow": ".ci/run does it",

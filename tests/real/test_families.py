@@ -4,6 +4,7 @@ import json
 from functools import cache
 from importlib.util import find_spec
 from shutil import copytree
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from engine.world import keep_features
 from model import PosePolicy
 from builtin.poses import sample_poses
 from real import prompts
-from real.hub import check_common_path, load_vlm
+from real.hub import check_common_path, load_vlm, served
 from real.lora import merge_adapter
 from builtin.retriever import Retriever
 from test_model import CORPUS, EXAMPLES
@@ -248,7 +249,7 @@ def test_images_of_one_batch_may_have_different_numbers_of_tokens(checkpoint):
 
 @pytest.mark.skipif(not VIDEO, reason="the processor of Qwen3-VL needs torchvision")
 def test_a_family_that_does_more_with_images_is_refused(checkpoint):
-    with pytest.raises(ValueError, match="Qwen3VLForConditionalGeneration does more with an image"):
+    with pytest.raises(ValueError, match="a Qwen3VLForConditionalGeneration cannot be served: it does more with an"):
         built(checkpoint("qwen3-vl"))
 
 
@@ -264,8 +265,60 @@ def test_a_vlm_whose_layers_see_the_image_again_is_refused(family, checkpoint):
         output.logits = output.logits + inputs["pixel_values"].mean()
         return output
     vlm.forward = forward
-    with pytest.raises(ValueError, match="cannot be served"):
+    with pytest.raises(ValueError, match="a .* cannot be served: it does more with an image"), served(vlm):
         check_common_path(PosePolicy(vlm, processor, PoseEncoder(tokens=0)))
+
+
+@pytest.mark.parametrize("kind, more, says", [
+    (transformers.Lfm2Config, {"layer_types": ["conv", "full_attention"]}, "one answer of a group leaks into the next"),
+    (transformers.MistralConfig, {"sliding_window": 40}, "look back 40 alone"),
+    (Qwen2Config, {"use_sliding_window": True, "sliding_window": 60, "max_window_layers": 0}, "look back 60 alone"),
+    (Qwen2Config, {"use_sliding_window": True, "sliding_window": 400, "max_window_layers": 0}, None),
+    (transformers.MistralConfig, {"sliding_window": None}, None)])
+def test_a_text_half_that_is_no_full_attention_is_refused(kind, more, says):
+    """Answers side by side behind one prompt must be what each is alone, as far back as they go."""
+    torch.manual_seed(0)
+    vlm, processor, _ = build_tiny(CORPUS)
+    vlm.config.text_config = text(processor.tokenizer, kind, **more)
+    vlm = AutoModelForImageTextToText.from_config(vlm.config)
+    if says is None:
+        check_common_path(PosePolicy(vlm, processor, PoseEncoder(tokens=0)))
+        return
+    with pytest.raises(ValueError, match=says), served(vlm):
+        check_common_path(PosePolicy(vlm, processor, PoseEncoder(tokens=0)))
+
+
+def test_gemma_3_is_refused_in_a_sentence_that_names_it(tmp_path):
+    """Its template writes <start_of_image>, and its features take the places of <image_soft_token>."""
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=build_tiny(CORPUS)[1].tokenizer.backend_tokenizer, pad_token="<pad>", bos_token="<s>",
+        eos_token="</s>", extra_special_tokens={"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>",
+                                                "image_token": "<image_soft_token>"})
+    config = transformers.Gemma3Config(
+        vision_config=SiglipVisionConfig(**SIGHT).to_dict(), mm_tokens_per_image=4,
+        text_config=text(tokenizer, transformers.Gemma3TextConfig, head_dim=16, sliding_window=512).to_dict(),
+        image_token_index=tokenizer.image_token_id)
+    template = IDEFICS_TEMPLATE.replace("<image>", "<start_of_image>").replace("<end_of_utterance>", "</s>")
+    processor = transformers.Gemma3Processor(
+        transformers.Gemma3ImageProcessorPil(size={"height": 32, "width": 32}), tokenizer, chat_template=template,
+        image_seq_length=4)
+    torch.manual_seed(0)
+    AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path / "gemma")
+    processor.save_pretrained(tmp_path / "gemma")
+    with pytest.raises(ValueError, match="a Gemma3ForConditionalGeneration cannot be served: .*image") as error:
+        built(str(tmp_path / "gemma"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("family", ["idefics3", "llava interleave"])
+def test_added_tokens_that_are_typed_stay_text(family, checkpoint):
+    """Marked as special or not."""
+    policy = built(checkpoint(family))
+    policy.tokenizer.add_tokens(["<tool_call>"])
+    typed = "What is <tool_call> or <row_1_col_1>"
+    ids = policy.encode([SimpleNamespace(prompt=typed, image=None)]).ids[0]
+    added = {policy.tokenizer.convert_tokens_to_ids(word) for word in ("<tool_call>", "<row_1_col_1>")}
+    assert not added & set(ids.tolist()) and "tool_call>" in policy.tokenizer.decode(ids)
 
 
 @pytest.mark.skipif(VIDEO, reason="torchvision is installed")
@@ -333,7 +386,8 @@ def test_a_policy_of_another_vocabulary_or_covariance_is_refused(checkpoint, tmp
         return str(error.value)
     assert "does not fit pose.json" in refused("full", covariance="full")
     assert "another vocabulary, in which <POSE> was token 7" in refused("words", pose_id=7)
-    assert "adapter does not fit" in (said := refused("idefics", vlm=checkpoint("idefics3"))) and "mismatch" in said
+    assert "not found in the base model" in (said := refused("idefics", vlm=checkpoint("idefics3")))
+    assert "adapter does not fit" in said and "train" not in said
     merged = tmp_path / "merged"
     merge_adapter(policy)
     save_policy(policy, merged)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import transformers
 
+from real.hub_faults import TORCHVISION
 from test_families import save_checkpoint
 
 COMMIT = "a" * 40
@@ -183,3 +185,12 @@ def test_what_the_hub_said_is_what_the_user_reads(name, said):
 
 def test_a_whole_model_is_loaded_from_that_hub(said):
     assert "org/whole" not in said
+
+
+def test_torchvision_is_the_one_of_the_pinned_torch():
+    """Each release of torch 2.N has one of torchvision, 0.(N + 15), whose patches follow."""
+    root = Path(__file__).parents[2]
+    minor, patch = re.search(r"^torch==2\.(\d+)\.(\d+)$", (root / "requirements.txt").read_text(), re.M).groups()
+    own = f"torchvision==0.{int(minor) + 15}.{patch}"
+    for text in (TORCHVISION, (root / "docs/going_real.md").read_text()):
+        assert set(re.findall(r"torchvision==[\d.]+", text)) == {own}
