@@ -50,7 +50,8 @@ def make_prompt(words: str, image: np.ndarray | None) -> str:
     if not written and parts and all(map(_sentence, parts)) and parse(read) == parse(words):
         return INSTRUCTIONS["text2pose"][0].format(read)
     doing = then.partition(" ")[0] if first == "not" else first
-    if doing.strip(",.!") in _STATES or re.fullmatch(r"\w*[aeiouy]\w*ing[,.!]?", doing):  # waving, but not "bring"
+    doing = doing.strip(",.!")
+    if doing in _STATES or doing.endswith("ing") and re.search("[aeiouy]", doing[:-3]):  # waving, but not "bring"
         words, first = "The person is " + words[0].lower() + words[1:], "the"
     elif _PART.match(words.lower()):
         words, first = ("The " if has_verb else "The person has the ") + words[0].lower() + words[1:], "the"

@@ -73,7 +73,7 @@ DENIAL = r"\b(?:not|never|no|without|neither|nor|nobody|none)\b"
 _NEW = r"\b(?:the|his|her|their|its|your|both|left|right|is|are|has|he|she|they|it|hands|arms|legs|knees|feet|head)\b"
 # What is denied ends with its clause: at a mark, at a word of contrast, where another limb is spoken of. "Not kneeling,
 # sitting or lying" denies all three; of "not A and B" nobody can tell whether it denies B, so that B is not read.
-_LIST = re.compile(rf",(?= (?!{_NEW})(?:(?!\b(?:but|while|and|with)\b)[^.;:!?])*?\bn?or\b)")
+_LIST = re.compile(rf",(?= (?!{_NEW})(?:(?!\b(?:but|while|and|with)\b)[^.;:!?]){{0,120}}?\bn?or\b)")
 _CLAUSE = re.compile(rf"[.,;:!?]|\b(?:but|while|whereas|though|although|instead)\b|\b(?:and|with)\b(?= {_NEW})")
 
 
@@ -91,4 +91,5 @@ def clauses(text: str) -> Iterator[tuple[str, str]]:
     """The clauses of a text, each cut where its denial stands: what is said before, and what is denied; "" for none."""
     for clause in _CLAUSE.split(_LIST.sub(" or", spelled_out(text))):
         before, *denied = re.split(DENIAL, clause)
-        yield before.strip(), re.split(r"\band\b", " ".join(denied))[0].strip()
+        if denied or before.strip():
+            yield before.strip(), re.split(r"\band\b", " ".join(denied))[0].strip()

@@ -83,6 +83,8 @@ def find_same(source: str, out: Path, notes: dict[str, dict]) -> list[str]:
     if Path(source).resolve() == out.resolve():
         raise ValueError(f"--start_from {source}: name another folder for the variant with --out")
     _, differ = differences(Path(source), notes)
+    noted = read_note(Path(source) / "sft_config.json")
+    differ |= {name for name in notes["sft_config.json"] if name not in noted and not name.isupper()}
     same = [name for name, untouched in UNTOUCHED.items() if differ <= untouched]
     if is_first():
         anew = ", ".join(name for name in UNTOUCHED if name not in same)
