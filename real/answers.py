@@ -23,7 +23,7 @@ ANSWER = "(the answer)"  # stands for an answer while its chat template is fille
 
 class AnswerFrame(NamedTuple):
     """How an answer follows its prompt, and how it is read."""
-    before: str  # the end of a prompt, and what the template writes between it and an answer
+    before: str  # a prompt, and what the template writes between it and an answer; "" where it knows no answers
     join: str  # the latter alone
     sentences: tuple[str, ...] = ()  # how POSE_ANSWER reads after it has been tokens
 
@@ -37,11 +37,12 @@ def answer_frame(processor, frame: str) -> AnswerFrame:
         whole = processor.apply_chat_template(turns)
         if whole.startswith(frame) and ANSWER in whole:
             join = whole[len(frame):whole.index(ANSWER)]
-    except TemplateError:  # of a template that knows no answers
+    except (TemplateError, TypeError):  # of a template that knows no answers, or none in parts
         pass
     made = AnswerFrame("", "") if join is None else AnswerFrame(frame + join, join)
     alone, after = (tokenizer.decode(ids) for ids in answer_ids(tokenizer, made, [POSE_ANSWER, f"So. {POSE_ANSWER}"]))
-    return made._replace(sentences=tuple({alone.strip(), after[after.index(".") + 1:].strip()}))
+    read = {alone.strip(), after.partition(".")[2].strip()} - {""}
+    return made._replace(sentences=tuple(sorted(read, key=len, reverse=True)))
 
 
 def answer_ids(tokenizer, frame: AnswerFrame, answers: Sequence[str]) -> list[list[int]]:
