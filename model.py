@@ -23,9 +23,8 @@ from captions import POSE_TOKEN
 from pose_head import PoseHead, draw_poses, draw_random_numbers, draw_tokens
 from real.answers import answer_frame, read_answer, tokenize_answers
 from real.hub import POSE_FEATURE_TOKEN, add_pose_tokens, check_window, spare_ids
-from real.prompts import ImageFeatures, Prompt, chat_frames, encode_prompts, feature_token_id, image_features
-
-MAX_TOKENS = 80  # of an answer
+from real.prompts import (ANSWER_TOKENS, ImageFeatures, Prompt, chat_frames, encode_prompts, feature_token_id,
+                          image_features)
 
 
 class Rollout(NamedTuple):
@@ -163,7 +162,7 @@ class PosePolicy(nn.Module):
                                       past_key_values=cache, use_cache=True).last_hidden_state
 
     @torch.no_grad()
-    def sample(self, prompt: Prompt, group_size: int, poses_per_answer: int, max_tokens: int = MAX_TOKENS,
+    def sample(self, prompt: Prompt, group_size: int, poses_per_answer: int, max_tokens: int = ANSWER_TOKENS,
                temperature: float = 1.0, seeds: Sequence[int] | None = None) -> Rollout:
         """G answers to each prompt and K poses for each answer.
 

@@ -25,14 +25,14 @@ from engine.runtime import pick_device, run
 from engine.saving import load_policy
 from engine.settings import OutputFolder, Parser, SeedNumber
 from lab.prediction_files import GHOSTS, SHOWN, draw, statement_lines, write_pose
-from model import MAX_TOKENS, PosePolicy
+from model import PosePolicy
 from pose_head import POSE_DIM, draw_poses
 from real.photos import read_image
 from real.smpl import load_body
 
 
 class Prediction(NamedTuple):
-    answer: str
+    answer: str  # with " ..." where it was cut, at the most tokens that an answer gets
     has_pose: bool  # False: the answer holds no <POSE>, and the rest means nothing
     mean: Tensor  # (144,) of the raw Gaussian
     covariance: Tensor  # (144, 144)
@@ -43,17 +43,15 @@ class Prediction(NamedTuple):
 def predict(policy: PosePolicy, prompt: str, image: np.ndarray | None, samples: int, seed: int = 0) -> Prediction:
     """The likeliest answer to a prompt and the Gaussian at its <POSE>, on the CPU; image: (size, size, 3) uint8."""
     encoded = policy.encode([SimpleNamespace(prompt=prompt, image=image)])
-    length, room = encoded.ids.shape[1], policy.vlm.config.get_text_config().max_position_embeddings - MAX_TOKENS
-    if length > room:
-        raise ValueError(f"the prompt has {length} tokens, and the policy reads at most {room}: make it shorter")
-    rollout = policy.sample(encoded, 1, 1, max_tokens=MAX_TOKENS, temperature=0.0)
+    rollout = policy.sample(encoded, 1, 1, temperature=0.0)
     pose = policy.log_prob(encoded, rollout.tokens, rollout.token_mask).pose  # batch (1, 1)
     noise = torch.randn(samples, POSE_DIM, generator=torch.Generator().manual_seed(seed))
     drawn = draw_poses(pose, noise[None, None].to(policy.device))  # (1, 1, K, 144)
     covariance = pose.variance.diag_embed() if isinstance(pose, Independent) else pose.covariance_matrix
     mean, drawn, covariance = (tensor[0, 0].cpu() for tensor in (pose.mean, drawn, covariance))
     rotmats = rot6d_to_matrix(torch.cat([mean[None], drawn]).unflatten(-1, (24, 6)))
-    return Prediction(rollout.answers[0][0], bool(rollout.has_pose[0, 0]), mean, covariance, rotmats)
+    answer = rollout.answers[0][0] + " ..." * (rollout.tokens[0, 0, -1].item() != policy.tokenizer.eos_token_id)
+    return Prediction(answer, bool(rollout.has_pose[0, 0]), mean, covariance, rotmats)
 
 
 @dataclass
@@ -111,7 +109,10 @@ def main() -> None:
     print("Ask about the image" if image is not None else "Describe a pose", "(an empty line ends it).")
     with suppress(EOFError, KeyboardInterrupt):
         while words := input("> ").strip():
-            respond(policy, body, make_prompt(words, image), image, config)
+            try:
+                respond(policy, body, make_prompt(words, image), image, config)
+            except ValueError as error:  # a sentence too long, for instance; the next one may do
+                print(error)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from lab.curves import curves
 from lab.floors import floors
 from lab.frozen_sigma import freeze_sigma
 from lab.validation import validate
-from model import MAX_TOKENS, PosePolicy
+from model import ANSWER_TOKENS, PosePolicy
 from real.mixture import Mixture
 from real.smpl import load_body
 from train_sft import SFTConfig, load_or_train_sft
@@ -142,7 +142,7 @@ def train_rft(policy: PosePolicy, split: Split | Mixture, retriever: Retriever, 
                     clip_low=config.clip_low, clip_high=config.clip_high, pose_clip_low=config.pose_clip_low,
                     pose_clip_high=config.pose_clip_high, beta_text=config.beta_text, beta_pose=config.beta_pose,
                     pose_ratio=config.pose_ratio, pose_weight=config.pose_weight, aggregation=config.aggregation,
-                    max_tokens=MAX_TOKENS)
+                    max_tokens=ANSWER_TOKENS)
                 step.backward(loss, metrics, part, new)
             step.update()
     policy.eval()

@@ -48,15 +48,19 @@ class Retriever(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Sentences to unit vectors (N, dim)."""
+        """Sentences to unit vectors (N, dim). One of more than max_tokens is read in parts of as many, and the mean is
+        taken over all of its tokens: nothing is cut off."""
         encoded = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        parts = [(n, part) for n, e in enumerate(encoded) for part in (e, *e.overflowing)]  # M of N sentences
         device = self.position.device
-        ids = torch.tensor([e.ids or [0] for e in encoded], device=device)  # (N, T)
-        padding = torch.tensor([e.attention_mask or [0] for e in encoded], device=device) == 0
+        sentence = torch.tensor([n for n, _ in parts], device=device)  # (M,)
+        ids = torch.tensor([part.ids or [0] for _, part in parts], device=device)  # (M, T)
+        padding = torch.tensor([part.attention_mask or [0] for _, part in parts], device=device) == 0
         padding[:, 0] = False  # an empty sentence is one padding token
         hidden = self.text_tower(self.embed(ids) + self.position[:ids.shape[1]], src_key_padding_mask=padding)
-        hidden = hidden.masked_fill(padding[..., None], 0.0).sum(1) / (~padding).sum(1, keepdim=True)
-        return nn.functional.normalize(self.text_out(hidden), dim=-1)
+        hidden = hidden.masked_fill(padding[..., None], 0.0).sum(1)  # (M, width)
+        whole = lambda x: x.new_zeros(len(encoded), x.shape[1]).index_add(0, sentence, x)
+        return nn.functional.normalize(self.text_out(whole(hidden) / whole((~padding).sum(1, keepdim=True))), dim=-1)
 
     def encode_pose(self, rotmats: Tensor, joints: Tensor | None = None) -> Tensor:
         """Poses (..., 24, 3, 3) without heading, with their joints if at hand, to unit vectors (..., dim)."""

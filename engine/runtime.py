@@ -1,10 +1,15 @@
-"""What every script does: choose threads, device, precision and seeds, and end in one sentence where the user can mend
-what failed, not in a traceback."""
+"""What every script does: choose threads, device, precision and seeds, print on whatever terminal there is, and end in
+one sentence where the user can mend what failed, not in a traceback."""
 
+import errno
+import io
+import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -53,6 +58,48 @@ def versions() -> dict[str, str]:
             "numpy": np.__version__}
 
 
+class Printed:
+    """Standard output or error. When its reader is gone (`| head -1`), what is still printed is for nobody, and the
+    work goes on: its files are wanted all the same."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        self._unless_the_reader_is_gone(self.stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._unless_the_reader_is_gone(self.stream.flush)
+
+    def _unless_the_reader_is_gone(self, action: Callable, *arguments: str) -> None:
+        try:
+            action(*arguments)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EINVAL):  # what Windows calls the same
+                raise
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self.stream.fileno())
+
+
+@contextmanager
+def any_terminal() -> Iterator[None]:
+    """Inside, neither a sign that the terminal lacks nor a reader that is gone ends the work."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # cp1252, for one, has no tick; and what is typed may be no text
+            stream.reconfigure(errors="backslashreplace")
+    with open(os.devnull, "w") as nowhere:  # for a process that has no output
+        with redirect_stdout(Printed(sys.stdout or nowhere)), redirect_stderr(Printed(sys.stderr or nowhere)):
+            try:
+                yield
+            finally:
+                sys.stdout.flush()
+
+
+@any_terminal()
 def run(main: Callable[[], None]) -> None:
     """Run a script: threads are decided, transformers keeps quiet, and what the user can mend ends in one sentence, not
     in a traceback."""

@@ -103,8 +103,11 @@ def load_world(world: WorldConfig, config) -> dict[str, Split | Mixture]:
 
 
 def keep_features(policy: PosePolicy, splits: dict[str, Split | Mixture]) -> None:
-    """Encode all pictures that are to be trained on, where many go at once: every batch would leave some to do."""
-    if splits and "data" not in splits and (at_once := policy.images_at_once) > 1:
+    """Encode all pictures that are to be trained on, where many go at once: every batch would leave some to do. Real
+    data are read as they are drawn: an example that the policy cannot read whole is then a fault of its row."""
+    if "data" in splits:
+        splits["data"].meet(policy)
+    elif splits and (at_once := policy.images_at_once) > 1:
         images = splits["train"].images
         for start in range(0, len(images), at_once):  # a call holds all that it gives, however little may be kept
             policy.image_features(images[start:start + at_once])

@@ -3,10 +3,14 @@
 `body.obj`: the mean pose in metres, y up, as Blender's importer expects.
 `pose.npz`: float32, in SMPL's own frame (y up; an upright body with the identity at its root looks along +z):
     axis_angle (24, 3)   the mean pose: `global_orient` and `body_pose` of any SMPL implementation, radians
-    rot6d (24, 6)        the same rotations, the first two columns of each matrix
+    rot6d (24, 6)        the same rotations, the first column of each matrix and then its second
+    rot6d_order (6,)     which entries these are: R00, R10, R20, R01, R11, R21
     betas (10,)          zeros: the policy says nothing of the body's shape
     mean (144,), covariance (144, 144)   the raw Gaussian over 24 x 6 numbers, before they are made rotations
     samples (K, 24, 3)   poses drawn from it, axis-angle
+`mean` has the order of `rot6d`. Others have another: pytorch3d's rotation_6d_to_matrix takes six numbers for rows, so
+that what it makes of these is R transposed (`.mT` is R); SPIN and HMR2 have R00, R01, R10, R11, R20, R21, which is
+`rot6d.reshape(24, 2, 3).swapaxes(1, 2)`.
 `picture.png`: the mean pose and its samples, how far each part varies, and what was said.
 Read next: pictures.py, the pictures of a run.
 """
@@ -36,7 +40,7 @@ def write_pose(folder: Path, body, mean: Tensor, covariance: Tensor, rotmats: Te
     """`pose.npz` and `body.obj`, as the top of this file says."""
     axis_angle, betas = matrix_to_axis_angle(rotmats), torch.zeros(10)
     np.savez(folder / "pose.npz", axis_angle=axis_angle[0], rot6d=matrix_to_rot6d(rotmats[0]), betas=betas, mean=mean,
-             covariance=covariance, samples=axis_angle[1:])
+             rot6d_order=["R00", "R10", "R20", "R01", "R11", "R21"], covariance=covariance, samples=axis_angle[1:])
     vertices = body_vertices(body, rotmats[:1], betas[None])[0][0]
     lines = [f"v {x:.6f} {y:.6f} {z:.6f}" for x, y, z in vertices.tolist()]
     lines += [f"f {a} {b} {c}" for a, b, c in (body.faces_tensor + 1).tolist()]  # Wavefront counts from 1

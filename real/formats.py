@@ -20,7 +20,7 @@ import captions
 from body import axis_rotation
 from real.amass import amass_files, amass_poses, amass_rotmats, read_amass
 from real.checks import caption_texts, find_image, finite, frame_of, get, numbers, read_json, square, square_around
-from real.mixture import Faults, Mixture, Row, Source
+from real.mixture import Faults, Mixture, Row, Source, paths_and_weight
 from real.smpl_pickle import restricted_load
 from real.talk import read_bedlam_script, read_llava, turns, without_marks
 
@@ -208,14 +208,10 @@ def read_data(specs: list[str], split: str = "train", image_size: int = 64, skip
     faults, sources, weights = Faults(skip_bad), [], []
     for spec in specs:
         kind, _, rest = spec.partition(":")
-        places, equals, weight = rest.rpartition("=") if "=" in rest else (rest, "", "1")
         reader, usage, tasks = KINDS.get(kind, (None, "", ()))
-        places = places.split(",")
-        try:
-            weights.append(float(weight))
-        except ValueError:
-            weights.append(np.nan)
-        if not reader or len(places) != usage.count(",") + 1 or not all(places) or not 0 < weights[-1] < np.inf:
+        places, weight = paths_and_weight(rest, usage.count(",") + 1)
+        weights.append(weight)
+        if not reader or len(places) != usage.count(",") + 1 or not all(places) or not 0 < weight < np.inf:
             raise ValueError(f"--data {spec}: must be KIND:PATHS or KIND:PATHS=WEIGHT with a weight above 0, one of "
                              + ", ".join(f"{kind}:{usage}" for kind, (_, usage, _) in KINDS.items()))
         for folder in (place for place, name in zip(places, usage.split(",")) if name.endswith("DIR")):

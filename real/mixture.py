@@ -6,9 +6,11 @@ draws batches of one task from several sources. What is wrong with a row is one 
 Read next: formats.py.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ import captions
 from builtin.questions import draw_question
 from data import INSTRUCTIONS, Example, Split, make_example
 from real.photos import Box, read_person
+from real.prompts import length_check
 
 
 # How a camera may be held that no file tells of: level, 20 degrees up or down, 10 to a side.
@@ -68,6 +71,30 @@ class Faults:
             self.count, self.first = self.count + 1, self.first or sentence
 
 
+# ---------------------------------------------------------------- where the rows are
+
+def paths_and_weight(text: str, count: int) -> tuple[list[str], float]:
+    """What "PATH,PATH=WEIGHT" says: `count` paths, and a weight that is 1 if not given, NaN if it is no number.
+
+    A path may hold commas and "=" too: of all ways to part the text the first is taken in which every path is there. If
+    there is none, for whoever then says what is wrong, it is parted at each comma and at the last "="."""
+    def number(weight: str) -> float:
+        try:
+            return float(weight)
+        except ValueError:
+            return float("nan")
+
+    before, equals, weight = text.rpartition("=")
+    ways = [(before, number(weight)), (text, 1.0)] if equals else [(text, 1.0)]
+    for places, weight in ways:
+        parts = places.split(",")
+        for commas in combinations(range(1, len(parts)), count - 1):
+            paths = [",".join(parts[i:j]) for i, j in pairwise((0, *commas, len(parts)))]
+            if weight > 0 and all(path and os.path.exists(path) for path in paths):
+                return paths, weight
+    return ways[0][0].split(","), ways[0][1]
+
+
 # ---------------------------------------------------------------- rows to examples
 
 @dataclass
@@ -79,6 +106,7 @@ class Source:
     tasks: tuple[str, ...]
     image_size: int
     flips: bool  # show every other example in a mirror: picture, pose and words
+    check: Callable[[Example], None] = lambda example: None  # raises ValueError for one that the policy cannot read
 
     def __post_init__(self):
         speechless = [row for row in self.rows if not row.captions and not row.turns]
@@ -93,7 +121,12 @@ class Source:
         return len(self.rows)
 
     def example(self, index: int, task: str, rng: np.random.Generator) -> Example:
-        """The row as an example of one of `tasks`, with words drawn afresh. A picture at fault is a ValueError."""
+        """The row as an example of one of `tasks`, with words drawn afresh. A picture at fault is a ValueError, as are
+        words too long for the policy, if it is known."""
+        self.check(example := self._example(index, task, rng))
+        return example
+
+    def _example(self, index: int, task: str, rng: np.random.Generator) -> Example:
         row, flip = self.rows[index], self.flips and rng.random() < .5
         image = None if row.image is None else read_person(row.image, row.box, self.image_size, row.frame)
         rotmats, say = row.rotmats, captions.swap_sides if flip else str
@@ -123,6 +156,12 @@ class Mixture:
     sources: list[Source]
     weights: list[float]  # of how many examples to come from each source
     faults: Faults  # counts what was left out; its `first` is the first found when drawn
+
+    def meet(self, policy) -> None:
+        """From now on an example must be one that this model.PosePolicy can read whole, or is a fault of its row."""
+        check = length_check(policy)
+        for source in self.sources:
+            source.check = check
 
     def base_rates(self) -> Tensor:
         """As of a Split, over the pictures that are described: (S,), each source with its weight; 0 where none is."""

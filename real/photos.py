@@ -3,39 +3,59 @@
     photo -> RGB, white where transparent -> a square (a person's box, the whole, or the centre) -> size x size pixels
 Cameras note in EXIF which way is up and do not turn the pixels. The boxes in data sets are of the pixels as they are
 stored (HMR2 and others read with cv2.IMREAD_IGNORE_ORIENTATION), so a photo with a box is not turned; any other is.
+(TIFF and HEIC are turned by their decoders, with or without a box.) What an iPhone stores, HEIC, needs a package that
+is not asked for otherwise: pip install pillow-heif.
 Read next: mixture.py, which makes examples of them.
 """
 
+import re
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 50_000_000  # of a photo; one larger than this would only fill the memory
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # pillow knows more: one, EPS, is a program to be run
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # pillow knows more: one, EPS, is a program to be run
+HEIC = re.compile(rb".{4}ftyp(he|mif1|msf1)", re.DOTALL)  # how such a file begins
+with suppress(ImportError):
+    from pillow_heif import register_heif_opener
+    register_heif_opener()
+    FORMATS += ("HEIF",)
 
 Box = tuple[float, float, float]  # a square: centre x, y and side, in pixels
 
 
 def open_photo(path: str | Path, upright: bool = True) -> Image.Image:
-    """A photo in RGB, turned as its EXIF says if `upright`. Raises ValueError, in one sentence, for a file that is
-    missing, broken, no image, or too large."""
+    """A photo in RGB, turned as its EXIF says if `upright`; of 16 bits, which PNG may have, the upper 8. Raises
+    ValueError, in one sentence, for a file that is missing, broken, no image, or too large."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd notes beside the pixels, and sizes: see MAX_PIXELS
             with Image.open(path, formats=FORMATS) as file:
                 if file.width * file.height > MAX_PIXELS:
                     raise ValueError(f"{file.width} x {file.height} pixels are too many, make it smaller")
-                if file.mode[0] in "IF":  # would be cut at 255
+                if file.mode[0] in "IF" and file.format != "PNG":  # would be cut at 255; what is white in it?
                     raise ValueError("its grey has more than 8 bits, save it with 8")
                 photo = ImageOps.exif_transpose(file) if upright else file
+                if photo.mode[0] == "I":  # in colour, pillow itself takes the upper 8
+                    photo = Image.fromarray((np.asarray(photo) >> 8).astype(np.uint8))
                 if not photo.has_transparency_data:
                     return photo.convert("RGB")
                 photo = photo.convert("RGBA")
     except Exception as error:  # the system, pillow and each of its formats raise their own
-        raise ValueError(f"{path} cannot be used as an image: {error}") from error
+        raise ValueError(f"{path} cannot be used as an image: {error}{advice(path, error)}") from error
     return Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
+
+
+def advice(path: str | Path, error: Exception) -> str:
+    """What to do with a file of a format that is not read; nothing where something else is wrong."""
+    if not isinstance(error, UnidentifiedImageError):
+        return ""
+    with open(path, "rb") as file:
+        is_heic = HEIC.match(file.read(12))
+    return "; HEIC is read after pip install pillow-heif" if is_heic else f"; what is read: {', '.join(FORMATS)}"
 
 
 def cut_square(photo: Image.Image, box: Box, size: int) -> np.ndarray:

@@ -3,12 +3,14 @@
     prompt = frame of the chat template( [image tokens] [pose-feature tokens] words )
 The processor of each family writes its own image tokens; one <pose_feature> token for each feature of the pose-aware
 encoder follows them. Both encoders are frozen, so an image is encoded once and its features are cached by its pixels.
+Prompt and answer must fit into the positions that the model counts; nothing is ever cut off.
 Read next: hub.py, where such models come from.
 """
 
 import hashlib
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 PLACEHOLDER = "(the prompt)"  # stands for the prompt while its chat template is filled
+ANSWER_TOKENS = 80  # the most that an answer gets when it is sampled
 CACHE_BYTES = 1 << 30  # of image features; when there are more, those first seen are forgotten
 
 
@@ -58,9 +61,8 @@ def feature_token_id(config, processor) -> int:
     return processor.tokenizer.convert_tokens_to_ids(processor.image_token) if own is None else own
 
 
-def encode_prompts(policy, examples: Sequence) -> Prompt:
-    """Tokens and frozen features of examples (with `prompt` and `image`); policy: a model.PosePolicy."""
-    features = iter(policy.image_features([e.image for e in examples if e.image is not None]))
+def in_frames(policy, examples: Sequence) -> list[list[int]]:
+    """The tokens of each example's prompt in its chat frame, in which one token stands for the image."""
     # All added tokens, marked as special or not: of <tool_call> a tokenizer makes one token wherever it stands.
     added = {*policy.tokenizer.all_special_tokens, *policy.tokenizer.get_added_vocab(), policy.image_token}
     longest_first = sorted((token for token in added if len(token.strip()) > 1), key=len, reverse=True)
@@ -69,13 +71,44 @@ def encode_prompts(policy, examples: Sequence) -> Prompt:
     for example in examples:
         prompt = special.sub(lambda token: f"{token[0][0]} {token[0][1:]}", example.prompt)  # typed, they stay text
         texts.append(policy.chat_frames[example.image is not None].replace(PLACEHOLDER, prompt))
+    begun = texts[0].startswith(policy.tokenizer.bos_token or "\0")
+    return policy.tokenizer(texts, add_special_tokens=not begun).input_ids
+
+
+def most_tokens(policy) -> float:
+    """How many tokens prompt and answer may have together; of a model that counts no positions, any number."""
+    return getattr(policy.vlm.config.get_text_config(), "max_position_embeddings", math.inf)
+
+
+def length_check(policy) -> Callable[[object], None]:
+    """A function that raises ValueError for an example (with `prompt`, `image`, `answer`) whose prompt, with its image,
+    and true answer are more than the policy reads, before either is encoded."""
+    black, most = np.zeros((policy.image_size, policy.image_size, 3), np.uint8), most_tokens(policy)
+    picture = policy.image_features([black])[0]
+    of_image = len(picture.ids) + len(picture.pose) - 1
+
+    def check(example) -> None:
+        prompt = len(in_frames(policy, [example])[0]) + of_image * (example.image is not None)
+        answer = policy.tokenize_answers([example])[0].shape[-1]
+        if prompt + max(answer, ANSWER_TOKENS) > most:
+            raise ValueError(f"the prompt has {prompt} tokens and the answer {answer}, and the policy reads at most "
+                             f"{most}, {ANSWER_TOKENS} of them kept for an answer: make them shorter")
+    return check
+
+
+def encode_prompts(policy, examples: Sequence) -> Prompt:
+    """Tokens and frozen features of examples (with `prompt` and `image`); policy: a model.PosePolicy. ValueError for a
+    prompt beside which an answer has no room."""
+    features = iter(policy.image_features([e.image for e in examples if e.image is not None]))
+    rows, pictures, room = [], [], most_tokens(policy) - ANSWER_TOKENS
     mark = policy.tokenizer.convert_tokens_to_ids(policy.image_token)
-    rows, pictures, begun = [], [], texts[0].startswith(policy.tokenizer.bos_token or "\0")
-    for example, row in zip(examples, policy.tokenizer(texts, add_special_tokens=not begun).input_ids):
+    for example, row in zip(examples, in_frames(policy, examples)):
         if example.image is not None:
             picture, place = next(features), row.index(mark)
             row[place:place + 1] = picture.ids + [policy.pose_feature_id] * len(picture.pose)
             pictures.append(picture)
+        if len(row) > room:
+            raise ValueError(f"the prompt has {len(row)} tokens, and the policy reads at most {room}: make it shorter")
         rows.append(torch.tensor(row))
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left",
                                     padding_value=policy.tokenizer.pad_token_id)  # (B, P)

@@ -166,6 +166,7 @@ def protocol_examples(config: ProtocolConfig, policy: PosePolicy,
             yield [str(j) for j in range(i, min(i + CHUNK, len(examples)))], examples[i:i + CHUNK]
         return
     mixture = read_data(config.data, "test", policy.image_size, config.skip_bad)
+    mixture.meet(policy)
     rows = [(source, i) for source in mixture.sources if task in source.tasks for i in range(len(source))]
     ids = [source.rows[i].id or source.rows[i].where for source, i in rows]
     if not rows:

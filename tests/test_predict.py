@@ -1,5 +1,7 @@
 """predict.py: its files agree with each other and with the policy, and mistakes end in one sentence."""
 
+import io
+import os
 import sys
 from pathlib import Path
 
@@ -91,7 +93,9 @@ def test_files_agree_with_each_other_and_with_the_policy(make, monkeypatch, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == list(FILES)
     with Image.open(tmp_path / "picture.png") as picture:
         assert picture.size == (1600, 900)
-    pose = {name: torch.from_numpy(array) for name, array in np.load(tmp_path / "pose.npz").items()}
+    pose = dict(np.load(tmp_path / "pose.npz"))
+    order = pose.pop("rot6d_order").tolist()
+    pose = {name: torch.from_numpy(array) for name, array in pose.items()}
     assert {name: tuple(array.shape) for name, array in pose.items()} == {
         "axis_angle": (24, 3), "rot6d": (24, 6), "betas": (10,), "mean": (144,), "covariance": (144, 144),
         "samples": (5, 24, 3)}
@@ -99,6 +103,8 @@ def test_files_agree_with_each_other_and_with_the_policy(make, monkeypatch, tmp_
     rotmats = axis_angle_to_matrix(pose["axis_angle"])
     torch.testing.assert_close(matrix_to_rot6d(rotmats), pose["rot6d"], atol=1e-5, rtol=0)
     torch.testing.assert_close(rot6d_to_matrix(pose["mean"].view(24, 6)), rotmats, atol=1e-5, rtol=0)
+    entries = torch.stack([rotmats[:, int(row), int(column)] for _, row, column in order], -1)
+    torch.testing.assert_close(entries, pose["rot6d"], atol=1e-5, rtol=0)
     vertices, faces = read_obj(tmp_path / "body.obj")
     body = load_body()
     posed = body_vertices(body, rotmats[None], pose["betas"][None])[0][0].numpy()
@@ -119,6 +125,20 @@ def test_files_agree_with_each_other_and_with_the_policy(make, monkeypatch, tmp_
     gaussian = torch.distributions.MultivariateNormal(pose["mean"].double(), pose["covariance"].double())
     density = head.log_prob(points[:, None, None])[:, 0, 0]
     torch.testing.assert_close(gaussian.log_prob(points.double()).float(), density, atol=.02, rtol=1e-4)
+
+
+def test_six_numbers_in_the_order_of_others(tmp_path):
+    """What the file that writes them says of pytorch3d, and of SPIN and HMR2."""
+    rotmats = axis_angle_to_matrix(torch.randn(2, 24, 3, generator=torch.Generator().manual_seed(0)))
+    prediction_files.write_pose(tmp_path, load_body(), torch.zeros(144), torch.eye(144), rotmats)
+    rot6d = torch.from_numpy(np.load(tmp_path / "pose.npz")["rot6d"])
+    a, b = rot6d.split(3, -1)  # as pytorch3d.transforms.rotation_6d_to_matrix
+    first = torch.nn.functional.normalize(a, dim=-1)
+    second = torch.nn.functional.normalize(b - (first * b).sum(-1, keepdim=True) * first, dim=-1)
+    theirs = torch.stack((first, second, torch.linalg.cross(first, second)), -2)
+    torch.testing.assert_close(theirs.mT, rotmats[0], atol=1e-5, rtol=0)
+    x = rot6d.reshape(24, 2, 3).swapaxes(1, 2).reshape(24, 6).view(-1, 3, 2)  # as rot6d_to_rotmat of SPIN
+    torch.testing.assert_close(x, rotmats[0, :, :, :2], atol=1e-5, rtol=0)
 
 
 def test_samples_come_from_the_gaussian(make, monkeypatch):
@@ -291,3 +311,31 @@ def test_sentence_after_sentence_until_an_empty_line(make, monkeypatch, tmp_path
     monkeypatch.setattr("builtins.input", typed(["arms spread"]))
     call(monkeypatch, *arguments)
     assert np.array_equal(poses[1], poses[-1])
+    capsys.readouterr()
+    monkeypatch.setattr("builtins.input", typed(["very " * 5_000 + "bent", "arms spread"]))
+    call(monkeypatch, *arguments)  # what is wrong with a sentence is said, and the next one may do
+    said = capsys.readouterr().out
+    assert "the prompt has" in said and "make it shorter\n" in said and said.count("asked:") == 1
+    assert np.array_equal(poses[1], np.load(tmp_path / "pose.npz")["mean"])
+
+
+def test_an_answer_that_is_cut_says_so(make):
+    """At 5 tokens here, see `forced` above; one that ends by itself is as it is."""
+    policy = load_policy(make("diag"))
+    assert predict.predict(policy, SENTENCE, None, 1).answer.endswith(" ...")
+    said = iter([policy.tokenizer.encode("a")[0], *[policy.tokenizer.eos_token_id] * 9])
+    words = len(policy.vlm.get_output_embeddings().weight)
+    policy._logits = lambda hidden: torch.eye(words)[next(said)].expand(*hidden.shape[:-1], -1)
+    assert predict.predict(policy, SENTENCE, None, 1).answer == "<POSE></s>"
+
+
+def test_files_are_written_though_nobody_reads_what_is_printed(make, monkeypatch, tmp_path):
+    """`| head -1`, and a terminal that lacks a sign of the sentence."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", 1) as pipe:
+        for name, stream in (("pipe", pipe), ("cp1252", io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))):
+            monkeypatch.setattr(sys, "stdout", stream)
+            runtime.run(lambda: call(monkeypatch, "kneeling \u819d", "--model", make("diag"), "--out", tmp_path / name,
+                                     "--samples", 2))
+            assert sorted(path.name for path in (tmp_path / name).iterdir()) == list(FILES)

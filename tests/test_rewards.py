@@ -164,6 +164,21 @@ def test_retriever_finds_unseen_poses_far_above_chance(retriever):
     assert (rank < 20).float().mean() > .4  # chance .2
 
 
+def test_a_sentence_longer_than_the_retriever_is_read_to_its_end(retriever):
+    """In parts, as captions of people reach 500 tokens: the vector is that of the mean over all tokens, and short
+    sentences beside it keep theirs."""
+    most, start = retriever.config["max_tokens"], "The person is not sitting and the arms are not crossed. " * 30
+    count = lambda text: len(retriever.tokenizer.encode(text).ids) + sum(
+        len(rest.ids) for rest in retriever.tokenizer.encode(text).overflowing)
+    assert count(start) > 3 * most
+    ends = ["The left knee is bent.", "The right hand is above the head."]
+    vectors = retriever.encode_text([start + end for end in ends] + ends)
+    assert (vectors[0] - vectors[1]).norm() > 0.01
+    torch.testing.assert_close(vectors[2:], retriever.encode_text(ends))
+    word = next(word for word in (" knee", " left", " the") if count(word * 2 * most) == 2 * most)
+    torch.testing.assert_close(*retriever.encode_text([word * most, word * 2 * most]))  # two parts alike
+
+
 def test_retriever_saved_and_loaded_is_the_same(retriever, tmp_path):
     retriever.save_pretrained(tmp_path / "judge")
     loaded = Retriever.from_pretrained(tmp_path / "judge")

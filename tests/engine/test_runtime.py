@@ -1,4 +1,8 @@
-"""Chance: what a run draws for one purpose, it draws for no other, and no run draws what one of another seed does."""
+"""What every script does: seeds that no two purposes share, and printing on whatever terminal there is."""
+
+import io
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -7,6 +11,7 @@ import torch
 from builtin.retriever import load_or_train_retrievers
 from builtin.tiny_encoders import train_encoders
 from data import load_splits
+from engine import runtime
 from engine.checkpoint import TrainingState
 from engine.runtime import own_seed
 from engine.world import WorldConfig, build_policy
@@ -69,3 +74,58 @@ def test_the_seed_of_a_role_is_its_own_and_always_the_same():
     seeds = [own_seed(seed, role, *more) for seed in range(200) for role in range(20) for more in ((), (100,))]
     assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2 ** 32 for seed in seeds)
     assert own_seed(0, 5) == seeds[10] == np.random.SeedSequence([0, 5]).generate_state(1)[0]
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+@pytest.mark.parametrize("buffering", [1, -1])
+def test_the_work_is_done_when_the_reader_is_gone(name, buffering, tmp_path, monkeypatch):
+    """`| head -1`: what is printed then, or still waits in a buffer, is for nobody."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering) as stream:
+        monkeypatch.setattr(sys, name, stream)
+
+        def main() -> None:
+            for _ in range(3):
+                print("a line " * 2_000, file=getattr(sys, name))
+            (tmp_path / "made").write_text("all of it")
+
+        runtime.run(main)
+        assert getattr(sys, name) is stream
+    assert (tmp_path / "made").read_text() == "all of it"
+
+
+def test_what_is_wrong_with_the_output_itself_is_said(monkeypatch):
+    """A full disk, for one, is no reader that is gone."""
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(SystemExit, match="No space left"):
+        runtime.run(lambda: print("a line"))
+
+
+def test_a_sign_that_the_terminal_lacks_is_spelled(monkeypatch):
+    """cp1252, of Windows in the West, has the plus-minus of our tables and lacks their tick."""
+    for name in ("stdout", "stderr"):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+        monkeypatch.setattr(sys, name, stream)
+        runtime.run(lambda: print("0.5 \u00b1 0.1 \u2713 \u819d", file=getattr(sys, name)))
+        stream.flush()
+        assert stream.buffer.getvalue().rstrip() == b"0.5 \xb1 0.1 \\u2713 \\u819d"
+
+
+def test_what_is_typed_may_be_no_text(monkeypatch):
+    heard = []
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"kneel \xff\n"), encoding="utf-8"))
+    runtime.run(lambda: heard.append(input()))
+    assert heard == ["kneel \\xff"]
+
+
+def test_without_any_output_the_work_is_done(monkeypatch):
+    done = []
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    runtime.run(lambda: done.append((print("a line"), sys.stderr.isatty())))
+    assert done == [(None, False)]

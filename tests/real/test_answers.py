@@ -9,7 +9,6 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
 import captions
-from builtin.poses import sample_poses
 from builtin.tiny import CHAT_TEMPLATE, PoseEncoder, build_tiny, corpus
 from data import TASKS, make_example, make_split
 from engine.true_answers import check_true_answers

@@ -1,6 +1,7 @@
 import json
 import math
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from body import JOINT
 from builtin import renderer
 from builtin.retriever import Retriever
 from builtin.tiny import build_tiny
+from engine import world
 from model import PosePolicy
 from builtin.denials import said
 from real import formats, smpl, talk
@@ -626,6 +628,24 @@ def test_a_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
             formats.read_data([spec])
 
 
+@pytest.mark.parametrize("folder", ["a,b", ",", "a=b", "v=2", "a=1,2=3", ",=,"])
+@pytest.mark.parametrize("ending, weight", [("", 1.0), ("=.5", .5), ("=3", 3.0)])
+def test_a_path_may_hold_commas_and_equals_signs(folder, ending, weight, tmp_path, monkeypatch):
+    write(tmp_path / folder, amass() | spin())
+    monkeypatch.chdir(tmp_path)
+    mixture = formats.read_data([f"amass:{folder}{ending}", f"images:{folder}/set.npz,{folder}/img{ending}"])
+    assert [len(source) > 0 for source in mixture.sources] == [True, True] and mixture.weights == [weight, weight]
+    with pytest.raises(ValueError, match="KIND:PATHS=WEIGHT|is not a folder"):
+        formats.read_data([f"images:{folder}/set.npz,{folder}/none{ending}"])
+
+
+def test_what_follows_the_last_equals_sign_is_a_weight_where_it_can_be(tmp_path, monkeypatch):
+    for folder in ("v", "v=2"):
+        write(tmp_path / folder, amass())
+    monkeypatch.chdir(tmp_path)
+    assert [formats.read_data([spec]).weights for spec in ("amass:v=2", "amass:v=2=3", "amass:v")] == [[2], [3], [1]]
+
+
 # ---------------------------------------------------------------- mixtures and training
 
 def mixture_of_all(tmp_path, monkeypatch, **how) -> formats.Mixture:
@@ -733,3 +753,35 @@ def test_sft_trains_on_the_mix(tmp_path, monkeypatch, capsys):
                                      "--sft_batch", "4", "--train_poses", "40", "--eval_poses", "4"])
     with pytest.raises(ValueError, match="a run with data = "):
         train_sft.main()
+
+
+def test_what_the_policy_cannot_read_whole_is_a_fault_of_its_row(tmp_path, monkeypatch, capsys):
+    """And nothing shorter is: captions of people reach 500 tokens. One limit, that of predict.py."""
+    talk, captioned = llava(), posescript()
+    turns = talk["set.json"][1]["conversations"]
+    captioned["ps/posescript_human_6293.json"]["7"] = "Not kneeling. " * 80
+    write(tmp_path, {"talk.json": talk["set.json"], "img/a/1.png": PHOTOGRAPH} | captioned)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    policy, specs = PosePolicy(*build_tiny([captions.POSE_ANSWER] * 30)), ["llava:talk.json,img", "posescript:ps,AMASS"]
+    mixture = formats.read_data(specs)
+    world.keep_features(policy, {"data": mixture})
+    longest = max(mixture.draw({"text2pose": 1.0}, 99, RNG(0)), key=lambda e: len(e.prompt))
+    assert policy.encode([longest]).ids.shape[1] > 500
+    mixture.draw({"vqa": 1.0}, 30, RNG(0))
+    for i, name in ((0, "prompt"), (1, "answer")):  # a token each, so that nothing is left for the other, or for its end
+        said = {0: "!" * 1968, 1: "!" * 2048}[i]
+        changed = [talk["set.json"][0], talk["set.json"][1] | {"conversations": [
+            turn | {"value": said} if j == i else turn for j, turn in enumerate(turns)]}]
+        write(tmp_path, {"talk.json": changed})
+        mixture = formats.read_data(specs)
+        world.keep_features(policy, {"data": mixture})
+        with pytest.raises(ValueError, match=rf"talk.json, row 1: .*{name} {'has ' if not i else ''}\d+.* at most 2048, 80"):
+            mixture.draw({"vqa": 1.0}, 30, RNG(0))
+        mixture = formats.read_data(specs, skip_bad=True)
+        world.keep_features(policy, {"data": mixture})
+        capsys.readouterr()
+        assert len(mixture.draw({"vqa": 1.0}, 30, RNG(0))) == 30
+        assert mixture.faults.count == 1 and "talk.json, row 1" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="the prompt has .* at most 1968: make it shorter"):
+        policy.encode([SimpleNamespace(prompt="!" * 1968, image=None)])
