@@ -10,7 +10,7 @@ from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
 import captions
 from builtin.tiny import CHAT_TEMPLATE, PoseEncoder, build_tiny, corpus
-from data import TASKS, make_example, make_split
+from data import TASKS, make_example
 from engine.true_answers import check_true_answers
 from evaluate import questions
 from lab.metrics import right_form
@@ -112,7 +112,7 @@ def sampled(policy, examples):
     place = iter(range(tokens.shape[-1]))
     policy._logits = lambda hidden: 100.0 * torch.nn.functional.one_hot(
         tokens[:, :, next(place)], len(policy.tokenizer)).expand(*hidden.shape[:2], -1).float()
-    rollout = policy.sample(policy.encode(examples), 2, 1)
+    rollout = policy.sample(policy.encode(examples), 2, 1, max_tokens=tokens.shape[-1])
     del policy._logits
     assert torch.equal(rollout.tokens[:, :1][mask], tokens[mask])
     return rollout.answers
