@@ -96,7 +96,7 @@ def policy(request):
     tokenizer, trainer = KINDS[kind]()
     # <POSE> is no word of any checkpoint's vocabulary: the policy adds it.
     tokenizer.train_from_iterator([text.replace("<POSE>", "it") for text in texts()], trainer(
-        vocab_size=1000, special_tokens=SPECIAL, show_progress=False))
+        vocab_size=600, special_tokens=SPECIAL, show_progress=False))
     return policy_with(tokenizer, TEMPLATES[template])
 
 
