@@ -111,8 +111,9 @@ def test_parts_whose_longest_answers_differ_add_up_by_dr_grpo(start, whole):
     """What is summed is divided by the most that an answer may have, in each part alike."""
     how = {"aggregation": "dr_grpo", "rft_steps": 1}
     (theirs, their_rows), (ours, rows) = (run(start, "rft", whole["rft"][0], n, **how) for n in (1, 7))
-    assert_same(ours, theirs, start)
     assert rows[-1]["grad_norm"] == pytest.approx(their_rows[-1]["grad_norm"], rel=1e-4)
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], atol=1e-5, rtol=1e-5)
 
 
 WORKER = """

@@ -463,7 +463,7 @@ def padded(request, tmp_path):
     folder = save_checkpoint(request.param, tmp_path / "hub")
     vlm, tokenizer = AutoModelForImageTextToText.from_pretrained(folder), load_vlm(folder)[1].tokenizer
     tokens = len(tokenizer) - 2  # <POSE> and <pose_feature> are not in the folder
-    vlm.resize_token_embeddings(tokens + 40)
+    vlm.resize_token_embeddings(tokens + 40, mean_resizing=False)
     tables = vlm.get_input_embeddings().weight, vlm.get_output_embeddings().weight
     with torch.no_grad():
         for table in tables:
@@ -504,11 +504,11 @@ def test_what_is_no_token_is_never_sampled_and_takes_nothing_of_the_odds(padded)
 def test_an_adapter_that_was_taught_beside_an_untrained_row_of_pose_is_read_as_it_was(padded, tmp_path):
     """Policies of before: their rows of <POSE> are differences from what the table holds there."""
     folder, tokens, _ = padded
-    policy = built(folder)
+    policy = built(folder).eval()
     fresh = AutoModelForImageTextToText.from_pretrained(folder)
     with torch.no_grad():
-        policy.vlm.get_input_embeddings().weight[tokens] = fresh.get_input_embeddings().weight[tokens]
-        policy.vlm.get_output_embeddings().weight[tokens] = fresh.get_output_embeddings().weight[tokens]
+        for get in ("get_input_embeddings", "get_output_embeddings"):
+            getattr(policy.vlm, get)().weight[tokens:] = getattr(fresh, get)().weight[tokens:]
         policy.pose_rows.normal_(std=.1)
     save_policy(policy, tmp_path / "policy")
     note = tmp_path / "policy" / "pose.json"
