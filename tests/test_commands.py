@@ -74,6 +74,7 @@ NOT_HERE = {  # why
         "test_hub_faults holds its version against that of torch",
     "pip install torchvision==0.28.0": "as above",
     "pip install scipy": "an optional package",
+    "pip install pillow-heif": "an optional package",
     "python -m pytest": "this is it",
     "python -m pytest -m slow": ".ci/run does it",
     "python train_rft.py --vlm HuggingFaceTB/SmolVLM-256M-Instruct --lora_rank 16 --picture 224 --sft_batch 8 --out "

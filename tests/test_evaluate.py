@@ -161,7 +161,8 @@ def test_who_answers_with_the_truth_has_full_marks(monkeypatch):
     def truth(policy, examples, samples, seed=0, greedy=False):
         said.extend(len(e.statements) for e in examples if e.task == "image2text")
         rotmats = torch.stack([e.rotmats for e in examples])
-        return {"answers": [e.answer for e in examples], "mean": rotmats,
+        words = [e.answer for e in examples]
+        return {"answers": words, "truths": words, "mean": rotmats,
                 "samples": rotmats[:, None].expand(-1, samples, -1, -1, -1)}
     monkeypatch.setattr(evaluate, "respond", truth)
     policy = SimpleNamespace(eval=lambda: None, device=torch.device("cpu"))

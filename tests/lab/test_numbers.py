@@ -347,12 +347,12 @@ def test_the_gradient_of_the_beta_nll_weighs_a_number_by_its_variance_and_not_th
 
 
 def test_an_image_adds_the_error_of_the_joints_of_the_mean_pose():
-    """Mean absolute error in metres over the two examples that hold a pose; a sentence adds nothing."""
+    """Mean distance of a joint in metres over the two examples that hold a pose; a sentence adds nothing."""
     log_prob, mean, log_sigma = (x.detach() for x in leaves((3, 1, 3), (3, 1, 144), (3, 1, 144)))
     added = sft_loss(log_prob, mean, log_sigma, "an image") - sft_loss(log_prob, mean, log_sigma)
     poses = bd.rot6d_to_matrix(mean[[0, 2], 0].unflatten(-1, (24, 6))), exact(randn(3, 24, 3, seed=5))[[0, 2]]
     joints, true = (bd.forward_kinematics(x)[0] for x in poses)
-    assert added.item() == pytest.approx(train_sft.JOINT_WEIGHT * (joints - true).abs().mean().item(), rel=1e-5)
+    assert added.item() == pytest.approx(train_sft.JOINT_WEIGHT * (joints - true).norm(dim=-1).mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
