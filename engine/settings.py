@@ -80,7 +80,7 @@ class Parser(HfArgumentParser):
         return configs
 
     def error(self, message: str) -> None:
-        message = re.sub(r"^argument |(?<=\w)/--[\w-]+(?=: )", "", message)  # a flag's other spelling, with hyphens
+        message = re.sub(r"^argument (--\w+)[^:]*", r"\1", message)  # without its spelling with hyphens
         self.exit(2, f"{self.prog}: {message}; --help lists what is allowed\n")
 
 

@@ -79,10 +79,12 @@ def check_world(world: WorldConfig, config) -> None:
         for name in (config.vlm, config.pose_encoder):
             if name not in ("tiny", None):
                 fetch(transformers.AutoConfig, name)
-        if config.lora_rank:  # without its weights
-            with torch.device("meta"):
-                vlm = transformers.AutoModelForImageTextToText.from_config(fetch(transformers.AutoConfig, config.vlm))
-            lora_targets(vlm, config.lora_targets)
+        if config.lora_rank and config.lora_targets:
+            architecture = fetch(transformers.AutoConfig, config.vlm)
+            if hasattr(architecture, "vision_config"):  # else load_vlm will say what it is
+                with torch.device("meta"):  # without its weights
+                    vlm = transformers.AutoModelForImageTextToText.from_config(architecture)
+                lora_targets(vlm, config.lora_targets)
     if world.poses:
         for split in SPLITS:
             amass_files(world.poses, split)

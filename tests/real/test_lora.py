@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 
@@ -11,6 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import train_rft
 from engine.saving import load_policy, save_policy
+from engine.world import WorldConfig, check_world
 from model import PosePolicy
 from real.hub import check_common_path, load_vlm
 from real.lora import add_adapter, merge_adapter
@@ -167,6 +169,14 @@ def test_targets_and_rank_are_what_the_flags_say(checkpoints):
     assert layer.r["default"] == 3 and layer.scaling["default"] == 2.0
     with pytest.raises(ValueError, match="targets among down_proj, gate_proj, k_proj"):
         built(checkpoints["llava 1.5"], lora_targets=["qkv"])
+
+
+def test_a_target_that_no_layer_is_called_is_refused_before_any_work(checkpoints, tmp_path):
+    """Also beside one that is there."""
+    config = SFTConfig(vlm=str(checkpoints["llava 1.5"]), lora_rank=2, lora_targets=["q_proj", "v_prj"])
+    with pytest.raises(ValueError, match="--lora_targets v_prj: LoRA needs targets among down_proj"):
+        check_world(WorldConfig(out=str(tmp_path / "runs"), picture=96), config)
+    check_world(WorldConfig(out=str(tmp_path / "runs"), picture=96), replace(config, lora_targets=["q_proj", "v_proj"]))
 
 
 def test_a_vlm_without_lora_is_trained_whole(checkpoints, tmp_path):
