@@ -3,7 +3,7 @@
     prompt = frame of the chat template( [image tokens] [pose-feature tokens] words )
 The processor of each family writes its own image tokens; one <pose_feature> token for each feature of the pose-aware
 encoder follows them. Both encoders are frozen, so an image is encoded once and its features are cached by its pixels.
-Prompt and answer must fit into the positions that the model counts; nothing is ever cut off.
+A prompt, and the answer behind it, must fit into the positions that the model counts: no words given are cut off.
 Read next: hub.py, where such models come from.
 """
 
@@ -77,7 +77,7 @@ def in_frames(policy, examples: Sequence) -> list[list[int]]:
 
 def most_tokens(policy) -> float:
     """How many tokens prompt and answer may have together; of a model that counts no positions, any number."""
-    return getattr(policy.vlm.config.get_text_config(), "max_position_embeddings", math.inf)
+    return getattr(policy.vlm.config.get_text_config(), "max_position_embeddings", None) or math.inf
 
 
 def length_check(policy) -> Callable[[object], None]:
