@@ -25,6 +25,7 @@ from torch import distributed, nn
 PATIENCE = timedelta(days=30)  # how long the others wait while the first trains encoders or evaluates
 waiting = None  # the processes as a group that waits: asleep, where one of NCCL would keep a GPU busy
 
+
 def start() -> None:
     """Join the processes that torchrun started."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:

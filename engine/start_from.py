@@ -27,8 +27,8 @@ LATE, REACH_BACK = "rft_config.json", {"retriever_steps", "RETRIEVERS"}  # of st
 
 def notes_of(world, sft, rft=None, weights: dict[str, float] | None = None) -> dict[str, dict]:
     """What decides a run, by the file in its folder that holds it: of stage one, and of stage two with the `weights` of
-    all rewards; and the constants of the files of both, since a student may change these too. world, sft, rft: the
-    three configurations of train_rft.py."""
+    all rewards; and the constants of the files of both, since a student may change these too (ENCODERS and RETRIEVERS
+    are imported there for this). world, sft, rft: the three configurations of train_rft.py."""
     code = lambda config: constants(vars(sys.modules[type(config).__module__]))
     notes = {"sft_config.json": asdict(world) | asdict(sft) | code(sft)}
     for name in ("out", "device", "skip_bad"):
