@@ -195,9 +195,9 @@ def test_a_folder_that_cannot_be_flushed_is_written_all_the_same_but_a_broken_di
     """EACCES: Windows opens no folder. EIO and ENOSPC: what was written did not arrive."""
     whole, call = os.open, "open" if number == errno.EACCES else "fsync"
 
-    def fails(path, *flags):
+    def fails(path, *flags, **options):
         if call == "open" and not Path(path).is_dir():
-            return whole(path, *flags)
+            return whole(path, *flags, **options)
         raise OSError(number, os.strerror(number))
     monkeypatch.setattr(checkpoint.os, call, fails)
     if not passes:
