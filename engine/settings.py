@@ -31,10 +31,10 @@ def not_negative(value: float) -> str:
 
 
 def output_file(value: str) -> str:
-    """A file can be written there, as far as that can be told without doing so."""
+    """A file can be written there, as far as that can be told without doing so. FileNotFoundError without a folder."""
     path = Path(value)
     if not path.parent.is_dir():
-        return f"there is no folder {path.parent}; make it, or name another file"
+        raise FileNotFoundError(f"there is no folder {path.parent}; make it, or name another file")
     if path.is_dir():
         return "is a folder; name a file in it"
     if not os.access(path if path.exists() else path.parent, os.W_OK):
@@ -94,13 +94,18 @@ def read_settings(about: str, *kinds: type) -> list:
 
 
 def check_settings(*configs) -> None:
-    """ValueError, with flag, value and what is allowed, for the first setting of these dataclasses that cannot be."""
+    """ValueError, with flag, value and what is allowed, for the first setting of these dataclasses that cannot be, or
+    FileNotFoundError for a file to be written in a folder that is not there."""
     for config in configs:
         for name, kind in get_type_hints(type(config), include_extras=True).items():
             value = getattr(config, name)
             for one in value if isinstance(value, list) else [value]:
                 for rule in rules(kind) if one is not None else ():
-                    if fault := rule(one):
+                    try:
+                        fault = rule(one)
+                    except FileNotFoundError as error:
+                        raise FileNotFoundError(f"--{name} {one}: {error}") from None
+                    if fault:
                         raise ValueError(f"--{name} {one}: {fault}")
 
 

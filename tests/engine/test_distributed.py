@@ -4,6 +4,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -169,29 +171,36 @@ runtime.run(main)
 """
 
 
-def waiters(seconds: float) -> list[subprocess.Popen]:
-    """Two processes, of which the first takes so long where the other only waits."""
+@contextmanager
+def waiters(seconds: float) -> Iterator[list[subprocess.Popen]]:
+    """Two processes, of which the first takes so long where the other only waits; none of them is left at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [subprocess.Popen([sys.executable, "-c", WAITER.format(root=str(ROOT), seconds=seconds)], text=True,
-                             env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE) for rank in range(2)]
+    command = [sys.executable, "-c", WAITER.format(root=str(ROOT), seconds=seconds)]
+    processes = [subprocess.Popen(command, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True,
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE) for rank in range(2)]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
 def test_the_others_wait_for_the_first_longer_than_any_limit_of_a_collective():
-    for process in waiters(seconds=9):
-        printed, errors = process.communicate(timeout=300)
-        assert process.returncode == 0 and printed.endswith("all are here 2.0\n"), errors
+    with waiters(seconds=9) as both:
+        for process in both:
+            printed, errors = process.communicate(timeout=300)
+            assert process.returncode == 0 and printed.endswith("all are here 2.0\n"), errors
 
 
 def test_where_the_first_is_killed_the_others_end_in_a_sentence():
-    first, other = waiters(seconds=600)
-    assert first.stdout.readline() == "the first is at work\n"
-    first.kill()
-    printed, errors = other.communicate(timeout=120)
-    first.communicate()
+    with waiters(seconds=600) as (first, other):
+        assert first.stdout.readline() == "the first is at work\n"
+        first.kill()
+        printed, errors = other.communicate(timeout=120)
     assert other.returncode == 1 and "all are here" not in printed and "Traceback" not in errors
     assert "train_sft.py: another process of this run has ended" in errors
 
