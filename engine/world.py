@@ -20,7 +20,7 @@ from engine.settings import Count, OutputFolder, SeedNumber
 from model import PosePolicy
 from real.amass import SPLITS, amass_files
 from real.formats import read_data
-from real.hub import check_common_path, fetch, load_vlm, served
+from real.hub import check_common_path, fetch, load_processor, load_vlm, served
 from real.lora import add_adapter, lora_targets
 from real.mixture import Mixture
 from real.pose_encoders import BackbonePoseEncoder
@@ -76,12 +76,11 @@ def check_world(world: WorldConfig, config) -> None:
         raise ValueError("tiny is trained whole, on pictures of 64 pixels: --lora_rank and --picture need --vlm")
     own_parts(config.sft_batch, config.sft_accumulate)
     if not (Path(world.out) / "encoders").exists():  # later all is read from there
-        for name in (config.vlm, config.pose_encoder):
-            if name not in ("tiny", None):
-                fetch(transformers.AutoConfig, name)
-        if config.lora_rank and config.lora_targets:
-            architecture = fetch(transformers.AutoConfig, config.vlm)
-            if hasattr(architecture, "vision_config"):  # else load_vlm will say what it is
+        if config.pose_encoder:
+            fetch(transformers.AutoConfig, config.pose_encoder)
+        if config.vlm != "tiny":
+            architecture, _ = load_processor(config.vlm)
+            if config.lora_rank and config.lora_targets:
                 with torch.device("meta"):  # without its weights
                     vlm = transformers.AutoModelForImageTextToText.from_config(architecture)
                 lora_targets(vlm, config.lora_targets)

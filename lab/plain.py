@@ -59,7 +59,8 @@ class PlainWay:
         with self.pose_features(self.policy, slice(None)):
             output = self.policy.vlm.generate(
                 **self.inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=True, temperature=1.0,
-                top_k=0, top_p=1.0, pad_token_id=self.policy.tokenizer.pad_token_id)
+                top_k=0, top_p=1.0, pad_token_id=self.policy.tokenizer.pad_token_id,
+                suppress_tokens=self.policy.spare_ids.tolist() or None)
         return output[:, self.inputs["input_ids"].shape[1]:]
 
     @torch.no_grad()
@@ -99,7 +100,9 @@ class PlainWay:
         position_ids = (inputs["attention_mask"].cumsum(-1) - 1).clamp_min(0)
         with self.pose_features(policy, rows):
             hidden = policy.vlm.base_model(**inputs, position_ids=position_ids, use_cache=False).last_hidden_state
-        log_softmax = policy.vlm.get_output_embeddings()(hidden[:, -T - 1:-1]).float().log_softmax(-1)  # (R, T, W)
+        logits = policy.vlm.get_output_embeddings()(hidden[:, -T - 1:-1]).float()  # (R, T, W)
+        logits = logits.index_fill(-1, policy.spare_ids.to(logits.device), torch.finfo(logits.dtype).min)
+        log_softmax = logits.log_softmax(-1)
         log_prob = log_softmax.gather(-1, tokens[..., None]).squeeze(-1)
         at_pose = ((tokens == policy.pose_id) & token_mask).float().argmax(-1)
         pose = policy.pose_head(hidden[torch.arange(R, device=tokens.device), at_pose - T][:, None])

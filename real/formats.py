@@ -223,6 +223,6 @@ def read_data(specs: list[str], split: str = "train", image_size: int = 64, skip
             print(f"--data {spec}: left out {found.count}, the first: {found.first}")
         if not rows:
             raise ValueError(f"--data {spec}: no usable row for the {split} split")
-        faults.count += found.count
+        faults.found |= found.found
         sources.append(Source(spec, rows, tasks, image_size, split == "train" and kind != "llava"))
     return Mixture(sources, weights, faults)

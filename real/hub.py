@@ -37,15 +37,9 @@ def absolute(name: str | Path) -> str:
     return str(Path(name).resolve() if Path(name).is_dir() else name)
 
 
-def load_vlm(name: str | Path, dtype: torch.dtype | str = "auto", spare_rows_too: bool = True) -> tuple:
-    """The VLM called `name` and its processor, ready for <POSE>.
-
-    The rows of tokens that the vocabulary gains, new ones of the tables or spare ones, are the mean of the others
-    (Hewitt 2021), so that they are the same at each load. spare_rows_too: off for an adapter that was taught while
-    spare rows were taken as they were.
-    ValueError for what has no image processor, does not read images and words together, or lacks weights.
-    """
-    name = absolute(name)
+def load_processor(name: str | Path) -> tuple:
+    """The configuration of the VLM called `name`, and its processor: what can be told without its weights.
+    ValueError for what has no image processor or no chat template, or does not read images and words together."""
     if not hasattr(config := fetch(AutoConfig, name), "vision_config"):
         raise ValueError(f"{name}: a {config.model_type} does not read images and words together; give one that does")
     processor = fetch(AutoProcessor, name)
@@ -53,6 +47,19 @@ def load_vlm(name: str | Path, dtype: torch.dtype | str = "auto", spare_rows_too
         raise ValueError(f"{name}: no image processor (preprocessor_config.json or processor_config.json)")
     if getattr(processor, "chat_template", None) is None:
         raise ValueError(f"{name} has no chat template; give a model that was taught to chat (often called Instruct)")
+    return config, processor
+
+
+def load_vlm(name: str | Path, dtype: torch.dtype | str = "auto", spare_rows_too: bool = True) -> tuple:
+    """The VLM called `name` and its processor, ready for <POSE>.
+
+    The rows of tokens that the vocabulary gains, new ones of the tables or spare ones, are the mean of the others
+    (Hewitt 2021), so that they are the same at each load. spare_rows_too: off for an adapter that was taught while
+    spare rows were taken as they were.
+    ValueError as of `load_processor`, and for what lacks weights.
+    """
+    name = absolute(name)
+    _, processor = load_processor(name)
     vlm, info = fetch(AutoModelForImageTextToText, name, dtype=dtype, use_safetensors=True, output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(f"{name} lacks weights of its own architecture ({sorted(info['missing_keys'])[0]})")
@@ -79,7 +86,7 @@ def load_vlm(name: str | Path, dtype: torch.dtype | str = "auto", spare_rows_too
 def spare_ids(vlm, tokenizer) -> torch.Tensor:
     """Rows of the VLM's output table that stand for no token: many tables are padded to a round number of rows."""
     known = set(tokenizer.get_vocab().values())
-    return torch.tensor([i for i in range(len(vlm.get_output_embeddings().weight)) if i not in known])
+    return torch.tensor([i for i in range(len(vlm.get_output_embeddings().weight)) if i not in known], dtype=torch.long)
 
 
 def add_pose_tokens(tokenizer) -> int:

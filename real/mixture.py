@@ -54,10 +54,18 @@ class Row:
 
 
 class Faults:
-    """What was wrong with rows: the first fault stops, or with skip_bad each is counted and its row left out."""
+    """What was wrong with rows: the first fault stops, or with skip_bad a row at fault is left out and counted once."""
 
     def __init__(self, skip_bad: bool = False):
-        self.skip_bad, self.count, self.first = skip_bad, 0, ""
+        self.skip_bad, self.found = skip_bad, {}  # where: what was wrong there
+
+    @property
+    def count(self) -> int:
+        return len(self.found)
+
+    @property
+    def first(self) -> str:
+        return next(iter(self.found.values()), "")
 
     @contextmanager
     def at(self, where: str | Path) -> Iterator[None]:
@@ -68,7 +76,7 @@ class Faults:
             sentence = str(error) if str(error).startswith(str(where)) else f"{where}: {error}"
             if not self.skip_bad:
                 raise ValueError(sentence) from None
-            self.count, self.first = self.count + 1, self.first or sentence
+            self.found.setdefault(str(where), sentence)
 
 
 # ---------------------------------------------------------------- where the rows are
@@ -188,11 +196,14 @@ class Mixture:
         return [self._one(self.sources[i], list(tasks)[column], rng) for i in picked]
 
     def _one(self, source: Source, task: str, rng: np.random.Generator) -> Example:
-        while source.rows:
-            index, known = int(rng.integers(len(source))), self.faults.first
+        """A row left out stays among those that are drawn from, and is found bad again: so what is drawn hangs on the
+        random state alone, and a run that was stopped and goes on draws the same rows."""
+        bad = set()
+        while len(bad) < len(source):
+            index, known = int(rng.integers(len(source))), self.faults.count
             with self.faults.at(source.rows[index].where):
                 return source.example(index, task, rng)
-            del source.rows[index]
+            bad.add(index)
             if not known:
                 print(f"left out, as will be whatever else is found bad when drawn: {self.faults.first}")
         raise ValueError(f"{source.name}: every row was left out, the first because of {self.faults.first}")

@@ -66,6 +66,10 @@ def cut_square(photo: Image.Image, box: Box, size: int) -> np.ndarray:
     return np.array(crop.resize((size, size), Image.Resampling.BILINEAR))
 
 
+def whole(photo: Image.Image) -> Box:
+    return photo.width / 2, photo.height / 2, max(photo.size)
+
+
 def read_person(path: Path, box: Box | None, size: int, frame: tuple[int, int] | None = None) -> np.ndarray:
     """A photo of the training data: a person's box, or all of it with black beside. frame: width and height of the
     picture that the box is of. BEDLAM stores its upright ones lying on their left side. ValueError for a box that
@@ -80,12 +84,13 @@ def read_person(path: Path, box: Box | None, size: int, frame: tuple[int, int] |
         if side > 4 * max(photo.size):
             raise ValueError(f"the person's box, {side:.0f} pixels, is far larger than {path}; is `scale` of another "
                              "unit?")
-    return cut_square(photo, box or (photo.width / 2, photo.height / 2, max(photo.size)), size)
+    return cut_square(photo, box or whole(photo), size)
 
 
 def read_image(path: str | Path, size: int = 64) -> np.ndarray:
-    """A user's photo as the policy reads it: upright, only its centre square."""
+    """A user's photo as the policy reads it: upright, and all of it, as training reads one without a box."""
     photo = open_photo(path)
     if photo.width != photo.height:
-        print(f"{path} is {photo.width} x {photo.height} pixels: only its centre square is looked at.")
-    return cut_square(photo, (photo.width / 2, photo.height / 2, min(photo.size)), size)
+        print(f"{path} is {photo.width} x {photo.height} pixels, read whole with black beside: of a square that is cut "
+              "around the person the policy sees more.")
+    return cut_square(photo, whole(photo), size)

@@ -32,7 +32,7 @@ from builtin.retriever import Retriever
 from test_model import CORPUS, EXAMPLES
 from test_shared_prefix import IDEFICS_TEMPLATE
 from builtin.tiny import PoseEncoder, build_tiny
-from train_sft import SFTConfig, WorldConfig, build_policy, load_world, train_sft
+from train_sft import SFTConfig, WorldConfig, build_policy, check_world, load_world, train_sft
 
 VIDEO = find_spec("torchvision") is not None  # what some processors insist on, for videos that nobody shows them
 QWEN_TEMPLATE = ("{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
@@ -421,6 +421,15 @@ def test_what_cannot_be_is_refused_before_a_picture_is_drawn(settings, message, 
     monkeypatch.setattr("engine.world.load_splits", lambda *_, **__: pytest.fail("pictures were drawn"))
     with pytest.raises(ValueError, match=message):
         load_world(WorldConfig(device="cpu", out=str(tmp_path)), SFTConfig(**settings))
+
+
+@pytest.mark.parametrize("missing, message", [
+    (("processor_config.json", "preprocessor_config.json"), "no image processor"),
+    (("chat_template.jinja",), "no chat template")])
+def test_a_vlm_without_its_processor_is_refused_before_a_picture_is_drawn(missing, message, checkpoint, tmp_path):
+    copytree(checkpoint("llava 1.5"), tmp_path / "vlm", ignore=lambda *_: missing)
+    with pytest.raises(ValueError, match=message):
+        check_world(WorldConfig(device="cpu", out=str(tmp_path / "runs")), SFTConfig(vlm=str(tmp_path / "vlm")))
 
 
 def test_features_of_images_do_not_fill_the_memory(checkpoint, monkeypatch):

@@ -590,7 +590,7 @@ def test_what_is_wrong_stops_or_is_counted_and_left_out(name, kind, change, word
     loaded = len(mixture.sources[0])
     assert mixture.faults.count == (kind == "row")
     examples = draw(mixture)
-    assert len(examples) == 20 and mixture.faults.count == 1 and len(mixture.sources[0]) == loaded - (kind == "drawn")
+    assert len(examples) == 20 and mixture.faults.count == 1 and len(mixture.sources[0]) == loaded
     told = capsys.readouterr().out
     assert words in told and told.count("\n") == 1 and "left out" in told
 
@@ -601,6 +601,24 @@ def test_a_bad_pickle_among_good_ones_is_left_out(tmp_path, monkeypatch):
         read(tmp_path, monkeypatch, "3dpw", files)
     mixture = formats.read_data(["3dpw:."], skip_bad=True)
     assert len(mixture.sources[0]) == 2 and mixture.faults.count == 1
+
+
+def test_a_run_that_goes_on_draws_the_rows_that_it_would_have_drawn(tmp_path, monkeypatch):
+    """Also where bad ones were met before it was stopped; each counts once."""
+    files = {"set.npz": {"imgname": np.array([f"a/{i}.png" for i in range(6)]), "center": np.tile(BOX[:2], (6, 1)),
+                         "scale": np.full(6, BOX[2] / 200), "pose": RNG(0).normal(size=(6, 72)),
+                         "shape": np.zeros((6, 10)), "has_smpl": np.ones(6)}}
+    files |= {f"img/a/{i}.png": b"bad" if i in (1, 4) else PHOTOGRAPH for i in range(6)}
+    mixture = read(tmp_path, monkeypatch, "spin", files, skip_bad=True)
+    rng = RNG(3)
+    mixture.draw({"image2pose": 1}, 40, rng)
+    assert mixture.faults.count == 2
+    state = rng.bit_generator.state
+    whole = mixture.draw({"image2pose": 1}, 40, rng)
+    resumed = formats.read_data(["images:set.npz,img"], skip_bad=True)
+    rng.bit_generator.state = state
+    again = resumed.draw({"image2pose": 1}, 40, rng)
+    assert all(torch.equal(a.rotmats, b.rotmats) for a, b in zip(whole, again)) and resumed.faults.count == 2
 
 
 def test_when_nothing_is_left_it_is_said(tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ def test_a_photo_is_turned_upright_unless_a_box_says_where_the_person_is_stored(
 
 
 def test_training_and_predict_read_the_same_pixels(tmp_path):
-    """Of a square photo, of whatever mode, whether it is the whole, the person's box, or the centre."""
+    """Of a photo of whatever mode, whether it is the whole or the person's box."""
     noise = np.random.default_rng(1).integers(0, 255, (40, 40, 4), dtype=np.uint8)
     for mode in ("RGB", "RGBA", "L", "LA", "P", "1"):
         Image.fromarray(noise).convert(mode).save(tmp_path / f"{mode}.png")
@@ -86,18 +86,20 @@ def test_heic_is_read_where_its_package_is_there(tmp_path):
         assert np.abs(pixels.astype(int) - (250, 0, 0)).max() < 9
 
 
-def test_a_photo_is_turned_upright_and_cropped_to_its_centre(tmp_path, capsys):
-    """Left half red, right half blue, as seen; stored turned, with the note that cameras leave."""
+def test_a_photo_is_turned_upright_and_read_whole_with_black_beside(tmp_path, capsys):
+    """Left half red, right half blue, as seen; stored turned, with the note that cameras leave. Nobody's feet are cut
+    off, and predict.py reads it as training does."""
     seen = np.zeros((80, 200, 3), np.uint8)
     seen[:, :100], seen[:, 100:] = (255, 0, 0), (0, 0, 255)
-    seen[:, :50] = seen[:, 150:] = (0, 255, 0)  # cut off
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise
     Image.fromarray(np.rot90(seen)).save(tmp_path / "photo.png", exif=exif)
     pixels = read_image(tmp_path / "photo.png")
     assert "200 x 80" in capsys.readouterr().out
     assert pixels.shape == (64, 64, 3) and pixels.dtype == np.uint8
-    assert (pixels[:, :30] == (255, 0, 0)).all() and (pixels[:, 34:] == (0, 0, 255)).all()
+    assert (pixels[22:42, :30] == (255, 0, 0)).all() and (pixels[22:42, 34:] == (0, 0, 255)).all()
+    assert (pixels[:17] == 0).all() and (pixels[47:] == 0).all()
+    assert np.array_equal(pixels, read_person(tmp_path / "photo.png", None, 64))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "P", "1", "CMYK"])
