@@ -25,8 +25,7 @@ from engine.runtime import pick_device, run
 from engine.saving import load_policy
 from engine.settings import OutputFolder, Parser, SeedNumber
 from lab.prediction_files import GHOSTS, SHOWN, draw, statement_lines, write_pose
-from model import PosePolicy
-from pose_head import POSE_DIM, draw_poses
+from model import POSE_DIM, PosePolicy, draw_poses
 from real.photos import read_image
 from real.smpl import load_body
 

@@ -18,6 +18,7 @@ import captions
 from body import forward_kinematics, matrix_to_rot6d, mirror, remove_heading
 from builtin.poses import sample_poses
 from builtin.questions import draw_question
+from builtin.sentences import describe
 from engine.checkpoint import TrainingState, atomic_folder
 from engine.muon import MuonAdamW
 from engine.distributed import is_first, wait
@@ -131,7 +132,7 @@ def train_retriever(rotmats: Tensor, tokenizer: Tokenizer, steps: int, seed: int
     state = TrainingState(state_file, retriever, optimizer, schedule, rng)
     for bar in state.steps(steps, f"retrieval model: {name}"):
         rows = rng.choice(len(holds), batch_size, replace=len(holds) < batch_size)
-        texts = [draw_question(holds[i], rng)[1] if rng.random() < 0.2 else captions.describe(holds[i], rng)[0]
+        texts = [draw_question(holds[i], rng)[1] if rng.random() < 0.2 else describe(holds[i], rng)[0]
                  for i in rows]
         rows = torch.from_numpy(rows).to(device)
         similarity = retriever.encode_text(texts) @ retriever.encode_pose(rotmats[rows], joints[rows]).T  # (N, N)

@@ -1,9 +1,9 @@
 """Pictures of the built-in world: a posed body in clothes, light, background and a crop that are drawn at random.
 
 The crop is a square around the body, as a person detector would cut it out of a photo. The camera looks at the body's
-middle along -z; that it looks down a little is in the pose (data.py turns the root), so the picture is of the pose as
+middle along -z; that it looks down a little is in the pose (splits.py turns the root), so the picture is of the pose as
 the camera sees it, and the body leans in it by that much. Words about it do not: they are against gravity.
-Read next: ../data.py, which makes examples of these pictures.
+Read next: splits.py, which draws many of these pictures.
 """
 
 import numpy as np

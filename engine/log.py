@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import evaluate
 import rewards
 from data import Example
 from engine.checkpoint import TrainingState, append, read_log
 from engine.distributed import add_gradients, own_parts, total, wait
+from lab.table import table
 from model import PosePolicy, Prompt, Rollout, Scores
 from real.answers import as_read
 
@@ -142,7 +142,7 @@ def mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def rewards_table(rows: Sequence[dict]) -> str:
-    """A line for each reward of a run's log, in the columns of evaluate.table: its mean over the first and over the
+    """A line for each reward of a run's log, in the columns of lab/table.py: its mean over the first and over the
     last tenth of the steps that have it."""
     lines = []
     for name in rewards.REWARDS:
@@ -157,7 +157,7 @@ def rewards_table(rows: Sequence[dict]) -> str:
 def print_results(out: Path, steps: int) -> None:
     """The tables of a finished run of so many steps, from its metrics.json and its log."""
     metrics = json.loads((out / "metrics.json").read_text())
-    print(evaluate.table({"blind": metrics["floors"], "SFT": metrics["sft"], "RFT": metrics["rft"]}))
+    print(table({"blind": metrics["floors"], "SFT": metrics["sft"], "RFT": metrics["rft"]}))
     print(rewards_table(read_log(out / "log.jsonl", steps)))
 
 

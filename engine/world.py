@@ -11,9 +11,9 @@ import numpy as np
 import torch
 import transformers
 
-from builtin.tiny import PoseEncoder, build_tiny
-from data import TASKS, Split, load_splits
-from builtin.tiny import corpus
+from builtin.splits import load_splits
+from builtin.tiny import PoseEncoder, build_tiny, corpus
+from data import TASKS, Split
 from engine.distributed import own_parts
 from engine.runtime import half_precision, own_seed, pick_device
 from engine.settings import Count, OutputFolder, SeedNumber

@@ -32,13 +32,14 @@ from transformers import (CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, 
 
 import hygrpo
 import rewards
-from captions import STATEMENTS, describe
-from data import Example, make_example, make_split
+from captions import STATEMENTS
+from data import Example, make_example
+from builtin.sentences import describe
+from builtin.splits import make_split
 from builtin.tiny import corpus
 from engine.saving import load_policy
-from model import PosePolicy
+from model import POSE_DIM, PosePolicy, draw_poses
 from lab.plain import PlainWay, SharedPrompt
-from pose_head import POSE_DIM, draw_poses
 from builtin.poses import sample_poses
 from real.hub import load_vlm
 from builtin.retriever import Retriever

@@ -21,6 +21,7 @@ from engine.runtime import own_seed, pick_device, run
 from engine.saving import load_policy
 from engine.settings import Count, read_settings
 from engine.world import WorldConfig, keep_features, load_world
+from lab.table import table
 from real.smpl import load_body
 from train_sft import SFTConfig, train_sft
 
@@ -58,7 +59,7 @@ def continue_sft(folder: Path, world: WorldConfig, sft_config: SFTConfig, device
     train_sft(policy, splits.get("data", splits["train"]), sft_config, own_seed(world.seed, 14))
     result = evaluate.evaluate(policy, splits["test"], judge, body, world.eval_poses, world.seed)
     made = json.loads((folder / "metrics.json").read_text())
-    print(evaluate.table({"blind": made["floors"], "SFT": made["sft"], "continued": result, "RFT": made["rft"]}))
+    print(table({"blind": made["floors"], "SFT": made["sft"], "continued": result, "RFT": made["rft"]}))
     atomic_write(folder / "continued.json",
                  json.dumps({"continued": result, "steps": sft_config.sft_steps}, indent=1) + "\n")
 

@@ -43,8 +43,7 @@ from lab.claims import ARMS, CLAIMS, LONG, MEASURES, value
 from lab.curves import BLUE, ORANGE, finish, plot_smoothed
 from lab.metrics import eval_examples, recall, respond
 from lab.validation import validate
-from model import PosePolicy
-from pose_head import PoseHead
+from model import PoseHead, PosePolicy
 from real.smpl import load_body
 from train_rft import RFTConfig, train_rft
 from train_sft import SFTConfig, train_sft

@@ -14,7 +14,8 @@ from torch import Tensor
 from body import matrix_to_rot6d, rot6d_to_matrix
 from builtin.retriever import Retriever
 from data import Split
-from lab.metrics import commonest_answer_accuracy, errors_24, eval_examples, frechet_distance, hits, statements_held
+from lab.metrics import (QUESTIONS, commonest_answer_accuracy, errors_24, eval_examples, frechet_distance, hits,
+                         statements_held)
 from model import PosePolicy
 
 CAPTIONS = 2000  # of training poses, on which the best single pose is chosen
@@ -70,7 +71,7 @@ def floors(policy: PosePolicy, train: Split, split: Split, judge: Retriever, bod
                       "judge_r5": hits(texts @ judged.T)["t2p_r5"].mean().item()},
         "image2pose": errors(true.mean(0).expand(n, -1)),
         "description": {"statements_held": float(words.mean()), "informed": 0.0},
-        "vqa_accuracy": commonest_answer_accuracy(eval_examples(split, "vqa", count, seed, 4)), "format_rate": None,
+        "vqa_accuracy": commonest_answer_accuracy(eval_examples(split, "vqa", count, seed, QUESTIONS)), "format_rate": None,
         "fid_true": frechet_distance(judge.encode_pose(train.rotmats[:n].to(rotmats)), truth)}
     if train.images is not None and policy.images_at_once > 1:
         x, asked = (image_features(policy, images) for images in (train.images, split.images[:count]))

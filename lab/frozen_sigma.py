@@ -1,6 +1,6 @@
 """A variant of the pose head, `train_rft.py --sigma frozen`: does a sigma that is never taught do as well (claim 9)?
 
-Read next: ../pose_head.py, where sigma is otherwise read from the hidden state."""
+Read next: ../model.py, where sigma is otherwise read from the hidden state."""
 
 import numpy as np
 import torch

@@ -21,6 +21,7 @@ from rewards import has_form, informedness
 
 CHUNK = 100  # prompts run at a time
 RECALL_AT = (1, 5, 10, 20)
+QUESTIONS = 4  # asked about each picture
 
 
 # ---------------------------------------------------------------- measures

@@ -20,7 +20,8 @@ from torch import Tensor
 
 import captions
 from body import forward_kinematics, remove_heading, rot6d_to_matrix
-from data import Example, Split, load_splits
+from builtin.splits import load_splits
+from data import Example, Split
 from engine.runtime import pick_device, run
 from engine.saving import load_policy
 from engine.settings import OutputFolder, read_settings

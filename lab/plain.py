@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import PosePolicy, Rollout, Scores
-from pose_head import POSE_DIM, draw_poses
+from model import POSE_DIM, PosePolicy, Rollout, Scores, draw_poses
 
 
 class PlainWay:

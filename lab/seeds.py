@@ -16,7 +16,7 @@ import numpy as np
 from engine.checkpoint import atomic_write
 from engine.runtime import run
 from engine.settings import OutputFile, read_settings
-from evaluate import ROWS
+from lab.table import ROWS
 
 COLUMNS = {"blind": "floors", "SFT": "sft", "SFT continued": "continued", "RFT": "rft"}  # as in metrics.json
 COMPARED = {"statements held, sampled pose": 1, "R@5 under the judge": 1, "MPJPE of sampled poses, mm": -1}

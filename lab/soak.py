@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import make_split
+from builtin.splits import make_split
 from builtin.tiny import corpus
 from model import PosePolicy
 from builtin.poses import sample_poses

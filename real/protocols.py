@@ -22,7 +22,8 @@ import captions
 from body import axis_rotation, matrix_to_axis_angle, matrix_to_rot6d, remove_heading
 from builtin.denials import signed
 from builtin.retriever import load_judge
-from data import Example, load_splits
+from builtin.splits import load_splits
+from data import Example
 from engine.checkpoint import atomic_write
 from engine.runtime import own_seed, pick_device, run
 from engine.saving import load_policy

@@ -15,6 +15,11 @@ def random_pose(n, seed=0, scale=.5):
     return bd.axis_angle_to_matrix(scale * torch.randn(n, 24, 3, generator=generator))
 
 
+def keys(rotmats: torch.Tensor) -> set[bytes]:
+    """One hashable value for every pose."""
+    return {pose.tobytes() for pose in rotmats.numpy()}
+
+
 @pytest.fixture(scope="module")
 def body():
     return load_body()

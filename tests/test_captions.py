@@ -8,8 +8,9 @@ import torch
 import captions
 from body import JOINT, axis_angle_to_matrix, mirror
 from builtin.denials import said, signed
-from captions import MIRRORED_STATEMENT, STATEMENTS, S, describe, parse, pose_holds, swap_sides
 from builtin.questions import draw_question
+from builtin.sentences import describe
+from captions import MIRRORED_STATEMENT, STATEMENTS, S, parse, pose_holds, swap_sides
 
 PHRASE = {phrase: i for i, s in enumerate(STATEMENTS) for phrase in s.phrases}
 MIRRORED = (*MIRRORED_STATEMENT, *(S + i for i in MIRRORED_STATEMENT))  # denials too

@@ -12,9 +12,10 @@ from body import axis_angle_to_matrix, forward_kinematics
 from builtin.poses import sample_poses
 from builtin.retriever import Retriever
 from builtin.tiny import build_tiny
-from data import make_split
+from builtin.splits import make_split
 from builtin.tiny import corpus
 from lab import floors, metrics
+from lab.table import ROWS, table
 from model import PosePolicy
 from real.smpl import load_body
 
@@ -173,9 +174,9 @@ def test_who_answers_with_the_truth_has_full_marks(monkeypatch):
     assert text["judge"] == text["judge_ceiling"] and text["diversity_mm"] == pytest.approx(0, abs=1e-3)
     assert max(image[name] for name in ("mpjpe_mean", "mpjpe_sampled", "pa_mpjpe_mean", "pve_mean")) < .1
     assert got["description"] == pytest.approx({"statements_held": 1, "statements_made": np.mean(said), "informed": 1})
-    assert {keys[-1] for _, keys in evaluate.ROWS} <= got["intervals"].keys()
+    assert {keys[-1] for _, keys in ROWS} <= got["intervals"].keys()
     assert all(low <= high for low, high in got["intervals"].values())
     blind = floors.floors(policy, make_split(sample_poses(30, rng), rng, images=False), split, judge, load_body(), 12)
-    lines = evaluate.table({"blind": blind, "SFT": got}).splitlines()
+    lines = table({"blind": blind, "SFT": got}).splitlines()
     assert sum("-" in line.split() for line in lines) == 3  # FID, diversity and form have no blind guess
     assert got["vqa_accuracy"] == got["format_rate"] == 1 and got["n"] == 12

@@ -9,8 +9,7 @@ from torch.distributions import (Categorical, Independent, LowRankMultivariateNo
                                  kl_divergence)
 
 import hygrpo
-from model import PosePolicy
-from pose_head import PoseHead
+from model import PoseHead, PosePolicy
 from test_model import CORPUS, EXAMPLES
 from builtin.tiny import build_tiny
 

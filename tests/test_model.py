@@ -11,8 +11,7 @@ import captions
 from body import matrix_to_rot6d
 from engine import runtime
 from engine.saving import load_policy, save_policy
-from model import PosePolicy
-from pose_head import PoseHead, draw_poses, draw_tokens
+from model import PoseHead, PosePolicy, draw_poses, draw_tokens
 from real import prompts
 from builtin.tiny import build_tiny
 

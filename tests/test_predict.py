@@ -13,14 +13,13 @@ from torch.distributions import Independent
 
 import captions
 import data
-import pose_head
 import predict
 from body import JOINT, axis_angle_to_matrix, matrix_to_rot6d, remove_heading, rot6d_to_matrix
 from builtin.tiny import build_tiny
 from engine import runtime
 from engine.saving import load_policy, save_policy
 from lab import prediction_files
-from model import PosePolicy
+from model import PosePolicy, draw_poses
 from real.smpl import body_vertices, load_body
 
 SENTENCE = "The left knee is bent and the right hand is above the head."
@@ -145,7 +144,7 @@ def test_samples_come_from_the_gaussian(make, monkeypatch):
     """Their spread is that of the covariance: whitened, they are standard normal."""
     policy = load_policy(make("full"))
     drawn = []
-    monkeypatch.setattr(predict, "draw_poses", lambda *args: drawn.append(pose_head.draw_poses(*args)) or drawn[-1])
+    monkeypatch.setattr(predict, "draw_poses", lambda *args: drawn.append(draw_poses(*args)) or drawn[-1])
     prediction = predict.predict(policy, SENTENCE, None, 4000, 0)
     white = torch.linalg.solve_triangular(torch.linalg.cholesky(prediction.covariance), (
         drawn[0][0, 0] - prediction.mean).T, upper=False)

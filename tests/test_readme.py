@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-import evaluate
 from lab import benchmark, experiments, seeds
+from lab.table import ROWS
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text()
@@ -74,13 +74,13 @@ def results_table(runs: list[str], rows: tuple) -> str:
 
 @pytest.mark.parametrize("run", RUNS)
 def test_the_tables_of_results_are_those_of_the_metrics(run):
-    table = results_table([run], evaluate.ROWS + MARKS)
+    table = results_table([run], ROWS + MARKS)
     assert table in PAGES["docs/results.md"], "docs/results.md should hold\n" + table
 
 
 def test_the_table_of_three_seeds_is_that_of_the_runs_and_the_readme_shows_some_of_its_rows():
     made = written("seeds.json")
-    assert made["seeds"] == [0, 1, 2] and made["rows"].keys() == dict(evaluate.ROWS).keys()
+    assert made["seeds"] == [0, 1, 2] and made["rows"].keys() == dict(ROWS).keys()
     seed_0 = seeds.collect([written("metrics.json") | {"continued": written("metrics.json")["sft"]}])
     assert all(made["rows"][title]["RFT"][0] == columns["RFT"][0] for title, columns in seed_0.items())
     assert seeds.table(made["rows"]) in PAGES["docs/results.md"], "it should hold\n" + seeds.table(made["rows"])

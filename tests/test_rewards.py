@@ -14,6 +14,7 @@ import rewards
 from body import JOINT, axis_angle_to_matrix, forward_kinematics, matrix_to_rot6d, mirror, remove_heading
 from builtin.poses import sample_poses
 from builtin.retriever import Retriever, train_retriever
+from builtin.sentences import describe
 from builtin.tiny import build_tiny
 
 POSES = sample_poses(400, np.random.default_rng(0))
@@ -23,14 +24,14 @@ RATES = captions.pose_holds(POSES).double().mean(0)  # of each statement
 @pytest.fixture(scope="module")
 def retriever():
     rng = np.random.default_rng(1)
-    texts = [captions.describe(row, rng)[0] for row in captions.pose_holds(POSES).numpy()]
+    texts = [describe(row, rng)[0] for row in captions.pose_holds(POSES).numpy()]
     tokenizer = build_tiny(texts)[1].tokenizer.backend_tokenizer
     return train_retriever(POSES[:300], tokenizer, 60, 0, torch.device("cpu"), batch_size=64)
 
 
 def example(task, index, seed=0):
     row = captions.pose_holds(POSES[index]).numpy()
-    caption, statements = captions.describe(row, np.random.default_rng(seed))
+    caption, statements = describe(row, np.random.default_rng(seed))
     answer = {"image2text": f"{caption} {captions.POSE_ANSWER}", "vqa": "The left knee is bent."}.get(task, captions.POSE_ANSWER)
     return SimpleNamespace(task=task, answer=answer, caption=caption, statements=statements, rotmats=POSES[index],
                            holds=row)
@@ -158,7 +159,7 @@ def test_semantic_reward_does_not_see_the_heading(retriever):
 def test_retriever_finds_unseen_poses_far_above_chance(retriever):
     held_out = POSES[300:]
     rng = np.random.default_rng(2)
-    texts = [captions.describe(row, rng)[0] for row in captions.pose_holds(held_out).numpy()]
+    texts = [describe(row, rng)[0] for row in captions.pose_holds(held_out).numpy()]
     similarity = retriever.encode_text(texts) @ retriever.encode_pose(remove_heading(held_out)).T
     rank = (similarity > similarity.diagonal()[:, None]).sum(1)
     assert (rank < 20).float().mean() > .4  # chance .2

@@ -23,15 +23,15 @@ from builtin import tiny_encoders
 from builtin.poses import sample_poses
 from builtin.retriever import Retriever
 from builtin.tiny import build_tiny
-from data import draw_batch, make_example, make_split
+from builtin.splits import make_split
+from data import draw_batch, make_example
 from builtin.tiny import corpus
 from engine.log import numbers, rewards_table
 from engine.saving import load_policy
 from engine.start_from import check_run, find_same
 from lab.frozen_sigma import freeze_sigma
 from lab import continued_sft, pictures
-from model import PosePolicy
-from pose_head import PoseHead
+from model import PoseHead, PosePolicy
 
 SMALL = ["--train_poses", "96", "--eval_poses", "24", "--encoder_steps", "4", "--sft_steps", "6", "--sft_batch", "16",
          "--retriever_steps", "4", "--rft_steps", "3", "--prompts", "6", "--group_size", "3", "--poses_per_answer", "4",

@@ -14,7 +14,8 @@ from body import matrix_to_rot6d
 from builtin.poses import sample_poses
 from builtin.retriever import Retriever
 from builtin.tiny import build_tiny
-from data import draw_batch, make_split
+from builtin.splits import make_split
+from data import draw_batch
 from builtin.tiny import corpus
 from engine import checkpoint
 from lab import curves

@@ -5,7 +5,7 @@ import torch
 
 import body
 from builtin import poses
-from test_data import keys
+from test_body import keys
 
 
 def test_sampler_makes_rotations_and_repeats():

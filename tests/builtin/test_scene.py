@@ -6,8 +6,8 @@ import torch
 
 import body
 import captions
-import data
-from builtin import poses, renderer
+from builtin import poses, renderer, splits
+from builtin.splits import make_split
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def test_a_raised_left_hand_is_left_in_picture_and_words(white_on_black, monkeyp
     rotmats[:, body.JOINT["left_shoulder"]] = body.axis_rotation(2, torch.tensor(60.0))
     rotmats[:, body.JOINT["right_shoulder"]] = body.axis_rotation(2, torch.tensor(75.0))
     facing = lambda axis, degrees: body.axis_rotation(axis, 0 * degrees)  # noqa: E731
-    monkeypatch.setattr(data, "axis_rotation", facing)  # everyone faces a camera that does not lean
-    split = data.make_split(rotmats, np.random.default_rng(0))
+    monkeypatch.setattr(splits, "axis_rotation", facing)  # everyone faces a camera that does not lean
+    split = make_split(rotmats, np.random.default_rng(0))
     for image in split.images.max(-1) > 128:
         rows, columns = np.nonzero(image)
         top = columns[rows < rows.min() + 3]
@@ -36,7 +36,7 @@ def test_a_raised_left_hand_is_left_in_picture_and_words(white_on_black, monkeyp
 
 def test_the_body_fills_the_crop_and_is_not_cut(white_on_black):
     rng = np.random.default_rng(5)
-    images = data.make_split(poses.sample_poses(64, rng), rng).images.max(-1) > 128
+    images = make_split(poses.sample_poses(64, rng), rng).images.max(-1) > 128
     assert not (images[:, 0].any() or images[:, -1].any() or images[:, :, 0].any() or images[:, :, -1].any())
     extent = np.maximum(images.any(1).sum(1), images.any(2).sum(1))
     assert extent.min() > 38 and extent.mean() > 48  # pixels of 64

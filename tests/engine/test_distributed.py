@@ -17,12 +17,11 @@ import torch
 from engine import distributed
 import train_rft
 import train_sft
-from data import make_split
+from builtin.splits import make_split
 from builtin.tiny import corpus
 from engine.muon import MuonAdamW
 from engine.saving import load_policy, save_policy
-from model import PosePolicy
-from pose_head import draw_tokens
+from model import PosePolicy, draw_tokens
 from builtin.poses import sample_poses
 from builtin.retriever import Retriever
 from builtin.tiny import build_tiny

@@ -22,7 +22,7 @@ import rewards
 import train_rft
 from builtin.poses import sample_poses
 from builtin.retriever import Retriever
-from data import make_split
+from builtin.splits import make_split
 from engine import checkpoint, log
 from engine.checkpoint import TrainingState, read_log, atomic_folder, atomic_write
 from engine.saving import load_policy

@@ -10,7 +10,7 @@ import torch
 
 from builtin.retriever import load_or_train_retrievers
 from builtin.tiny_encoders import train_encoders
-from data import load_splits
+from builtin.splits import load_splits
 from engine import runtime
 from engine.checkpoint import TrainingState
 from engine.runtime import own_seed

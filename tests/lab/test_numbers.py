@@ -18,8 +18,7 @@ from lab import metrics
 import hygrpo
 import rewards
 import train_sft
-from model import Scores
-from pose_head import PoseHead, draw_poses
+from model import PoseHead, Scores, draw_poses
 
 EPS = {torch.float32: 2 ** -23, torch.float64: 2 ** -52}
 DTYPES, KINDS = list(EPS), ("diag", "lowrank", "full")

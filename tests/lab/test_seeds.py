@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from evaluate import ROWS
+from lab.table import ROWS
 from lab import seeds
 
 

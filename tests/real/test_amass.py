@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import body
-import data
 from builtin import retriever
 from builtin.poses import sample_poses
 from builtin.retriever import retrieval_poses
+from builtin.splits import load_splits
 from real import amass
-from test_data import keys
+from test_body import keys
 
 
 def motion(path, poses=None, **arrays):
@@ -69,7 +69,7 @@ def test_shapes_among_the_motions_are_no_motions(places, tmp_path):
         for name in ("shape.npz", "neutral_stagei.npz", "female_stagei.npz"):
             np.savez(tmp_path / place.format(name), betas=np.zeros(16), gender="neutral")
     for name in amass.SPLITS:
-        assert len(data.load_amass(tmp_path, name)) == 6
+        assert len(amass.load_amass(tmp_path, name)) == 6
 
 
 def test_amass_faults_name_the_file(tmp_path):
@@ -93,7 +93,7 @@ def test_amass_faults_name_the_file(tmp_path):
 
 def test_amass_folders_make_splits(tmp_path):
     with pytest.raises(ValueError, match="no such folder"):
-        data.load_splits(tmp_path / "nowhere")
+        load_splits(tmp_path / "nowhere")
     rng = np.random.default_rng(0)
     for i in range(12):
         motion(tmp_path / "flat" / f"subject{i}" / "walk.npz", rng.normal(0, .3, (5, 156)), frame_idx=np.arange(5))
@@ -105,7 +105,7 @@ def test_amass_folders_make_splits(tmp_path):
         for i in range(count):
             motion(tmp_path / "split" / name / f"{i}.npz", rng.normal(0, .3, (5, 156)), frame_idx=np.arange(5))
     assert [len(amass.amass_files(tmp_path / "split", name)) for name in amass.SPLITS] == [3, 1, 2]
-    splits = data.load_splits(tmp_path / "split", images=False)
+    splits = load_splits(tmp_path / "split", images=False)
     sets = [split.rotmats for split in splits.values()]
     assert list(map(len, sets)) == [30, 5, 10] and len(set().union(*map(keys, sets))) == 45  # train is mirrored too
     reward, judge = retrieval_poses(tmp_path / "flat", 1000)

@@ -20,7 +20,7 @@ from transformers import (AutoModelForImageTextToText, CLIPImageProcessorPil, CL
 
 from engine import runtime
 import train_rft
-from data import make_split
+from builtin.splits import make_split
 from engine.saving import load_policy, save_policy
 from engine.world import keep_features
 from model import PosePolicy

@@ -15,7 +15,7 @@ from lab import metrics
 from real import protocols
 from body import axis_angle_to_matrix
 from real.smpl import body_vertices, load_body
-from data import make_split
+from builtin.splits import make_split
 from builtin.tiny import corpus
 from model import PosePolicy
 from builtin.poses import sample_poses
