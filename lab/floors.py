@@ -71,7 +71,8 @@ def floors(policy: PosePolicy, train: Split, split: Split, judge: Retriever, bod
                       "judge_r5": hits(texts @ judged.T)["t2p_r5"].mean().item()},
         "image2pose": errors(true.mean(0).expand(n, -1)),
         "description": {"statements_held": float(words.mean()), "informed": 0.0},
-        "vqa_accuracy": commonest_answer_accuracy(eval_examples(split, "vqa", count, seed, QUESTIONS)), "format_rate": None,
+        "vqa_accuracy": commonest_answer_accuracy(eval_examples(split, "vqa", count, seed, QUESTIONS)),
+        "format_rate": None,
         "fid_true": frechet_distance(judge.encode_pose(train.rotmats[:n].to(rotmats)), truth)}
     if train.images is not None and policy.images_at_once > 1:
         x, asked = (image_features(policy, images) for images in (train.images, split.images[:count]))
