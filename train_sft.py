@@ -58,7 +58,7 @@ class SFTConfig:
         "help": "backbone of transformers (name or folder), kept frozen; default: a small CNN, trained first"})
     covariance: Literal["diag", "lowrank", "full"] = field(
         default="diag", metadata={"help": "of the Gaussian pose head: no correlations, some, all"})
-    encoder_steps: Count = field(default=1650, metadata={
+    encoder_steps: Count = field(default=2200, metadata={
         "help": "steps of both image encoders: 64 pictures each, 16 of them for the vision tower"})
     sft_steps: Count = field(default=950, metadata={"help": "steps of supervised fine-tuning"})
     sft_batch: Count = field(default=48, metadata={"help": "examples a step"})
