@@ -5,65 +5,65 @@ file, which every process may set itself.
 """
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-
-ROOT = Path(__file__).parent.parent.parent
-WRITERS = """
-import json, resource, sys
-sys.path.insert(0, {root!r})
-from pathlib import Path
-import numpy as np, torch
+import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
+
 from builtin.tiny import build_tiny
 from engine import runtime
 from engine.checkpoint import TrainingState, atomic_folder, atomic_write, warm_up_and_decay
 from engine.saving import save_policy
 from model import PosePolicy
 
-folder, size = Path(sys.argv[1]), int(sys.argv[2])
-large, words = torch.zeros(1000, 2000), {{f"word{{i}}" * 3: i for i in range(100_000)}}
-policy, layer = PosePolicy(*build_tiny(["a b"] * 20)), torch.nn.Linear(1000, 1000)
-optimizer = torch.optim.AdamW(layer.parameters())
-state = TrainingState(folder / "made", layer, optimizer, warm_up_and_decay(optimizer, 4), np.random.default_rng(0))
-
-def in_folder(write):
-    with atomic_folder(folder / "made") as partial:
-        write(partial / "a")
-
-writers = {{
-    "text": lambda: atomic_write(folder / "made", "x" * 8_000_000), "torch": lambda: atomic_write(folder / "made", {{"a": large}}),
-    "state": state._write, "safetensors": lambda: in_folder(lambda path: save_file({{"a": large}}, path)),
-    "tokenizers": lambda: in_folder(lambda path: Tokenizer(models.WordLevel(words, "word0")).save(str(path))),
-    "numpy": lambda: in_folder(lambda path: np.savez(path, a=large.numpy())),
-    "policy": lambda: save_policy(policy, folder / "made")}}
-if size:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-sys.argv[0], told = "train_sft.py", {{}}
-for name, write in writers.items():
-    if name in ("text", "torch", "state"):
-        (folder / "made").write_text("old")
-    try:
-        runtime.run(write)
-    except SystemExit as end:
-        left = {{path.name: path.read_text() for path in folder.iterdir()}}
-        told[name] = str(end), left
-    (folder / "made").unlink(missing_ok=True)
-print(json.dumps(told))
-"""
 NAMES = {"text", "torch", "state", "safetensors", "tokenizers", "numpy", "policy"}
 
 
-def check(folder: Path, size: int, reason: str) -> None:
+def write_too_much(folder: Path, size: int) -> None:
+    """Each writer in turn, files held to `size` bytes unless it is 0. Prints, by its name, the sentence with which it
+    ended and the files that it left."""
+    large, words = torch.zeros(1000, 2000), {f"word{i}" * 3: i for i in range(100_000)}
+    policy, layer = PosePolicy(*build_tiny(["a b"] * 20)), torch.nn.Linear(1000, 1000)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    state = TrainingState(folder / "made", layer, optimizer, warm_up_and_decay(optimizer, 4), np.random.default_rng(0))
+
+    def in_folder(write):
+        with atomic_folder(folder / "made") as partial:
+            write(partial / "a")
+
+    writers = {
+        "text": lambda: atomic_write(folder / "made", "x" * 8_000_000),
+        "torch": lambda: atomic_write(folder / "made", {"a": large}),
+        "state": state._write, "safetensors": lambda: in_folder(lambda path: save_file({"a": large}, path)),
+        "tokenizers": lambda: in_folder(lambda path: Tokenizer(models.WordLevel(words, "word0")).save(str(path))),
+        "numpy": lambda: in_folder(lambda path: np.savez(path, a=large.numpy())),
+        "policy": lambda: save_policy(policy, folder / "made")}
+    if size:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    sys.argv[0], told = "train_sft.py", {}
+    for name, write in writers.items():
+        if name in ("text", "torch", "state"):
+            (folder / "made").write_text("old")
+        try:
+            runtime.run(write)
+        except SystemExit as end:
+            left = {path.name: path.read_text() for path in folder.iterdir()}
+            told[name] = str(end), left
+        (folder / "made").unlink(missing_ok=True)
+    print(json.dumps(told))
+
+
+def check(fork, folder: Path, size: int, reason: str) -> None:
     """In a process of its own each writer writes more than there is room for."""
-    ended = subprocess.run([sys.executable, "-c", WRITERS.format(root=str(ROOT)), str(folder), str(size)],
-                           capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    told = json.loads(ended.stdout.splitlines()[-1])
+    code, printed, errors = fork(write_too_much, folder, size).end()
+    assert code == 0, errors
+    told = json.loads(printed.splitlines()[-1])
     assert told.keys() == NAMES
     for name, (sentence, left) in told.items():
         assert sentence.endswith(f"{reason}: '{folder}/made'; what was kept before is whole: mend this and call the same "
@@ -71,8 +71,8 @@ def check(folder: Path, size: int, reason: str) -> None:
         assert left == ({"made": "old"} if name in ("text", "torch", "state") else {}), name  # and nothing half-written
 
 
-def test_a_file_that_may_not_grow_ends_in_one_sentence_and_the_old_one_stays(tmp_path):
-    check(tmp_path, 100_000, "File too large")
+def test_a_file_that_may_not_grow_ends_in_one_sentence_and_the_old_one_stays(fork, tmp_path):
+    check(fork, tmp_path, 100_000, "File too large")
 
 
 @pytest.fixture
@@ -87,5 +87,5 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(tmp_path / "disk")], check=True)
 
 
-def test_a_full_disk_ends_in_one_sentence_and_what_was_kept_stays(small_disk):
-    check(small_disk, 0, "No space left on device")
+def test_a_full_disk_ends_in_one_sentence_and_what_was_kept_stays(fork, small_disk):
+    check(fork, small_disk, 0, "No space left on device")

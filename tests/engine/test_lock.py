@@ -2,37 +2,29 @@
 
 import errno
 import signal
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from engine import lock
-from engine.lock import hold
-
-ROOT = Path(__file__).parent.parent.parent
-HOLDER = """
-import sys, time
-sys.path.insert(0, {root!r})
 from engine.checkpoint import atomic_folder
 from engine.lock import hold
-with hold({folder!r}), atomic_folder({folder!r} + "/sft") as partial:
-    (partial / "half").write_text("of the first")
-    print("held", flush=True)
-    time.sleep(600)
-"""
+
+def hold_and_write(folder: Path) -> None:
+    with hold(folder), atomic_folder(folder / "sft") as partial:
+        (partial / "half").write_text("of the first")
+        print("held")
+        time.sleep(600)
 
 
 @pytest.fixture
-def holder(tmp_path):
+def holder(fork, tmp_path):
     """Another process, in the middle of writing `runs`/sft."""
-    process = subprocess.Popen([sys.executable, "-c", HOLDER.format(root=str(ROOT), folder=str(tmp_path / "runs"))],
-                               stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.communicate()
+    other = fork(hold_and_write, tmp_path / "runs")
+    other.wait_for_line("held")
+    return other
 
 
 @pytest.mark.parametrize("module, arguments", [("train_sft", []), ("train_rft", [])])
@@ -47,8 +39,8 @@ def test_the_same_command_twice_at_once_is_refused_and_leaves_the_first_alone(
 
 
 def test_a_killed_process_leaves_no_lock(holder, tmp_path):
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
+    holder.signal(signal.SIGKILL)
+    assert holder.end()[0] == -signal.SIGKILL
     assert (tmp_path / "runs" / "lock").exists()
     with hold(tmp_path / "runs"):
         with pytest.raises(ValueError, match="another run is at work"), hold(tmp_path / "runs"):
