@@ -1,11 +1,10 @@
 """However a batch is split, over parts or over processes, the parameters come out the same."""
 
-import os
+import signal
 import socket
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -13,8 +12,9 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from torch.distributed import distributed_c10d as c10d
 
-from engine import distributed
+from engine import distributed, runtime
 import train_rft
 import train_sft
 from builtin.splits import make_split
@@ -25,8 +25,7 @@ from model import PosePolicy, draw_tokens
 from builtin.poses import sample_poses
 from builtin.retriever import Retriever
 from builtin.tiny import build_tiny
-
-ROOT = Path(__file__).parent.parent.parent
+from forked import Forked
 
 
 @pytest.fixture(scope="module")
@@ -117,90 +116,62 @@ def test_parts_whose_longest_answers_differ_add_up_by_dr_grpo(start, whole):
         torch.testing.assert_close(tensor, theirs[name], atol=1e-5, rtol=1e-5)
 
 
-WORKER = """
-import sys, torch
-sys.path[:0] = [{root!r}, {root!r} + "/tests/engine"]
-from engine import distributed, runtime
-import test_distributed
-from pathlib import Path
-runtime.decide_threads()
-distributed.start()
-for stage, seed in {seeds}.items():
-    parameters, _ = test_distributed.run(Path({folder!r}), stage, seed)
-    torch.save(parameters, f"{folder}/{{stage}}_{{torch.distributed.get_rank()}}.pt")
-"""
-
-
-def test_two_processes_are_one_with_the_whole_batch(start, whole):
+def two_processes(fork, function, *arguments) -> list[Forked]:
+    """The function in two processes that are to find each other, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                                "OMP_NUM_THREADS": str(torch.get_num_threads()),
-                                "OMP_WAIT_POLICY": "passive"}  # two processes on the same cores do not spin
-    workers = [subprocess.Popen([sys.executable, "-c", WORKER.format(
-        root=str(ROOT), folder=str(start),
-        seeds={stage: seed for stage, (seed, *_) in whole.items()})],
-                                env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
-    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    return [fork(function, *arguments, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank),
+                 LOCAL_RANK=str(rank)) for rank in range(2)]
+
+
+def both_stages(folder: Path, seeds: dict[str, int], threads: int) -> None:
+    torch.set_num_threads(threads)
+    distributed.start()
+    for stage, seed in seeds.items():
+        parameters, _ = run(folder, stage, seed)
+        torch.save(parameters, folder / f"{stage}_{torch.distributed.get_rank()}.pt")
+
+
+def test_two_processes_are_one_with_the_whole_batch(fork, start, whole):
+    seeds = {stage: seed for stage, (seed, *_) in whole.items()}
+    for worker in two_processes(fork, both_stages, start, seeds, torch.get_num_threads()):
+        code, _, errors = worker.end()
+        assert code == 0, errors
     for stage in ("sft", "rft"):
         first, second = (torch.load(start / f"{stage}_{rank}.pt", weights_only=True) for rank in range(2))
         assert all(torch.equal(first[name], second[name]) for name in first)
         assert_same(first, whole[stage][1], start)
 
 
-WAITER = """
-import os, sys, time, torch
-sys.path.insert(0, {root!r})
-from datetime import timedelta
-from functools import partial
-from torch.distributed import distributed_c10d as c10d
-from engine import distributed, runtime
-torch.distributed.init_process_group = partial(c10d.init_process_group, timeout=timedelta(seconds=3))  # not 30 minutes
+def wait_for_the_first(seconds: float) -> None:
+    """A script whose first process takes so long where the other only waits."""
+    torch.distributed.init_process_group = partial(
+        c10d.init_process_group, timeout=timedelta(seconds=3))  # not 30 minutes
 
-def main():
-    distributed.start()
-    if distributed.is_first():
-        print("the first is at work", flush=True)
-        time.sleep({seconds})
-    distributed.wait()
-    print("all are here", distributed.total(1.0, torch.device("cpu")), flush=True)
-sys.argv[0] = "train_sft.py"
-runtime.run(main)
-"""
+    def main():
+        distributed.start()
+        if distributed.is_first():
+            print("the first is at work")
+            time.sleep(seconds)
+        distributed.wait()
+        print("all are here", distributed.total(1.0, torch.device("cpu")))
+    sys.argv[0] = "train_sft.py"
+    runtime.run(main)
 
 
-@contextmanager
-def waiters(seconds: float) -> Iterator[list[subprocess.Popen]]:
-    """Two processes, of which the first takes so long where the other only waits; none of them is left at the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-c", WAITER.format(root=str(ROOT), seconds=seconds)]
-    processes = [subprocess.Popen(command, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True,
-                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE) for rank in range(2)]
-    try:
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+def test_the_others_wait_for_the_first_longer_than_any_limit_of_a_collective(fork):
+    for process in two_processes(fork, wait_for_the_first, 6):
+        code, printed, errors = process.end()
+        assert code == 0 and printed.endswith("all are here 2.0\n"), errors
 
 
-def test_the_others_wait_for_the_first_longer_than_any_limit_of_a_collective():
-    with waiters(seconds=9) as both:
-        for process in both:
-            printed, errors = process.communicate(timeout=300)
-            assert process.returncode == 0 and printed.endswith("all are here 2.0\n"), errors
-
-
-def test_where_the_first_is_killed_the_others_end_in_a_sentence():
-    with waiters(seconds=600) as (first, other):
-        assert first.stdout.readline() == "the first is at work\n"
-        first.kill()
-        printed, errors = other.communicate(timeout=120)
-    assert other.returncode == 1 and "all are here" not in printed and "Traceback" not in errors
+def test_where_the_first_is_killed_the_others_end_in_a_sentence(fork):
+    first, other = two_processes(fork, wait_for_the_first, 600)
+    first.wait_for_line("the first is at work")
+    first.signal(signal.SIGKILL)
+    code, printed, errors = other.end(timeout=120)
+    assert code == 1 and "all are here" not in printed and "Traceback" not in errors
     assert "train_sft.py: another process of this run has ended" in errors
 
 

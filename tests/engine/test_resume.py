@@ -32,7 +32,7 @@ from model import PosePolicy
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ["--train_poses", "48", "--eval_poses", "8", "--encoder_steps", "5", "--sft_steps", "7", "--sft_batch", "8",
          "--retriever_steps", "5", "--rft_steps", "9", "--prompts", "4", "--group_size", "2", "--poses_per_answer", "2",
-         "--eval_every", "4", "--device", "cpu"]
+         "--eval_every", "5", "--device", "cpu"]
 
 
 # Before a run: the slowest part of it, which is only drawn, is left out (test_train.py has it), and answers of a policy
@@ -43,6 +43,12 @@ import model, train_rft
 from lab import pictures
 pictures.before_after = train_rft.curves = pictures.progression = lambda *args, **kwargs: None
 model.PosePolicy.sample = partialmethod(model.PosePolicy.sample, max_tokens=16)
+"""
+SCRIPT = PREPARED + """
+import sys
+from engine import checkpoint, runtime
+checkpoint.KEEP_SECONDS, sys.argv = 0, arguments  # the state is kept at every step
+runtime.run(train_rft.main)
 """
 
 
@@ -55,22 +61,21 @@ def chain(monkeypatch, out: Path, *more: str) -> None:
                          (PosePolicy, "sample")):
         monkeypatch.setattr(module, name, getattr(module, name))  # put back what PREPARED changes, after the test
     exec(PREPARED, {})
-    monkeypatch.setattr(sys, "argv", ["train_rft.py", "--out", str(out), *SMALL, *more])
+    monkeypatch.setattr(sys, "argv", [*arguments(out), *more])
     train_rft.main()
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nothing stopped, in a process of its own."""
+    """A run that nothing stopped, by a Python of its own."""
     out = tmp_path_factory.mktemp("whole") / "runs"
-    subprocess.run(command(out), cwd=ROOT, capture_output=True, check=True)
+    subprocess.run([sys.executable, "-c", f"arguments = {arguments(out)}\n{SCRIPT}"], cwd=ROOT, capture_output=True,
+                   check=True)
     return out
 
 
-def command(out: Path) -> list[str]:
-    """The chain as its script runs it, but for PREPARED and that the state is kept at every step."""
-    return [sys.executable, "-c", PREPARED + "import sys, train_rft; from engine import checkpoint, runtime; checkpoint.KEEP_SECONDS = 0; "
-            "sys.argv[0] = 'train_rft.py'; runtime.run(train_rft.main)", "--out", str(out), *SMALL]
+def arguments(out: Path) -> list[str]:
+    return ["train_rft.py", "--out", str(out), *SMALL]
 
 
 def assert_same_run(out: Path, whole: Path) -> None:
@@ -136,7 +141,7 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bits(whole, monkeypatch, 
     assert_same_run(tmp_path / "runs", whole)
 
 
-def test_a_process_killed_by_the_system_goes_on_to_the_same_bits(whole, tmp_path, monkeypatch):
+def test_a_process_killed_by_the_system_goes_on_to_the_same_bits(fork, whole, tmp_path, monkeypatch):
     """SIGKILL while stage two runs; then Ctrl-C, which says how to go on; then to the end."""
     for name in ("encoders", "sft", "reward", "judge"):  # what comes before it
         shutil.copytree(whole / name, tmp_path / "runs" / name)
@@ -144,19 +149,16 @@ def test_a_process_killed_by_the_system_goes_on_to_the_same_bits(whole, tmp_path
         shutil.copy(config, tmp_path / "runs")
     log_file = tmp_path / "runs" / "log.jsonl"
 
-    def start_and_stop(at_line: int, how: int) -> subprocess.CompletedProcess:
-        process = subprocess.Popen(command(tmp_path / "runs"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   text=True)
-        while process.poll() is None and not (log_file.exists() and len(log_file.read_text().splitlines()) >= at_line):
-            time.sleep(.002)
-        process.send_signal(how)
-        stdout, stderr = process.communicate(timeout=120)
-        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+    def start_and_stop(at_line: int, how: int) -> tuple[int, str, str]:
+        script = fork(exec, SCRIPT, {"arguments": arguments(tmp_path / "runs")})
+        script.wait_for(lambda: log_file.exists() and len(log_file.read_text().splitlines()) >= at_line)
+        script.signal(how)
+        return script.end(timeout=120)
 
-    assert start_and_stop(3, signal.SIGKILL).returncode == -signal.SIGKILL
-    stopped = start_and_stop(6, signal.SIGINT)
-    assert stopped.returncode == 130 and "call the same command again to go on" in stopped.stderr
-    assert "Traceback" not in stopped.stderr
+    assert start_and_stop(3, signal.SIGKILL)[0] == -signal.SIGKILL
+    code, _, errors = start_and_stop(6, signal.SIGINT)
+    assert code == 130 and "call the same command again to go on" in errors
+    assert "Traceback" not in errors
     chain(monkeypatch, tmp_path / "runs")  # in this process, which rounds alike
     assert_same_run(tmp_path / "runs", whole)
 
