@@ -3,12 +3,16 @@ from functools import partialmethod
 from pathlib import Path
 
 import pytest
+from hypothesis.configuration import set_hypothesis_home_dir
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+set_hypothesis_home_dir(ROOT / ".pytest_cache" / "hypothesis")  # what it keeps of a run, beside what pytest keeps
 
 from engine.runtime import decide_threads
 from forked import Forked
 from model import PosePolicy
+from small_chain import chain  # a fixture
 
 decide_threads()  # before any test, so that the tests round as every script does, in whatever order they run
 

@@ -8,6 +8,7 @@ import re
 import sys
 from importlib import import_module
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -15,13 +16,13 @@ from PIL import Image
 
 from engine import runtime
 from lab import prediction_files
+from small_chain import SMALL, leave_out_pictures
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SMALL = ["--train_poses", "48", "--eval_poses", "12", "--encoder_steps", "3", "--sft_steps", "4", "--sft_batch", "8",
-         "--retriever_steps", "3", "--rft_steps", "2", "--prompts", "4", "--group_size", "2", "--poses_per_answer", "2"]
 
-# Run below, one after the other, in a folder of their own: the module, and its arguments.
+# Run below, one after the other, in a folder of their own: the module, and its arguments. The first chain is the one
+# that test_train.py looks at too.
 RUN = {
     "python toy.py": ["toy", "--steps", "2"],
     "python train_rft.py": ["train_rft", *SMALL],
@@ -114,11 +115,14 @@ def test_the_tests_that_are_named_exist(name):
     assert re.search(rf"^def {function}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE)
 
 
-def test_commands_run(short_answers, monkeypatch, tmp_path, capsys):
+def test_commands_run(chain, short_answers, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
+    copytree(chain[0], "runs")
     Image.fromarray(np.full((80, 60, 3), 128, np.uint8)).save("photo.jpg")
     monkeypatch.setattr(prediction_files, "SIZE", 48)
     for command in RUN.values():
+        if "--start_from" in command:
+            leave_out_pictures(monkeypatch)
         monkeypatch.setattr(sys, "argv", list(command))
         monkeypatch.setattr(sys, "stdin", io.StringIO("sitting\n\n"))
         runtime.run(import_module(command[0]).main)

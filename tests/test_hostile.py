@@ -195,6 +195,11 @@ def policy(checkpoints):
     return load_policy(checkpoints / "policy")
 
 
+@pytest.fixture(scope="module")
+def retriever(checkpoints):
+    return Retriever.from_pretrained(checkpoints / "retriever")
+
+
 def copy_of(whole: Path, **files: bytes) -> Path:
     """A copy of a checkpoint in which some files have another content (dots in a name written __)."""
     copy = whole.parent.parent / f"copy_of_{whole.name}"
@@ -486,8 +491,8 @@ def test_any_text_is_parsed_and_rewarded(text):
 
 @cases(100)
 @given(TEXT.map(lambda text: text * 200))
-def test_a_retriever_places_any_text_on_its_sphere(checkpoints, text):
-    vectors = Retriever.from_pretrained(checkpoints / "retriever").encode_text([text, "bent"])
+def test_a_retriever_places_any_text_on_its_sphere(retriever, text):
+    vectors = retriever.encode_text([text, "bent"])
     torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(2))
 
 

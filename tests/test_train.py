@@ -3,8 +3,6 @@ same bits, test_resume.py shows."""
 
 import json
 import shutil
-import sys
-from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -32,17 +30,10 @@ from engine.start_from import check_run, find_same
 from lab.frozen_sigma import freeze_sigma
 from lab import continued_sft, pictures
 from model import PoseHead, PosePolicy
+from small_chain import SMALL, leave_out_pictures, run
 
-SMALL = ["--train_poses", "96", "--eval_poses", "24", "--encoder_steps", "4", "--sft_steps", "6", "--sft_batch", "16",
-         "--retriever_steps", "4", "--rft_steps", "3", "--prompts", "6", "--group_size", "3", "--poses_per_answer", "4",
-         "--eval_every", "2", "--device", "cpu"]
-
-
-def run(monkeypatch, module, *arguments: str) -> None:
-    """A script. Answers of a policy that has learned nothing end after 16 tokens."""
-    monkeypatch.setattr(PosePolicy, "sample", partialmethod(PosePolicy.sample, max_tokens=16))
-    monkeypatch.setattr(sys, "argv", [module.__name__ + ".py", *arguments])
-    module.main()
+# Of a run whose end alone is looked at: one step of stage two, so two validations instead of three.
+SHORT = [*SMALL, "--rft_steps", "1"]
 
 
 def write_amass(folder: Path) -> None:
@@ -55,15 +46,6 @@ def write_amass(folder: Path) -> None:
         poses[:, :66] = matrix_to_axis_angle(rotmats)[:, :22].flatten(1).numpy()
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         np.savez(folder / f"{name}.npz", poses=poses, mocap_framerate=12.0)
-
-
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory):
-    """One small run of the whole chain, its folder and its metrics."""
-    out = tmp_path_factory.mktemp("chain") / "runs"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        run(monkeypatch, train_rft, "--out", str(out), *SMALL)
-    return out, json.loads((out / "metrics.json").read_text())
 
 
 def test_what_the_chain_leaves(chain):
@@ -181,9 +163,8 @@ def test_what_a_variant_takes_is_what_its_settings_do_not_touch(chain, tmp_path,
 def test_a_variant_ends_as_if_all_had_been_made_anew(chain, monkeypatch, tmp_path):
     """Also where it is stopped in the middle and goes on."""
     out, metrics = chain
-    for module, name in ((pictures, "before_after"), (pictures, "progression"), (train_rft, "curves")):  # drawn above
-        monkeypatch.setattr(module, name, lambda *args, **kwargs: None)
-    variant = ("--out", str(tmp_path / "variant"), *SMALL, "--sft_lr", "0.001", "--start_from", str(out))
+    leave_out_pictures(monkeypatch)
+    variant = ("--out", str(tmp_path / "variant"), *SHORT, "--sft_lr", "0.001", "--start_from", str(out))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train_rft, "load_or_train_retrievers", mock.Mock(side_effect=KeyboardInterrupt))
         run(patch, train_rft, *variant)
@@ -191,7 +172,7 @@ def test_a_variant_ends_as_if_all_had_been_made_anew(chain, monkeypatch, tmp_pat
         files = [file.relative_to(out) for file in (out / name).rglob("*") if file.is_file()]
         assert files and all((tmp_path / "variant" / file).read_bytes() == (out / file).read_bytes() for file in files)
     run(monkeypatch, train_rft, *variant)
-    run(monkeypatch, train_rft, "--out", str(tmp_path / "anew"), *SMALL, "--sft_lr", "0.001")
+    run(monkeypatch, train_rft, "--out", str(tmp_path / "anew"), *SHORT, "--sft_lr", "0.001")
     ours, theirs = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("variant", "anew"))
     assert ours == theirs and ours["sft"] != metrics["sft"]
 
@@ -247,14 +228,13 @@ def test_what_was_made_with_other_settings_is_named_and_nothing_else_is_locked(c
 
 def test_a_mended_command_goes_on_with_what_is_there(chain, begun, monkeypatch):
     """Another learning rate, and a slip before it, which has left no trace."""
-    for module, name in ((pictures, "before_after"), (pictures, "progression"), (train_rft, "curves")):
-        monkeypatch.setattr(module, name, lambda *args, **kwargs: None)
+    leave_out_pictures(monkeypatch)
     before = (begun / "rft_config.json").read_text()
     with pytest.raises(ValueError, match="--without statement: there is no reward"):
         run(monkeypatch, train_rft, "--out", str(begun), *SMALL, "--without", "statement")
     assert (begun / "rft_config.json").read_text() == before
     made = (begun / "sft" / "model.safetensors").stat().st_mtime_ns
-    run(monkeypatch, train_rft, "--out", str(begun), *SMALL, "--without", "statements")
+    run(monkeypatch, train_rft, "--out", str(begun), *SHORT, "--without", "statements")
     assert (begun / "sft" / "model.safetensors").stat().st_mtime_ns == made and (begun / "metrics.json").exists()
     assert json.loads((begun / "rft_config.json").read_text())["reward_weights"]["statements"] == 0
     assert not (begun / "lock").exists()
@@ -286,7 +266,7 @@ def test_the_chain_runs_on_motion_capture(monkeypatch, tmp_path):
     write_amass(tmp_path / "mocap")
     for module, name in ((pictures, "before_after"), (train_rft, "curves")):  # drawn by the chain above
         monkeypatch.setattr(module, name, lambda *args, **kwargs: None)
-    run(monkeypatch, train_rft, "--poses", str(tmp_path / "mocap"), "--out", str(tmp_path / "runs"), *SMALL)
+    run(monkeypatch, train_rft, "--poses", str(tmp_path / "mocap"), "--out", str(tmp_path / "runs"), *SHORT)
     metrics = json.loads((tmp_path / "runs" / "metrics.json").read_text())
     assert metrics["rft"]["n"] == 12  # all the test poses there are
 

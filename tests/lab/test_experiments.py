@@ -8,6 +8,12 @@ import pytest
 from lab import experiments
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folder of all quick runs of this file: what arms of a seed share is made once, by whichever comes first."""
+    return str(tmp_path_factory.mktemp("experiments") / "runs")
+
+
 def results(**arms):
     """Results that hold one measure, `form`, seed by seed."""
     return {name: [{"format_rate": x} for x in values] for name, values in arms.items()}
@@ -41,9 +47,9 @@ def test_every_arm_and_measure_that_a_claim_names_exists():
             assert {arm, other} <= set(experiments.ARMS) and measure in experiments.MEASURES and relation in ">~"
 
 
-def test_a_quick_run_makes_table_json_and_figure_and_is_kept(tmp_path, monkeypatch, capsys):
-    arguments = ["experiments.py", "--quick", "--seeds", "0", "--claims", "2", "3", "7", "--out",
-                 str(tmp_path / "runs"), "--json", str(tmp_path / "claims.json"), "--figure", str(tmp_path / "claims.png")]
+def test_a_quick_run_makes_table_json_and_figure_and_is_kept(short_answers, runs, tmp_path, monkeypatch, capsys):
+    arguments = ["experiments.py", "--quick", "--seeds", "0", "--claims", "2", "3", "7", "--out", runs, "--json",
+                 str(tmp_path / "claims.json"), "--figure", str(tmp_path / "claims.png")]
     monkeypatch.setattr("sys.argv", arguments)
     experiments.main()
     first = capsys.readouterr().out
@@ -72,9 +78,9 @@ def test_a_claim_has_a_row_for_each_of_its_comparisons_and_says_how_many_hold():
     assert table.count("| form |") == 2 and "| ✗ |" in table
 
 
-def test_the_long_runs_are_drawn_and_the_furthest_fall_is_told(short_answers, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["experiments.py", "--quick", "--seeds", "0", "--out", str(tmp_path / "runs"),
-                                     "--stability", str(tmp_path / "s.png"), "--json", str(tmp_path / "s.json")])
+def test_the_long_runs_are_drawn_and_the_furthest_fall_is_told(short_answers, runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["experiments.py", "--quick", "--seeds", "0", "--out", runs, "--stability",
+                                     str(tmp_path / "s.png"), "--json", str(tmp_path / "s.json")])
     experiments.main()
     made = json.loads((tmp_path / "s.json").read_text())
     assert made.keys() == experiments.LONG.keys() and (tmp_path / "s.png").stat().st_size > 10_000
