@@ -9,7 +9,6 @@ Read next: model.py, which trains the rows of <POSE> beside an adapter.
 import warnings
 from pathlib import Path
 
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from real.hub_faults import first_line
@@ -32,16 +31,18 @@ def lora_targets(vlm: nn.Module, targets: list[str] | None = None) -> list[str]:
     return [name for name in linear if targets is None or name.split(".")[-1] in targets]
 
 
-def add_adapter(vlm: nn.Module, rank: int, alpha: float, targets: list[str] | None = None) -> PeftModel:
-    """The VLM with LoRA beside the layers that `lora_targets` finds. ValueError for a rank below 1."""
+def add_adapter(vlm: nn.Module, rank: int, alpha: float, targets: list[str] | None = None) -> nn.Module:
+    """peft's PeftModel: the VLM with LoRA beside the layers that `lora_targets` finds. ValueError for a rank below 1."""
     if rank < 1:
         raise ValueError(f"LoRA needs a rank of 1 or more (it is {rank})")
+    from peft import LoraConfig, get_peft_model  # slow, and only where there is an adapter
     with quiet_peft():
         return get_peft_model(vlm, LoraConfig(r=rank, lora_alpha=alpha, target_modules=lora_targets(vlm, targets)))
 
 
-def read_adapter(vlm: nn.Module, folder: str | Path) -> PeftModel:
+def read_adapter(vlm: nn.Module, folder: str | Path) -> nn.Module:
     """The VLM with the adapter that a policy saved in `folder`. ValueError where it fits another VLM."""
+    from peft import PeftModel  # as above
     try:
         with quiet_peft():
             return PeftModel.from_pretrained(vlm, folder, is_trainable=True)
