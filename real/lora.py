@@ -32,7 +32,7 @@ def lora_targets(vlm: nn.Module, targets: list[str] | None = None) -> list[str]:
 
 
 def add_adapter(vlm: nn.Module, rank: int, alpha: float, targets: list[str] | None = None) -> nn.Module:
-    """peft's PeftModel: the VLM with LoRA beside the layers that `lora_targets` finds. ValueError for a rank below 1."""
+    """The VLM with LoRA beside the layers that `lora_targets` finds, a PeftModel. ValueError for a rank below 1."""
     if rank < 1:
         raise ValueError(f"LoRA needs a rank of 1 or more (it is {rank})")
     from peft import LoraConfig, get_peft_model  # slow, and only where there is an adapter
