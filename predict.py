@@ -2,12 +2,14 @@
 
     python predict.py "kneeling on the left knee, right hand above the head"
     python predict.py --image photo.jpg [--prompt "Which hand is higher?"]
-The folder --out gets picture.png, body.obj and pose.npz; lab/prediction_files.py writes them and says what they hold.
+The folder --out gets picture.png, body.obj, pose.npz and, with plotly, body.html, in which one turns the bodies;
+lab/prediction_files.py writes them and says what they hold.
 The built-in policy was trained on rendered people in 64 pixels, so a photo asks much of it: one person, filling it.
-Read next: docs/your_own_reward.md, to change what a policy learns.
+Read next: demo.py, which asks and shows in a browser.
 """
 
 from argparse import SUPPRESS
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +26,8 @@ from builtin.free_text import make_prompt
 from engine.runtime import pick_device, run
 from engine.saving import load_policy
 from engine.settings import OutputFolder, Parser, SeedNumber
-from lab.prediction_files import GHOSTS, SHOWN, draw, statement_lines, write_pose
+from lab.body_page import TURNED, write_page
+from lab.prediction_files import GHOSTS, SHOWN, check_statements, draw, statement_lines, write_pose
 from model import POSE_DIM, PosePolicy, draw_poses
 from real.photos import read_image
 from real.smpl import load_body
@@ -59,34 +62,43 @@ class PredictConfig:
     prompt: str = field(default="", metadata={"help": "what to ask, sent as it is; default: for the SMPL pose"})
     body: str | None = field(default=None, metadata={"help": "SMPL: .pkl, .npz or a folder; default: built in"})
     model: str = field(default="runs/rft", metadata={"help": "folder of a policy"})
-    out: OutputFolder = field(default="prediction", metadata={"help": "folder for picture.png, pose.npz, body.obj"})
-    samples: int = field(default=64, metadata={"help": f"poses drawn; {GHOSTS} are painted, {SHOWN} on their own"})
+    out: OutputFolder = field(default="prediction", metadata={"help": "folder for picture.png and the files beside it"})
+    samples: int = field(default=64, metadata={
+        "help": f"poses drawn; {GHOSTS} are painted, {SHOWN} on their own, {TURNED} can be turned"})
     interactive: bool = field(default=False, metadata={"help": "read sentences or questions, one a line, until none"})
     seed: SeedNumber = field(default=0, metadata={"help": "seed of the samples"})
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
 
 
-def respond(policy: PosePolicy, body, prompt: str, image: np.ndarray | None, config: PredictConfig) -> None:
-    """Ask, print, and write the files of one prediction over those of the last."""
+def respond(policy: PosePolicy, body, prompt: str, image: np.ndarray | None, config: PredictConfig,
+            say: Callable[[str], None] = print) -> list[Path]:
+    """Ask, say what was answered, and write the files of one prediction over those of the last. Returns these; none
+    where the answer gives no pose."""
     prompt = prompt.encode(errors="replace").decode()  # a terminal may send what is no text
     prediction = predict(policy, prompt, image, config.samples, config.seed)
-    print(f"asked:  {prompt}\nanswer: {prediction.answer}")
+    say(f"asked:  {prompt}\nanswer: {prediction.answer}")
     if not prediction.has_pose:
-        print("The answer gives no pose, so no files are written.")
-        return
+        say("The answer gives no pose, so no files are written.")
+        return []
     rotmats = prediction.rotmats if image is not None else remove_heading(prediction.rotmats)  # words have no heading
-    lines = statement_lines(prompt if image is None else prediction.answer, rotmats)
+    checked = check_statements(prompt if image is None else prediction.answer, rotmats)
+    lines = statement_lines(checked)
     level = "" if image is None else ", as if the camera were level,"  # how it was held is not known
-    print(f"What these words say of the pose{level} (+ where it holds of the mean pose, - where not):" if lines else
-          "No statement to check: these words say nothing that captions.py can measure.", *lines, sep="\n  ")
-    folder = Path(config.out)
+    heading = f"What these words say of the pose{level} (+ where it holds of the mean pose, - where not):"
+    say("\n  ".join([heading, *lines]) if lines else
+        "No statement to check: these words say nothing in English that captions.py can measure.")
+    folder, names = Path(config.out), ["picture.png", "pose.npz", "body.obj"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_pose(folder, body, *prediction[2:])
         draw(folder / "picture.png", body, prompt, image, prediction.answer, lines, rotmats)
+        if write_page(folder / "body.html", body, prompt, image, prediction.answer, checked, rotmats):
+            names.append("body.html")
+        else:
+            say("body.html is left out: pip install plotly, then bodies can be turned in a browser.")
     except OSError as error:
         raise ValueError(f"--out {folder} cannot be written to: {error}") from error
-    print(f"Written: {folder / 'picture.png'}, pose.npz, body.obj")
+    return [folder / name for name in names]
 
 
 def main() -> None:
@@ -103,13 +115,18 @@ def main() -> None:
     policy, body = load_policy(config.model).to(pick_device(config.device)), load_body(config.body)
     if image is not None and policy.image_size != len(image):
         image = read_image(config.image, policy.image_size)
+
+    def ask(prompt: str) -> None:
+        if files := respond(policy, body, prompt, image, config):
+            print("Written:", ", ".join(map(str, files)))
+
     if not config.interactive:
-        return respond(policy, body, prompt, image, config)
+        return ask(prompt)
     print("Ask about the image" if image is not None else "Describe a pose", "(an empty line ends it).")
     with suppress(EOFError, KeyboardInterrupt):
         while words := input("> ").strip():
             try:
-                respond(policy, body, make_prompt(words, image), image, config)
+                ask(make_prompt(words, image))
             except ValueError as error:  # a sentence too long, for instance; the next one may do
                 print(error)
 

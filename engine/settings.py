@@ -62,6 +62,7 @@ def output_folder(value: str) -> str:
 Count = Annotated[int, at_least(1)]
 CountOrNone = Annotated[int, at_least(0)]  # 0: none of it
 SeedNumber = Annotated[int, at_least(0, 2 ** 62)]
+Port = Annotated[int, at_least(1, 2 ** 16)]
 Number = Annotated[float, at_least(0)]  # finite
 Limit = Annotated[float, not_negative]  # infinity: no limit
 OutputFile, OutputPicture = Annotated[str, output_file], Annotated[str, output_picture]

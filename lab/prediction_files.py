@@ -12,7 +12,8 @@
 that what it makes of these is R transposed (`.mT` is R); SPIN and HMR2 have R00, R01, R10, R11, R20, R21, which is
 `rot6d.reshape(24, 2, 3).swapaxes(1, 2)`.
 `picture.png`: the mean pose and its samples, how far each part varies, and what was said.
-Read next: pictures.py, the pictures of a run.
+`body.html`: the same to be turned, in a browser (body_page.py).
+Read next: body_page.py, the page.
 """
 
 import textwrap
@@ -99,9 +100,14 @@ def draw(path: Path, body, asked: str, image: np.ndarray | None, answer: str, li
     write_picture(figure, path, dpi=100)
 
 
-def statement_lines(text: str, rotmats: Tensor) -> list[str]:
-    """A line for each statement of a text and each that it denies: whether the mean pose does as is said, + or -, and
-    how many samples; rotmats: (1 + K, 24, 3, 3), the mean pose first."""
-    holds, K = signed(captions.pose_holds(rotmats).float()).bool(), len(rotmats) - 1  # (1 + K, 2 S)
-    return [f"{'+' if holds[0, i] else '-'} {said(i)}: {holds[1:, i].sum()} of {K} samples"
-            for i in captions.parse(text)]
+def check_statements(text: str, rotmats: Tensor) -> dict[str, Tensor]:
+    """Each statement of a text, and each that it denies, with the poses (N, 24, 3, 3) that do as is said: (N,) bool."""
+    holds = signed(captions.pose_holds(rotmats).float()).bool()  # (N, 2 S)
+    return {said(i): holds[:, i] for i in captions.parse(text)}
+
+
+def statement_lines(checked: dict[str, Tensor]) -> list[str]:
+    """A line for each of `check_statements`, whose first pose is the mean: does that do as is said, + or -, and how
+    many of the others, samples?"""
+    return [f"{'+' if holds[0] else '-'} {name}: {holds[1:].sum()} of {len(holds) - 1} samples"
+            for name, holds in checked.items()]

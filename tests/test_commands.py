@@ -45,6 +45,7 @@ ELSEWHERE = {  # the test that runs it
         "test_train.py::test_sft_of_a_finished_run_is_continued_as_its_control",
     "python -m lab.seeds --runs runs_0 runs_1 runs_2 --json assets/seeds.json":
         "lab/test_seeds.py::test_mean_and_spread_over_seeds_and_in_how_many_rft_is_better",
+    "python demo.py": "test_demo.py::test_the_page_is_served_and_answers",
     "python train_rft.py --poses DIR --out runs_mocap": "test_train.py::test_the_chain_runs_on_motion_capture",
     "python -m lab.experiments --json assets/claims.json --figure assets/claims.png":
         "lab/test_experiments.py::test_a_quick_run_makes_table_json_and_figure_and_is_kept",
@@ -90,7 +91,7 @@ NOT_HERE = {  # why
         "it takes minutes and 8 GB; test_families takes the same steps on small models",
     "python train_rft.py --train_poses 80000 --encoder_steps 10000 --sft_steps 9500 --rft_steps 4500 --out runs_long":
         "it takes an hour; test_commands_run takes the same flags",
-    "python train_rft.py --help": "prints, and is parsed by every other test",
+    "pip install plotly gradio": "optional packages",
 }
 
 

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from model import PosePolicy, draw_poses
 from real.smpl import body_vertices, load_body
 
 SENTENCE = "The left knee is bent and the right hand is above the head."
-FILES = ("body.obj", "picture.png", "pose.npz")
+FILES = (*["body.html"] * bool(find_spec("plotly")), "body.obj", "picture.png", "pose.npz")
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +156,9 @@ def test_samples_come_from_the_gaussian(make, monkeypatch):
 def test_a_seed_is_enough(make, monkeypatch, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         call(monkeypatch, SENTENCE, "--model", make("diag"), "--out", tmp_path / name, "--samples", 2, "--seed", seed)
-    a, b, c = ([(tmp_path / name / file).read_bytes() for file in FILES] for name in "abc")
+    a, b, c = ({file: (tmp_path / name / file).read_bytes() for file in FILES} for name in "abc")
     assert a == b
-    assert a[0] == c[0] and a[2] != c[2]  # the mean pose needs no draw, the samples do
+    assert a["body.obj"] == c["body.obj"] and a["pose.npz"] != c["pose.npz"]  # the mean pose needs no draw
 
 
 def test_statements_are_marked_as_the_checker_finds_them(make, monkeypatch, tmp_path, capsys):
@@ -178,11 +179,12 @@ def test_statements_are_marked_as_the_checker_finds_them(make, monkeypatch, tmp_
 def test_holding_statements_get_a_plus():
     poses = torch.eye(3).repeat(4, 24, 1, 1)  # T-poses
     poses[1, JOINT["right_knee"]] = axis_angle_to_matrix(torch.tensor([2.4, 0, 0]))
-    assert prediction_files.statement_lines("The person is standing. right knee sharply bent, hands far apart", poses) == [
+    lines = lambda text: prediction_files.statement_lines(prediction_files.check_statements(text, poses))
+    assert lines("The person is standing. right knee sharply bent, hands far apart") == [
         "+ the person is standing: 3 of 3 samples", "- the right knee is sharply bent: 1 of 3 samples",
         "+ the hands are far apart: 3 of 3 samples"]
-    assert prediction_files.statement_lines("a happy day", poses) == []
-    assert prediction_files.statement_lines("not kneeling, right knee not bent", poses) == [
+    assert lines("a happy day") == []
+    assert lines("not kneeling, right knee not bent") == [
         "+ the person is not kneeling: 3 of 3 samples", "+ the right knee is not bent: 2 of 3 samples"]
 
 

@@ -19,7 +19,8 @@ COMMANDS = {
     "train_sft": "WorldConfig SFTConfig", "train_rft": "WorldConfig SFTConfig RFTConfig", "evaluate": "EvaluateConfig",
     "toy": "ToyConfig", "lab.benchmark": "BenchmarkConfig", "lab.experiments": "ExperimentConfig",
     "lab.fullsize": "FullSizeConfig", "lab.seeds": "SeedsConfig", "lab.continued_sft": "ContinuedConfig",
-    "lab.pictures": "PicturesConfig", "real.protocols": "ProtocolConfig", "predict": "PredictConfig"}
+    "lab.pictures": "PicturesConfig", "real.protocols": "ProtocolConfig", "predict": "PredictConfig",
+    "demo": "DemoConfig"}
 CHECKED_BY_THEMSELVES = ("claims", "samples")  # in lab/experiments.py, in predict.py
 NEEDED = {"lab.seeds": ["--runs", "none"], "real.protocols": ["--protocol", "smpl-24"]}
 ROOT = Path(__file__).parent.parent.parent
