@@ -88,7 +88,7 @@ def make_page(config: DemoConfig, choices: list[str], out: str):
 def main() -> None:
     config, = read_settings(__doc__, DemoConfig)
     if not find_spec("gradio"):
-        raise ValueError("demo.py needs gradio: pip install plotly gradio")
+        raise ValueError("the page needs gradio: pip install plotly gradio")
     with TemporaryDirectory() as out:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": out}
         page = make_page(config, policies(config.runs), out)

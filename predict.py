@@ -86,7 +86,7 @@ def respond(policy: PosePolicy, body, prompt: str, image: np.ndarray | None, con
     level = "" if image is None else ", as if the camera were level,"  # how it was held is not known
     heading = f"What these words say of the pose{level} (+ where it holds of the mean pose, - where not):"
     say("\n  ".join([heading, *lines]) if lines else
-        "No statement to check: these words say nothing in English that captions.py can measure.")
+        "No statement to check: these words say nothing that captions.py, which reads English, can measure.")
     folder, names = Path(config.out), ["picture.png", "pose.npz", "body.obj"]
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ Read next: runtime.py, which makes one sentence of a fault.
 import math
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -59,10 +60,21 @@ def output_folder(value: str) -> str:
     return "" if os.access(there, os.W_OK) else f"{there} cannot be written to; name another folder"
 
 
+def free_port(value: int) -> str:
+    """A page can be served there, to this computer."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just given back is free
+        try:
+            probe.bind(("127.0.0.1", value))
+        except OSError as error:
+            return f"cannot be used ({error.strerror}); name another"
+    return ""
+
+
 Count = Annotated[int, at_least(1)]
 CountOrNone = Annotated[int, at_least(0)]  # 0: none of it
 SeedNumber = Annotated[int, at_least(0, 2 ** 62)]
-Port = Annotated[int, at_least(1, 2 ** 16)]
+Port = Annotated[int, at_least(1, 2 ** 16), free_port]
 Number = Annotated[float, at_least(0)]  # finite
 Limit = Annotated[float, not_negative]  # infinity: no limit
 OutputFile, OutputPicture = Annotated[str, output_file], Annotated[str, output_picture]

@@ -61,11 +61,12 @@ def bodies_figure(vertices: np.ndarray, faces: np.ndarray, spread: np.ndarray):
     steps = [{"label": name, "method": "animate", "args": [[name], {
         "mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}]}
         for name in names]
-    axes = {axis + "axis": {"visible": False, "range": [-20, int(most) + 20]}
-            for axis, most in zip("xyz", points.max((0, 1)))}  # of all bodies, so that none changes its size
+    half = 0.52 * float(points.max())  # of a cube around all bodies, so that none is cut or changes its size
+    axes = {axis + "axis": {"visible": False, "range": [most / 2 - half, most / 2 + half]}
+            for axis, most in zip("xyz", points.max((0, 1)).tolist())}
     return go.Figure(mesh, frames=[go.Frame(name=name, data=[go.Mesh3d(**xyz)], traces=[0])
                                    for name, xyz in zip(names, coordinates)], layout={
-        "scene": axes | {"aspectmode": "data", "camera": {"eye": {"x": 0.4, "y": -1.6, "z": 0.2}}},
+        "scene": axes | {"aspectmode": "cube", "camera": {"eye": {"x": 0.35, "y": -1.45, "z": 0.2}}},
         "margin": {"l": 0, "r": 0, "t": 0, "b": 0}, "sliders": [{
             "steps": steps, "currentvalue": {"prefix": "pose: "}, "pad": {"l": 30, "r": 30, "t": 10, "b": 20}}]})
 

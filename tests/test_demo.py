@@ -94,7 +94,7 @@ def test_each_fault_is_a_sentence(ask, tmp_path, monkeypatch, capsys):
         assert ask("", str(tmp_path / name))[0].startswith(f"{name} cannot be used as an image: ")
     assert "make it shorter" in ask("very " * 5_000)[0]
     for words in ("左膝を曲げて立つ", "Стоит на левом колене", "\U0001f9d8 \udcff"):
-        assert "No statement to check: these words say nothing in English" in ask(words)[0]
+        assert "No statement to check: these words say nothing that captions.py, which reads English" in ask(words)[0]
     assert "holds no policy" in demo.answer(str(tmp_path), SENTENCE, None, CONFIG, str(tmp_path))[0]
     monkeypatch.setattr(demo, "respond", lambda *_: 1 / 0)
     said = ask(SENTENCE)
@@ -108,6 +108,9 @@ def test_what_is_missing_is_said_before_anything_is_loaded(monkeypatch, runs, tm
         assert "pip install plotly gradio" in stop(monkeypatch, "--runs", runs)
     with pytest.raises(FileNotFoundError, match="python train_rft.py"):
         demo.policies(str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert f"--port {port}: cannot be used (" in stop(monkeypatch, "--port", port)
 
 
 @pytest.mark.filterwarnings("ignore")  # gradio leaves sockets and loops to the garbage collector
