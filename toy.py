@@ -1,110 +1,120 @@
-"""HyGRPO on a problem one can see, in seconds: `python toy.py` trains, prints rewards and draws toy.png.
+"""HyGRPO on a problem one can see, in seconds: `python toy.py` teaches 500 numbers, and draws toy.png.
 
-The prompt q is a target in the plane. The answer is two words a, "left" or "right" and "down" or "up", and after them
-a point p of D = 2 numbers, from a Gaussian that depends on prompt and words: pi(a, p | q) = pi(a | q) pi(p | q, a).
-Words are rewarded for saying where the target lies, points for lying near it. There is no language model, no body and
-no SFT. The rest is the method: the functions of hygrpo.py, in the seven steps of the loop in train_rft.py.
-Shapes: B prompts, G answers each, K points an answer, T words an answer, W words in the vocabulary.
+A prompt q asks to put a hand to the left, to the right or to either side, down or up. The answer is a word a, "left" or
+"right", and a point p in the plane, from a Gaussian that depends on both: pi(a, p | q) = pi(a | q) N(p; mu, sigma).
+Words are rewarded for fitting the prompt, points for being near the corner on the side that was named. There is no VLM,
+no body and no SFT. The rest is the method: hygrpo.py as it is, in the seven steps of the loop in train_rft.py.
+Shapes: B prompts, G answers each, K points an answer, T = 1 word an answer, W = 2 words, D = 2 numbers of a point.
 Read next: hygrpo.py, which holds advantages and loss.
 """
 
 import copy
-from dataclasses import dataclass, field
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from types import SimpleNamespace
 
 import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal
+from torch.distributions import Categorical, Independent, Normal
 
 import hygrpo
-from engine.runtime import run
-from engine.settings import Count, SeedNumber, read_settings
-from lab.toy_picture import draw
 
-WORDS = ("left", "right", "down", "up")
-B, T, W, D = 32, 2, len(WORDS), 2
-
-
-@dataclass
-class ToyConfig:
-    steps: Count = field(default=120, metadata={"help": "steps of HyGRPO"})
-    group_size: Count = field(default=4, metadata={"help": "answers a prompt (G)"})
-    points: Count = field(default=16, metadata={"help": "points an answer (K)"})
-    inner_epochs: Count = field(default=2, metadata={"help": "updates on the same answers; with 1 the ratio stays 1"})
-    seed: SeedNumber = field(default=0, metadata={"help": "seed of the network, the targets and the answers"})
+PROMPTS = torch.arange(6)  # a prompt is a number, 2 * side + height: left down, left up, right down, ... either up
+B, G, T, W, D = 24, 4, 1, 2, 2
 
 
 class Policy(nn.Module):
     """What model.py is for real: it samples answers to prompts, and says how likely given answers are."""
     def __init__(self):
         super().__init__()
-        self.trunk = nn.Sequential(nn.Linear(D, 64), nn.Tanh())
-        self.words = nn.Linear(64, T * W)
-        self.point = nn.Sequential(nn.Linear(64 + T * W, 64), nn.Tanh(), nn.Linear(64, 2 * D))
+        self.prompt, self.word = nn.Embedding(len(PROMPTS), 16), nn.Linear(16, T * W, bias=False)
+        nn.init.zeros_(self.word.weight)  # before training both words are as likely
+        self.point = nn.Sequential(nn.Linear(16 + T * W, 16), nn.Tanh(), nn.Linear(16, 2 * D))
 
     def log_prob(self, prompt: Tensor, tokens: Tensor) -> SimpleNamespace:
-        """prompt: (B, D). tokens: (B, G, T). Log-probabilities (B, G, T), and the Gaussian of each answer: (B, G)."""
-        hidden = self.trunk(prompt)[:, None].expand(-1, tokens.shape[1], -1)  # (B, G, 64)
-        log_softmax = self.words(hidden).unflatten(-1, (T, W)).log_softmax(-1)  # (B, G, T, W)
-        said = nn.functional.one_hot(tokens, W).flatten(-2)  # (B, G, T W): the point comes after the words
+        """prompt: (B,). tokens: (B, G, T). Log-probabilities (B, G, T), and the Gaussian of each answer: (B, G)."""
+        hidden = self.prompt(prompt)[:, None].expand(-1, tokens.shape[1], -1)  # (B, G, 16)
+        words = Categorical(logits=self.word(hidden).unflatten(-1, (T, W)))  # (B, G, T)
+        said = nn.functional.one_hot(tokens, W).flatten(-2)  # (B, G, T W): the point comes after the word
         mean, raw = self.point(torch.cat([hidden, said], -1)).chunk(2, -1)  # (B, G, D) each
         pose = Independent(Normal(mean, nn.functional.softplus(raw) + 0.05), 1)  # sigma stays above 0.05
-        log_prob = log_softmax.gather(-1, tokens[..., None])[..., 0]  # (B, G, T)
-        return SimpleNamespace(log_prob=log_prob, log_softmax=log_softmax, pose=pose)
+        return SimpleNamespace(log_prob=words.log_prob(tokens), log_softmax=words.logits, pose=pose)
 
-    @torch.no_grad()
     def sample(self, prompt: Tensor, G: int, K: int) -> SimpleNamespace:
-        """G answers to each prompt, and K points after the words of each."""
-        probs = self.log_prob(prompt, torch.zeros(len(prompt), G, T, dtype=torch.long)).log_softmax.exp()
-        tokens = probs.flatten(0, 2).multinomial(1).view(len(prompt), G, T)
+        """G answers to each prompt, and K points after the word of each."""
+        tokens = Categorical(logits=self.log_prob(prompt, torch.zeros(len(prompt), G, T).long()).log_softmax).sample()
         pose = self.log_prob(prompt, tokens).pose.sample((K,)).movedim(0, -2)  # (B, G, K, D)
         always = torch.ones_like(tokens, dtype=torch.bool)  # all answers have T words and a point
         return SimpleNamespace(tokens=tokens, token_mask=always, pose=pose, has_pose=always[..., 0])
 
 
 def score(prompt: Tensor, rollout: SimpleNamespace) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The rewards by name: of words (B, G), the share that is right; of points (B, G, K), minus the distance."""
-    truth = (prompt > 0).long() + torch.tensor([0, 2])  # (B, T), numbers of WORDS
-    return ({"words": (rollout.tokens == truth[:, None]).float().mean(-1)},
-            {"nearness": -(rollout.pose - prompt[:, None, None]).norm(dim=-1)})
+    """The rewards by name: of words (B, G), 1 where they fit; of points (B, G, K), minus the distance to the corner."""
+    side, height, said = prompt[:, None] // 2, prompt[:, None] % 2, rollout.tokens[..., 0]
+    corner = 2.0 * torch.stack([said, height.expand_as(said)], -1) - 1  # (B, G, D) of -1 and 1
+    return {"fits": ((said == side) | (side == 2)).float()}, {"near": -(rollout.pose - corner[:, :, None]).norm(dim=-1)}
 
 
-def train(config: ToyConfig, variant: str = "HyGRPO") -> tuple[Policy, Policy, list[dict]]:
-    """The policy before and after, and a row of numbers a step. variant: what words and points learn from."""
-    torch.manual_seed(config.seed)
+def train(flags: Namespace) -> tuple[Policy, Policy, list[dict]]:
+    """The policy before and after, and a row of numbers a step."""
+    torch.manual_seed(flags.seed)
     policy, rows = Policy(), []
     reference = copy.deepcopy(policy).requires_grad_(False)  # for real, the SFT policy
-    optimizer = torch.optim.Adam(policy.parameters(), lr=2e-3)
-    for step in range(config.steps):
-        prompt = 2 * torch.rand(B, D) - 1  # 1. draw targets (B, D)
-        rollout = policy.sample(prompt, config.group_size, config.points)  # 2. answer: (B, G, T), (B, G, K, D)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=0.01)
+    for step in range(1, flags.steps + 1):
+        prompt = torch.randint(len(PROMPTS), (B,))  # 1. draw prompts
+        rollout = policy.sample(prompt, G, flags.poses)  # 2. answer: words (B, G, T), points (B, G, K, D)
         words, points = score(prompt, rollout)  # 3. reward: names -> (B, G), names -> (B, G, K)
-        F, Delta = hygrpo.advantages(words, points, rollout.has_pose, {"words": 1.0, "nearness": 1.0})  # 4. compare
-        F, Delta = {"HyGRPO": (F, Delta), "F alone": (F, 0 * Delta), "Delta alone": (0 * F, Delta),
-                    "F for both": (F, F[..., None].expand_as(Delta))}[variant]  # (B, G), (B, G, K)
+        F, Delta = hygrpo.advantages(words, points, rollout.has_pose, {"fits": 1, "near": 1}, normalize="none")
+        F, Delta = F * (not flags.no_words), Delta * (not flags.no_poses)  # 4. compare: (B, G), (B, G, K)
         ref = reference.log_prob(prompt, rollout.tokens)  # 5. the reference scores the same answers
-        for epoch in range(config.inner_epochs):
+        for epoch in range(flags.epochs):
             new = policy.log_prob(prompt, rollout.tokens)  # 6. the policy scores them, anew for each update
-            if epoch == 0:
-                old = hygrpo.detached(new, rollout.pose)  # of the policy that sampled: the first ratio is 1
-            loss, metrics = hygrpo.loss(new, *old, ref, rollout, F, Delta, clip_low=0.2, clip_high=0.28, beta_text=0.02,
-                                        beta_pose=0.02, pose_ratio="joint")  # 7. eq. 6, negated, and an update
+            old = hygrpo.detached(new, rollout.pose) if epoch == 0 else old  # of the policy that sampled
+            loss, seen = hygrpo.loss(new, *old, ref, rollout, F, Delta, clip_low=0.2, clip_high=0.28,
+                                     beta_text=flags.beta, beta_pose=flags.beta, pose_ratio=flags.ratio)
             optimizer.zero_grad()
             loss.backward()
-            optimizer.step()
-        rows.append({"words": words["words"].mean().item(), "distance": -points["nearness"].mean().item(),
-                     "sigma": new.pose.stddev.mean().item(), "pose_clip_high": metrics["pose_clip_high"].item()})
-        if step % 40 == 0 or step == config.steps - 1:
-            print(f"{variant:12s}step {step:3d}   " + "   ".join(f"{name} {x:.3f}" for name, x in rows[-1].items()))
-    return reference, policy, rows
+            optimizer.step()  # 7. update by eq. 6
+        rows.append({"words fit": words["fits"].mean(), "distance": -points["near"].mean(),
+                     "entropy": seen["text_entropy"], "sigma": new.pose.stddev.mean(), "KL words": seen["text_kl"],
+                     "KL points": seen["pose_kl"], "clipped": seen["pose_clip_low"] + seen["pose_clip_high"]})
+        if step == 1 or step % 25 == 0:
+            print(f"step {step:3d}   " + "   ".join(f"{name} {x:z.3f}" for name, x in rows[-1].items()))
+    return reference, policy.requires_grad_(False), rows
+
+
+def draw(before: Policy, after: Policy) -> None:
+    """toy.png: the Gaussian of each prompt and word, out to one sigma; the likelier the word, the darker."""
+    figure = Figure(figsize=(13, 6.8), layout="constrained")
+    for axis, policy, title in zip(figure.subplots(1, 2), (before, after), ("before", "after")):
+        answers = policy.log_prob(PROMPTS, torch.arange(W).expand(len(PROMPTS), W)[..., None])  # (6, W): both words
+        odds, mean, size = answers.log_prob[..., 0].exp(), answers.pose.mean, 2 * answers.pose.stddev
+        for i, side in enumerate(("left", "right", "either side")):
+            for q, a in torch.cartesian_prod(PROMPTS[2 * i:2 * i + 2], torch.arange(W)):
+                axis.add_patch(Ellipse(mean[q, a], *size[q, a], color=f"C{i}", alpha=0.6 * odds[q, a].item()))
+            axis.plot([], [], f"C{i}o", label=f"{side}: {odds[2 * i, 0]:.0%} (down), {odds[2 * i + 1, 0]:.0%} (up)")
+        axis.plot([-1, -1, 1, 1], [-1, 1, -1, 1], "k*", markersize=15)
+        axis.set(xlim=(-2, 2), ylim=(-2, 2.6), aspect="equal", title=title)
+        axis.legend(loc="upper center", title="asked for: how often it says left")
+    figure.savefig("toy.png", dpi=80)
 
 
 def main() -> None:
-    config, = read_settings(__doc__, ToyConfig)
-    runs = {variant: train(config, variant) for variant in ("HyGRPO", "F alone", "Delta alone", "F for both")}
-    draw("toy.png", WORDS, runs)
-    print("In toy.png: answers to four targets before and after, and curves of the four ways to teach.")
+    parser = ArgumentParser("toy.py", "toy.py [flags]", __doc__[:103], formatter_class=ArgumentDefaultsHelpFormatter)
+    for name, default, about in (
+            ("steps", 200, "steps of HyGRPO"), ("poses", 16, "points an answer (K)"), ("seed", 0, "of all chance"),
+            ("beta", 0.1, "weight of the KL"), ("epochs", 1, "updates on the same answers; with 1 the ratio stays 1")):
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=about)
+    parser.add_argument("--ratio", choices=("mean", "joint"), default="mean", help="of the two numbers of a point")
+    parser.add_argument("--no_words", action="store_true", help="F = 0: the words are not taught")
+    parser.add_argument("--no_poses", action="store_true", help="Delta = 0: the points are not taught")
+    flags = parser.parse_args()
+    if not (min(flags.steps, flags.poses, flags.epochs) > 0 <= flags.beta < 1e6 and 0 <= flags.seed < 2 ** 62):
+        parser.error("--steps, --poses and --epochs must be 1 or more, --beta and --seed 0 or more")
+    draw(*train(flags)[:2])
 
 
 if __name__ == "__main__":
-    run(main)
+    main()

@@ -56,6 +56,7 @@ ELSEWHERE = {  # the test that runs it
     "python -m lab.benchmark --json assets/benchmark.json":
         "lab/test_benchmark.py::test_the_tables_are_printed_and_written",
     "python -m lab.benchmark --soak 1000 --json assets/soak.json": "lab/test_benchmark.py::test_a_long_run_is_watched",
+    "python -m lab.one_step": "lab/test_one_step.py::test_the_page_shows_what_the_command_prints",
     "python -m real.pose_encoders epoch=35-step=1000000.ckpt hmr2_backbone":
         "real/test_pose_encoders.py::test_hmr2_weights_give_hmr2_features",
     "python -m real.protocols --protocol smpl-24 [--data 3dpw:DIR] [--against runs/sft] [--json FILE]":
