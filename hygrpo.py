@@ -16,8 +16,11 @@ Two advantages: a lucky sample of a pose is no merit of the words before it, and
 else. Two clips: a ratio of one token hardly moves, that of a Gaussian's many numbers does at once, so that the product
 r_d r_c of eq. 3-4 would clip the words for what the pose did. "Old" is the policy that sampled; its densities are those
 of the first epoch's own pass. With one inner epoch, the default, every ratio is therefore exactly 1, no clip does
-anything, and only the gradient matters: that of F log pi + Delta log N. A choice with numbers that go with it is called
-a parameterised action (Masson et al. 2016, Hausknecht & Stone 2016); H-PPO (Fan et al. 2019) also has two clips.
+anything, and only the gradient matters: that of F log pi + Delta log N.
+Related: a choice with numbers that go with it is a parameterised action (Masson et al. 2016). P-DQN (Xiong et al. 2018)
+learns values of them; H-PPO (Fan et al. 2019) and HyLaR (arXiv 2604.20328) have a clip for each half, too. HPO
+(2605.14297) takes the pathwise gradient for the numbers, here `--pose_gradient pathwise` (lab/pathwise.py). Why many
+samples under one answer help: they drive the variance of its advantage to zero (2509.24494). GDPO: see below.
 
 Departures from the paper:
 - K poses for an answer instead of one: they come from one hidden state, so they cost next to nothing.
@@ -30,8 +33,8 @@ Departures from the paper:
 - The ratio's denominator is the policy that sampled, as in PPO. One reading of eq. 3-4 has pi_ref there; the full text
   was not at hand, so this may be no departure.
 - The pose terms are divided by the D numbers of a pose, as the text terms are by the number of tokens.
-- Each reward is compared within its group first and the comparisons are then weighed and added (GDPO, Liu et al. 2026),
-  so that a reward with a large spread does not drown the others; the group's mean leaves out the sample itself.
+- Each reward is compared within its group first, and the comparisons are weighed and added (GDPO, Liu et al. 2026).
+  GRPO adds first (`--compare sum`), and the largest spread drowns the others. The mean leaves out the sample itself.
 - The KL terms are exact (all logits and both Gaussians are at hand), text and pose with a coefficient each.
 
 Pure functions of tensors. Shapes: B prompts, G answers, K poses, T answer tokens, W words, D = 144 numbers of a pose.
@@ -114,11 +117,25 @@ def gaussian_log_prob_terms(pose: Distribution, sample: Tensor) -> Tensor:
     """
     if isinstance(pose, Independent):
         return pose.base_dist.log_prob(sample)
-    L, difference = pose.scale_tril, sample - pose.mean  # (..., D, D), (..., D)
-    # The samples of one Gaussian are the columns of one system, or L would be solved anew for each.
-    columns = difference.reshape(-1, *L.shape[:-1]).movedim(0, -1)  # (..., D, samples)
-    z = torch.linalg.solve_triangular(L, columns, upper=False).movedim(-1, 0).reshape(difference.shape)
+    z, L = standardised(pose, sample), pose.scale_tril
     return -0.5 * z.square() - L.diagonal(dim1=-2, dim2=-1).log() - 0.5 * math.log(2 * math.pi)
+
+
+def standardised(pose: Distribution, sample: Tensor) -> Tensor:
+    """The standard normal numbers z (..., D) of which a sample is made: p = mu + L z, L the Cholesky factor."""
+    apart = sample - pose.mean
+    if isinstance(pose, Independent):
+        return apart / pose.stddev
+    # The samples of one Gaussian are the columns of one system, or L would be solved anew for each.
+    columns = apart.reshape(-1, *pose.scale_tril.shape[:-1]).movedim(0, -1)  # (..., D, samples)
+    return torch.linalg.solve_triangular(pose.scale_tril, columns, upper=False).movedim(-1, 0).reshape(apart.shape)
+
+
+def moved(pose: Distribution, sample: Tensor) -> Tensor:
+    """How far the sample (..., D), drawn again from the same z, has moved: 0, with the gradient of mu + L z."""
+    z = standardised(pose, sample).detach()
+    drawn = pose.stddev * z if isinstance(pose, Independent) else (pose.scale_tril @ z[..., None])[..., 0]
+    return pose.mean + drawn - sample
 
 
 def pose_log_ratio(new_terms: Tensor, old_terms: Tensor, pose_ratio: str = "per_joint") -> Tensor:
@@ -191,14 +208,15 @@ def text_loss(log_prob: Tensor, old_log_prob: Tensor, kl: Tensor, F: Tensor, mas
 
 
 def pose_loss(pose: Distribution, old_terms: Tensor, ref_pose: Distribution, sample: Tensor, Delta: Tensor,
-              has_pose: Tensor, *, clip_low: float, clip_high: float, beta: float,
-              pose_ratio: str = "per_joint") -> tuple[Tensor, dict[str, Tensor]]:
+              has_pose: Tensor, *, clip_low: float, clip_high: float, beta: float, pose_ratio: str = "per_joint",
+              slope: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """The continuous half of eq. 6, negated, over the V answers that hold a pose (zero when none does).
 
     pose, ref_pose: batch shape (...,), event shape (D,). old_terms, sample: (..., K, D). Delta: (..., K), or
     (..., K, 24) by `per_joint`. has_pose: (...,) bool. At ratio 1 each ratio gives the gradient of Delta log N / D.
     For two numbers of slopes a and b, joint: r = r_1 r_2, slope a + b; number by number: r_1 + r_2, a + b; `mean`:
-    sqrt(r_1 r_2), (a + b) / 2, so it is multiplied by D = 2.
+    sqrt(r_1 r_2), (a + b) / 2, so it is multiplied by D = 2. slope: (..., K, D) of rewards by the sample, followed
+    through mean and Sigma without a clip (lab/pathwise.py): it adds a gradient, and nothing to the value.
     """
     D = sample.shape[-1]
     terms = gaussian_log_prob_terms(pose, sample.movedim(-2, 0))  # (K, ..., D): the distribution broadcasts over K
@@ -206,9 +224,10 @@ def pose_loss(pose: Distribution, old_terms: Tensor, ref_pose: Distribution, sam
     advantage = (Delta if Delta.dim() == sample.dim() else Delta[..., None]).movedim(-2, 0)  # (K, ..., 1 or 24)
     surrogate, active = clipped(log_ratio, advantage, clip_low, clip_high)
     surrogate = surrogate.sum(-1).mean(0) * (D if pose_ratio == "mean" else 1)  # (...,)
+    if slope is not None:
+        surrogate = surrogate + (slope.movedim(-2, 0) * moved(pose, sample.movedim(-2, 0))).sum(-1).mean(0)
     kl = kl_divergence(pose, ref_pose)  # (...,) nats
-    V = has_pose.sum().clamp_min(1)
-    loss = ((beta * kl - surrogate) / D).masked_fill(~has_pose, 0.0).sum() / V
+    loss = ((beta * kl - surrogate) / D).masked_fill(~has_pose, 0.0).sum() / has_pose.sum().clamp_min(1)  # V
     seen = has_pose.expand(log_ratio.shape[:-1])  # (K, ...)
     return loss, ratio_metrics("pose", log_ratio, advantage, active, seen) | {
         "pose_kl": kl[has_pose].mean(), "pose_entropy": pose.entropy()[has_pose].mean() / D}
@@ -224,14 +243,14 @@ def detached(new, sample: Tensor) -> tuple[Tensor, Tensor]:
 def loss(new, old_log_prob: Tensor, old_terms: Tensor, reference, rollout, F: Tensor, Delta: Tensor, *, clip_low: float,
          clip_high: float, pose_clip_low: float | None = None, pose_clip_high: float | None = None, beta_text: float,
          beta_pose: float, pose_ratio: str = "per_joint", pose_weight: float = 1.0, text_share: float = 1.0,
-         pose_share: float = 1.0, **how) -> tuple[Tensor, dict[str, Tensor]]:
+         pose_share: float = 1.0, slope: Tensor | None = None, **how) -> tuple[Tensor, dict[str, Tensor]]:
     """Eq. 6, negated: the discrete half plus `pose_weight` times the continuous half. Returns it and diagnostics of
     both halves, `valid`, the share of answers with a pose, and `flat_groups`, of prompts with nothing to compare.
 
     new, reference: scores with `log_prob` (B, G, T), `log_softmax` (B, G, T, W) and `pose`, a Gaussian of batch shape
     (B, G). old_log_prob (B, G, T), old_terms (B, G, K, D): under the policy that sampled. rollout: `tokens`,
     `token_mask` (B, G, T), `pose` (B, G, K, D) raw samples, `has_pose` (B, G). F: (B, G). Delta: (B, G, K) or
-    (B, G, K, 24). pose_clip_low, pose_clip_high: the poses' own clip; None: clip_low, clip_high. text_share,
+    (B, G, K, 24); slope: of `pose_loss`. pose_clip_low, pose_clip_high: of poses; None: as of words. text_share,
     pose_share: where these prompts are a part of a batch, their share of its B G answers and of its V poses: the losses
     of the parts, and so their gradients, then add up to those of the batch (but for `bnpo`). how: of `aggregate`.
     """
@@ -240,7 +259,7 @@ def loss(new, old_log_prob: Tensor, old_terms: Tensor, reference, rollout, F: Te
         clip_low=clip_low, clip_high=clip_high, beta=beta_text, **how)
     pose, pose_metrics = pose_loss(
         new.pose, old_terms, reference.pose, rollout.pose, Delta, rollout.has_pose, pose_ratio=pose_ratio,
-        beta=beta_pose, clip_low=clip_low if pose_clip_low is None else pose_clip_low,
+        beta=beta_pose, slope=slope, clip_low=clip_low if pose_clip_low is None else pose_clip_low,
         clip_high=clip_high if pose_clip_high is None else pose_clip_high)
     entropy = -(new.log_softmax.detach().exp() * new.log_softmax.detach()).sum(-1)  # (B, G, T) nats
     words = rollout.tokens.masked_fill(~rollout.token_mask, -1)  # (B, G, T)
@@ -248,5 +267,5 @@ def loss(new, old_log_prob: Tensor, old_terms: Tensor, reference, rollout, F: Te
     metrics = {"loss_text": text, "loss_pose": pose} | text_metrics | pose_metrics | {
         "text_entropy": entropy[rollout.token_mask].mean(), "valid": rollout.has_pose.float().mean(),
         "text_flat_groups": ((F == 0).all(-1) | alike).float().mean(),
-        "pose_flat_groups": (Delta == 0).flatten(1).all(-1).float().mean()}
+        "pose_flat_groups": ((Delta if slope is None else slope) == 0).flatten(1).all(-1).float().mean()}
     return text_share * text + pose_weight * pose_share * pose, {name: x.detach() for name, x in metrics.items()}

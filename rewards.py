@@ -138,6 +138,7 @@ class Reward(NamedTuple):
     function: Callable[[Context], Tensor | list]
     needs: Callable[[Example], bool] = lambda example: True  # an example that lacks it has no such reward: NaN
     by_joint: Callable[[Context], Tensor] | None = None  # (n, G, K, 24): the part that each joint of a pose decides
+    has_slope: bool = False  # torch can differentiate it by the pose, and `--pose_gradient pathwise` follow that
 
 
 # Of the form little is to be learned, but it must not be lost. An answer half right is already similar to the true one,
@@ -147,8 +148,8 @@ REWARDS = {
     "text": Reward(0.5, "words", ("image2text", "vqa"), text_reward),
     "description": Reward(8.0, "words", ("image2text",), description_reward),
     "correct": Reward(1.0, "words", ("vqa",), correct_reward),
-    "joint": Reward(2.0, "poses", ("image2pose", "image2text"), joint_reward, by_joint=joint_by_joint),
-    "semantic": Reward(0.5, "poses", ("text2pose",), semantic_reward),
+    "joint": Reward(2.0, "poses", ("image2pose", "image2text"), joint_reward, by_joint=joint_by_joint, has_slope=True),
+    "semantic": Reward(0.5, "poses", ("text2pose",), semantic_reward, has_slope=True),
     "statements": Reward(3.5, "poses", ("text2pose",), statements_reward, lambda e: len(e.statements) > 0,
                          statements_by_joint),
 }

@@ -36,7 +36,7 @@ from engine.saving import load_policy, save_policy
 from engine.settings import Count, CountOrNone, Limit, Number, check_settings, read_settings
 from engine.start_from import check_run, find_same, notes_of, take
 from engine.world import WorldConfig, check_world, load_world
-from lab import pictures
+from lab import pathwise, pictures, summed
 from lab.curves import curves
 from lab.floors import floors
 from lab.frozen_sigma import freeze_sigma
@@ -50,8 +50,7 @@ from train_sft import SFTConfig, load_or_train_sft
 MIX = {"text2pose": 0.36, "image2pose": 0.41, "image2text": 0.06, "vqa": 0.17}
 
 
-# docs/claims.md tries most of these: four inner epochs, for instance, hold a little more statements, for less diversity
-# and twice the time. Rates are for a hidden size of 128, that of `tiny`: at 4,096 they are a 32nd (PoseHead.rate).
+# docs/claims.md tries most of these. Rates are for a hidden size of 128, as of tiny; at 4,096 a 32nd (PoseHead.rate).
 @dataclass
 class RFTConfig:
     rft_steps: Count = field(default=450, metadata={"help": "steps of HyGRPO"})
@@ -65,22 +64,25 @@ class RFTConfig:
     head_lr: Number = field(default=1e-3, metadata={"help": "peak learning rate of the pose head"})
     beta_text: Number = field(default=2.0, metadata={"help": "weight of the words' KL to the SFT policy"})
     beta_pose: Number = field(default=0.1, metadata={"help": "weight of the pose's KL to the SFT policy"})
-    clip_low: Limit = field(default=0.2, metadata={"help": "ratios below 1 - this are clipped"})
-    clip_high: Limit = field(default=0.28, metadata={"help": "ratios above 1 + this are clipped"})
-    pose_clip_low: Limit | None = field(default=None, metadata={"help": "the poses' own clip; default: --clip_low"})
-    pose_clip_high: Limit | None = field(default=None, metadata={"help": "the poses' own clip; default: --clip_high"})
+    clip_low: Limit = field(default=0.2, metadata={"help": "clips ratios below 1 - this; inert with one inner epoch"})
+    clip_high: Limit = field(default=0.28, metadata={"help": "clips ratios above 1 + this; inert with one inner epoch"})
+    pose_clip_low: Limit | None = field(default=None, metadata={"help": "of poses; default: --clip_low; as inert"})
+    pose_clip_high: Limit | None = field(default=None, metadata={"help": "of poses; default: --clip_high; as inert"})
     pose_ratio: Literal["joint", "per_joint", "mean"] = field(
-        default="per_joint", metadata={"help": "of which numbers of a pose a ratio is taken; the paper: joint"})
+        default="per_joint", metadata={"help": "numbers a ratio is of; with one inner epoch inert but for --credit"})
     credit: Literal["joint", "pose"] = field(default="joint", metadata={
-        "help": "by what a joint is compared: its part of a reward (if per_joint), or all of it, as in the paper"})
+        "help": "what a joint is compared by: its part of a reward (inert unless per_joint), or all, as in the paper"})
     normalize: Literal["std", "batch", "none"] = field(
         default="std", metadata={"help": "what advantages are divided by: spread of the group, of the batch, nothing"})
     baseline: Literal["leave_one_out", "mean"] = field(
         default="leave_one_out", metadata={"help": "what a reward is compared with: mean of the others, mean of all"})
+    compare: Literal["each", "sum"] = field(default="each", metadata={
+        "help": "what advantages are taken of: each reward by itself (GDPO), or their weighed sum (GRPO)"})
+    pose_gradient: Literal["score", "pathwise"] = field(default="score", metadata={
+        "help": "pathwise: poses follow the slope of each reward that has one, and the score function of the others"})
     aggregation: Literal["grpo", "bnpo", "dr_grpo"] = field(
         default="grpo", metadata={"help": "how the losses of tokens become one: see hygrpo.aggregate"})
-    sigma: Literal["learned", "frozen"] = field(
-        default="learned", metadata={"help": "frozen: one for each number, never taught"})
+    sigma: Literal["learned", "frozen"] = field(default="learned", metadata={"help": "frozen: one a number, untaught"})
     sigma_floor: Number = field(default=0.02, metadata={"help": "what the head adds to each standard deviation"})
     pose_weight: Number = field(default=1.0, metadata={"help": "weight of the pose's half of the loss; 0: words alone"})
     reward_weights: list[str] | None = field(default=None, metadata={
@@ -97,7 +99,9 @@ def train_rft(policy: PosePolicy, split: Split | Mixture, retriever: Retriever, 
               validate: Callable[[PosePolicy], dict], out: Path | None = None) -> list[dict]:
     """HyGRPO in place. Returns a row of numbers a step, with those of validate(policy) before the first step, at
     intervals and at the end. out: folder for rows, samples, and the state from which a stopped run goes on."""
-    weights, base_rates = check(config), split.base_rates()
+    weights, base_rates, followed = check(config), split.base_rates(), pathwise.followed(config)
+    compare = {"each": hygrpo, "sum": summed}[config.compare].advantages
+    how = {"normalize": config.normalize, "baseline": config.baseline}
     of_joints = (config.credit, config.pose_ratio) == ("joint", "per_joint")  # else a pose has one advantage
     policy.pose_head.sigma_floor = config.sigma_floor
     if config.sigma == "frozen":
@@ -122,13 +126,13 @@ def train_rft(policy: PosePolicy, split: Split | Mixture, retriever: Retriever, 
             # 3. Reward them: names -> (B, G) of words, (B, G, K) of poses, (B, G, K, 24) of what each joint decides.
             words, poses, by_joint = rewards.score(examples, rollout, retriever, base_rates)
             # 4. Compare within each group: F (B, G) and Delta (B, G, K, 24), or (B, G, K) where a pose has one ratio.
-            F, Delta = hygrpo.advantages(words, poses, rollout.has_pose, weights,
-                                         by_joint if of_joints else None, normalize=config.normalize,
-                                         baseline=config.baseline)
+            parts = (by_joint if of_joints else {}) | pathwise.without(followed, poses)
+            F, Delta = compare(words, poses, rollout.has_pose, weights, parts, **how)
+            slope = pathwise.slope(followed, examples, rollout, retriever, base_rates, poses, weights, **how)
             # 5. Reference: log-probabilities (B, G, T) and Gaussians (B, G) of the SFT policy.
             with torch.no_grad():
                 ref = reference.log_prob(prompt, rollout.tokens, rollout.token_mask)
-            step.parts.append(Part(examples, prompt, rollout, words, poses, F, Delta, ref))
+            step.parts.append(Part(examples, prompt, rollout, words, poses, F, Delta, ref, slope))
         for epoch in range(config.inner_epochs):
             for part in step.parts:
                 # 6. Score under the policy, with gradient. "Old" is the policy that sampled, which in the first epoch
@@ -142,7 +146,7 @@ def train_rft(policy: PosePolicy, split: Split | Mixture, retriever: Retriever, 
                     clip_low=config.clip_low, clip_high=config.clip_high, pose_clip_low=config.pose_clip_low,
                     pose_clip_high=config.pose_clip_high, beta_text=config.beta_text, beta_pose=config.beta_pose,
                     pose_ratio=config.pose_ratio, pose_weight=config.pose_weight, aggregation=config.aggregation,
-                    max_tokens=ANSWER_TOKENS)
+                    max_tokens=ANSWER_TOKENS, slope=part.slope)
                 step.backward(loss, metrics, part, new)
             step.update()
     policy.eval()
@@ -162,10 +166,11 @@ def sizes(task: str, config: RFTConfig) -> tuple[int, int, int]:
 def check(config: RFTConfig) -> dict[str, float]:
     """The weight of each reward. ValueError, before work is spent, for settings that cannot be followed."""
     check_settings(config)
-    own_parts(min(config.prompts, config.pose_prompts), config.accumulate)  # or it says what is wrong
+    own_parts(min(config.prompts, config.pose_prompts), config.accumulate)  # or it says what is wrong, as below
     if (config.normalize == "batch" or config.aggregation == "bnpo") and processes() * config.accumulate > 1:
         raise ValueError("--normalize batch and --aggregation bnpo look at a whole batch at once: not with "
                          "--accumulate or several processes")
+    pathwise.followed(config)
     return rewards.weights(config.reward_weights, config.without)
 
 
@@ -180,7 +185,7 @@ def main() -> None:
     check_run(out, notes)
     if (out / "metrics.json").exists():
         if is_first():
-            print_results(out, config.rft_steps)
+            print_results(out, config)
             print(f"This run was finished before: {out}/metrics.json. To run anew, name another folder with --out.")
         return
     check_world(world, sft_config)
@@ -222,7 +227,7 @@ def chain(world: WorldConfig, sft_config: SFTConfig, config: RFTConfig, notes: d
     pictures.before_after(out / "before_after.png", splits["test"], {"SFT": sft, "RFT": policy}, drawn, world.seed)
     atomic_write(out / "metrics.json", json.dumps({"floors": blind, "sft": before, "rft": after, "seed": world.seed,
                                                    "device": str(device), "versions": versions()}, indent=1) + "\n")
-    print_results(out, config.rft_steps)
+    print_results(out, config)
     print(f"{time.time() - started:.0f} s on {device}. In {out}: curves.png, progression.png, before_after.png, "
           "metrics.json")
 

@@ -36,6 +36,7 @@ class Part:
     F: Tensor  # (B, G)
     Delta: Tensor  # (B, G, K, 24), or (B, G, K) where a pose has one ratio
     reference: Scores
+    slope: Tensor | None = None  # (B, G, K, 144), of lab/pathwise.py
     old: tuple[Tensor, Tensor] = ()  # of the policy that sampled: of `hygrpo.detached`
 
 
@@ -154,11 +155,54 @@ def rewards_table(rows: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
-def print_results(out: Path, steps: int) -> None:
-    """The tables of a finished run of so many steps, from its metrics.json and its log."""
-    metrics = json.loads((out / "metrics.json").read_text())
+def remarks(rows: Sequence[dict], config) -> list[str]:
+    """What a log shows of that which puzzles most often, and what it means: a sentence each. config: the RFTConfig."""
+    rows = [row for row in rows if "task" in row]
+    of = lambda name, tasks: [row[name] for row in rows if name in row and row["task"] in tasks]
+    mean = lambda name, tasks: float(np.mean(of(name, tasks) or [0.0]))
+    tasks, told = {row["task"] for row in rows}, []
+    clips = max(mean(f"{half}_clip_{side}", tasks) for half in ("text", "pose") for side in ("low", "high"))
+    if config.inner_epochs == 1:
+        told.append("Every ratio was 1 and no clip was active, as it must be with --inner_epochs 1. A loss near 0 is "
+                    "normal then: its gradient teaches, and its value says nothing.")
+    elif clips == 0:
+        told.append(f"No clip was ever active: with --inner_epochs {config.inner_epochs} the ratios stayed inside, and "
+                    "--clip_low and --clip_high did nothing.")
+    elif clips > 0.2:
+        told.append(f"A clip held {clips:.0%} of the ratios, which then teach nothing: take fewer --inner_epochs, or "
+                    "smaller --rft_lr and --head_lr.")
+    poses = mean("pose_flat_groups", ("text2pose", "image2pose", "image2text"))
+    words = mean("text_flat_groups", ("image2text", "vqa"))  # where all answers are one sentence it is 1, and no fault
+    if poses > 0.5 and config.pose_weight:
+        told.append(f"In {poses:.0%} of the groups no pose was better than another, and poses learned nothing "
+                    "there: a group needs more than one (--poses_per_answer), and a reward that tells them apart.")
+    if words > 0.5:
+        told.append(f"In {words:.0%} of the groups of words all answers were alike or equally good, and words "
+                    "learned nothing there: take a larger --group_size, or a smaller --beta_text.")
+    if still := not_risen(rows, rewards.weights(config.reward_weights, config.without)):
+        told.append(f"Flat, from the first third of their steps to the last: {', '.join(still)}. One near its best can "
+                    "rise no more; else try more steps, more of its weight, a smaller --beta_text or --beta_pose.")
+    return told
+
+
+def not_risen(rows: Sequence[dict], weights: dict[str, float]) -> list[str]:
+    """The rewards with a weight that have not risen by two standard errors, of those with 15 steps or more."""
+    still = []
+    for name in (name for name, weight in weights.items() if weight):
+        given = np.array([row[name] for row in rows if name in row])
+        third = len(given) // 3
+        if third >= 5:
+            first, last = given[:third], given[-third:]
+            if last.mean() - first.mean() <= 2 * np.sqrt((first.var(ddof=1) + last.var(ddof=1)) / third):
+                still.append(f"{name} ({first.mean():.3f} to {last.mean():.3f})")
+    return still
+
+
+def print_results(out: Path, config) -> None:
+    """The tables of a finished run, from its metrics.json and its log, and remarks on the latter. config: RFTConfig."""
+    metrics, rows = json.loads((out / "metrics.json").read_text()), read_log(out / "log.jsonl", config.rft_steps)
     print(table({"blind": metrics["floors"], "SFT": metrics["sft"], "RFT": metrics["rft"]}))
-    print(rewards_table(read_log(out / "log.jsonl", steps)))
+    print("\n".join([rewards_table(rows), *remarks(rows, config)]))
 
 
 def numbers(tensors: dict[str, Tensor], new: Scores, rollout: Rollout) -> dict[str, float]:

@@ -3,6 +3,7 @@
 Read next: experiments.py, which runs the arms and prints a table a claim.
 """
 
+from rewards import weights
 from train_rft import RFTConfig
 
 # What a result is called, where it stands in evaluate's dict, and whether more of it is better.
@@ -31,7 +32,27 @@ ARMS = {
     "sigma frozen": ("gaussian", {"sigma": "frozen"}),
     "lowrank": ("lowrank", None), "lowrank, hygrpo": ("lowrank", {}),
     "full": ("full", None), "full, hygrpo": ("full", {}),
+    "rewards summed": ("gaussian", {"compare": "sum"}),
 }
+
+# Claim 11: the rewards of poses, alone and together, by the score function and, where they have a slope, pathwise too;
+# those of words are in all arms. In "hygrpo, pathwise" each reward takes the gradient that suits it.
+POSE_REWARDS = {"joint alone": ["semantic=0", "statements=0"], "semantic alone": ["joint=0", "statements=0"],
+                "the paper's": ["statements=0"], "statements alone": ["joint=0", "semantic=0"]}
+OF_POSES = {"hygrpo": {}} | {name: {"reward_weights": without} for name, without in POSE_REWARDS.items()}
+OF_POSES["the paper's, K = 1"] = OF_POSES["the paper's"] | ARMS["K = 1"][1]
+ARMS |= {name: ("gaussian", changes) for name, changes in OF_POSES.items()}
+ARMS |= {f"{name}, pathwise": ("gaussian", changes | {"pose_gradient": "pathwise"})
+         for name, changes in OF_POSES.items() if name != "statements alone"}
+# An arm again, with as many steps as take as long as another arm took: (which, which other).
+EQUAL_TIME = {f"{name}, pathwise, equal time": (f"{name}, pathwise", name)
+              for name in ("joint alone", "semantic alone", "the paper's", "hygrpo")}
+ARMS |= {name: ARMS[which] for name, (which, _) in EQUAL_TIME.items()}
+
+# Each weight of rewards.py a quarter and four times as large.
+WEIGHED = {f"{name} x {scale:g}": ("gaussian", {"reward_weights": [f"{name}={weight * scale:g}"]})
+           for name, weight in weights().items() for scale in (0.25, 4.0)}
+ARMS |= WEIGHED
 
 # For --stability: ten times the steps of `python train_rft.py`, and what needs far fewer to collapse.
 LONG = {"hygrpo": {"rft_steps": 10 * RFTConfig.rft_steps},
@@ -82,7 +103,28 @@ CLAIMS = {
         *((kind, "sft", measure, ">") for kind in ("lowrank", "full") for measure in ("statements", "MPJPE, mm")),
         *((f"{kind}, hygrpo", "hygrpo", measure, ">") for kind in ("lowrank", "full")
           for measure in ("statements", "MPJPE, mm", "MPJPE sampled, mm", "diversity, mm"))]),
+    11: ("(a sceptic's) Where a reward has a slope, following it beats HyGRPO, which is for rewards without one", [
+        *((f"{name}, pathwise{time}", name, measure, ">") for time in ("", ", equal time") for name, measure in (
+            ("joint alone", "MPJPE, mm"), ("joint alone", "MPJPE sampled, mm"), ("semantic alone", "judge R@5"),
+            ("the paper's", "judge R@5"), ("the paper's", "MPJPE sampled, mm"), ("the paper's", "statements"))),
+        ("the paper's, K = 1, pathwise", "the paper's", "statements", "~"),
+        ("the paper's, K = 1, pathwise", "the paper's, K = 1", "statements", ">"),
+        ("statements alone", "the paper's, pathwise", "statements", ">"),
+        ("hygrpo", "the paper's, pathwise", "statements", ">"), ("hygrpo", "the paper's, pathwise", "judge R@5", ">"),
+        *((f"hygrpo, pathwise{time}", "hygrpo", measure, ">") for time in ("", ", equal time")
+          for measure in ("statements", "judge R@5", "MPJPE, mm", "MPJPE sampled, mm"))]),
+    12: ("(asked by reviewers) More weight of a reward brings more of it and costs no other task; rewards are best "
+         "compared one by one", [
+        *((f"{name} x 4", f"{name} x 0.25", measure, ">") for name, measure in (
+            ("joint", "MPJPE sampled, mm"), ("semantic", "judge R@5"), ("statements", "statements"), ("format", "form"),
+            ("description", "descriptions"), ("correct", "questions"))),
+        *((f"{name} x 4", "hygrpo", measure, "~") for name, measure in (
+            ("joint", "statements"), ("statements", "MPJPE sampled, mm"), ("semantic", "statements"),
+            ("description", "questions"), ("text", "questions"), ("correct", "descriptions"))),
+        *(("hygrpo", "rewards summed", measure, ">") for measure in (
+            "statements", "judge R@5", "MPJPE sampled, mm", "descriptions", "questions", "form"))]),
 }
+SIDE_BY_SIDE = (11, 12)  # the claims whose arms are also shown with every measure beside them
 
 
 def value(result: dict, measure: str) -> float:

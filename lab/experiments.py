@@ -2,19 +2,22 @@
 
     python -m lab.experiments [--claims 1 4 7] [--seeds 0 1 2] [--out runs_experiments] [--quick]
     python -m lab.experiments --stability stability.png      # ten times the steps, with and without KL; no table
+    python -m lab.experiments --claims 11 --seeds 0 1 --start_from runs_0 runs_1     # from SFT policies that are there
 Arms of one seed share their pictures, image encoders, SFT start and retrieval models, so that they differ in what is
 asked and in nothing else. A comparison is made seed by seed (paired); it holds when every seed agrees. The retrieval
 model that judges is not the one that rewards.
 
 Each finished arm leaves OUT/seed_N/ARM.json and is not run again, so that a broken call goes on where it stopped, and
-calls for different seeds can share the work: `OMP_NUM_THREADS=1 python -m lab.experiments --seeds 0 & ...`.
+calls for different seeds can share the work: `OMP_NUM_THREADS=1 python -m lab.experiments --seeds 0 & ...`. With one
+thread an arm's seconds are those of its own processor, whatever else is running; with more they are the clock's.
 Read next: claims.py, which lists claims and arms.
 """
 
 import json
+import shutil
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,14 +35,14 @@ from builtin.retriever import load_or_train_retrievers
 from builtin.tiny import PoseEncoder
 from builtin.tiny_encoders import train_encoders
 from data import Split
-from engine.checkpoint import atomic_write, check_folder, constants
+from engine.checkpoint import atomic_folder, atomic_write, check_folder, constants
 from engine.lock import hold
 from engine.runtime import own_seed, pick_device, run
 from engine.saving import load_policy, save_policy
-from engine.settings import OutputFile, OutputFolder, OutputPicture, SeedNumber, read_settings
+from engine.settings import Count, OutputFile, OutputFolder, OutputPicture, SeedNumber, read_settings
 from engine.world import WorldConfig, build_policy, keep_features, load_world
-from lab import claims_figure
-from lab.claims import ARMS, CLAIMS, LONG, MEASURES, value
+from lab import agreement, claims_figure
+from lab.claims import ARMS, CLAIMS, EQUAL_TIME, LONG, MEASURES, SIDE_BY_SIDE, WEIGHED, value
 from lab.curves import BLUE, ORANGE, finish, plot_smoothed
 from lab.metrics import eval_examples, recall, respond
 from lab.validation import validate
@@ -58,6 +61,10 @@ class ExperimentConfig:
     seeds: list[SeedNumber] = field(default_factory=lambda: [0, 1, 2],
                                     metadata={"help": "seeds of data, training, samples"})
     out: OutputFolder = field(default="runs_experiments", metadata={"help": "folder of finished arms"})
+    start_from: list[str] | None = field(default=None, metadata={
+        "help": "a run of train_rft.py for each seed, whose encoders, SFT policy and retrieval models are taken"})
+    rft_steps: Count = field(default=100, metadata={"help": "steps of HyGRPO (4 with --quick)"})
+    eval_poses: Count = field(default=150, metadata={"help": "poses that judge an arm (16 with --quick)"})
     json: OutputFile | None = field(default=None, metadata={"help": "file to write the table's numbers to"})
     figure: OutputPicture | None = field(default=None, metadata={"help": "picture to draw of claims 2, 5 and 6"})
     stability: OutputPicture | None = field(default=None, metadata={
@@ -66,13 +73,18 @@ class ExperimentConfig:
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
 
 
-def sizes(quick: bool) -> SimpleNamespace:
+def sizes(config: ExperimentConfig) -> SimpleNamespace:
     """How large everything is: the start is that of `python train_rft.py`, HyGRPO is shorter."""
-    if quick:
-        return SimpleNamespace(poses=64, eval=16, encoder=4, sft=6, retriever=4, most=8, rft={
+    if config.quick:
+        return SimpleNamespace(poses=64, eval=16, encoder=4, sft=6, retriever=4, most=8, gradients=1, rft={
             "rft_steps": 4, "prompts": 4, "poses_per_answer": 4, "group_size": 2, "eval_every": 4})
-    return SimpleNamespace(poses=8000, eval=150, encoder=1650, sft=950, retriever=160, most=10**6,
-                           rft={"rft_steps": 100})
+    return SimpleNamespace(poses=8000, eval=config.eval_poses, encoder=1650, sft=950, retriever=160, most=10**6,
+                           gradients=8, rft={"rft_steps": config.rft_steps})
+
+
+def clock() -> float:
+    """Seconds: with one thread those that this process has computed, so that a busy neighbour does not count."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.time()
 
 
 # ---------------------------------------------------------------- one seed: what its arms share, and an arm
@@ -81,7 +93,7 @@ class Seed:
     """The world of one seed: splits, retrieval models and starts, made when first asked for and kept."""
 
     def __init__(self, config: ExperimentConfig, seed: int):
-        self.seed, self.size, self.device = seed, sizes(config.quick), pick_device(config.device)
+        self.seed, self.size, self.device = seed, sizes(config), pick_device(config.device)
         self.folder = Path(config.out) / f"seed_{seed}"
         self.world = WorldConfig(out=str(self.folder), seed=seed, device=config.device, train_poses=self.size.poses,
                                  eval_poses=self.size.eval)
@@ -90,6 +102,26 @@ class Seed:
             "rft": asdict(RFTConfig(**self.size.rft)), "REWARDS": rewards.weights(),
             "SFT": constants(vars(stage_one)), "RFT": constants(vars(stage_two))})
         self.features = {}  # of pictures, by the encoders they come from
+        if config.start_from:
+            self.take(Path(config.start_from[config.seeds.index(seed)]))
+
+    def take(self, run: Path) -> None:
+        """Copy what a run of this seed has made before stage two. ValueError where it was made with other settings."""
+        names = {"encoders": "encoders", "sft": "start, gaussian", "reward": "reward", "judge": "judge"}
+        missing = [str(run / name) for name in ("sft_config.json", *names) if not (run / name).exists()]
+        if missing:
+            raise ValueError(f"--start_from {run}: {missing[0]} is not there; name a run of train_rft.py that has come "
+                             "to stage two")
+        asked = asdict(replace(self.world, eval_poses=0)) | asdict(self.config) | constants(vars(stage_one))
+        noted = json.loads((run / "sft_config.json").read_text()) | {"eval_poses": 0}
+        other = [f"{name} {noted.get(name)}, not {value}" for name, value in asked.items()
+                 if name not in ("out", "device", "skip_bad") and noted.get(name) != value]
+        if other:
+            raise ValueError(f"--start_from {run}: it was made with {'; '.join(other)}")
+        for name, own in names.items():
+            if not (self.folder / own).exists():
+                with atomic_folder(self.folder / own) as partial:
+                    shutil.copytree(run / name, partial, dirs_exist_ok=True)
 
     @cached_property
     def splits(self) -> dict[str, Split]:
@@ -117,9 +149,9 @@ class Seed:
             if name == "deterministic":
                 policy.pose_head.sigma.requires_grad_(False).bias.fill_(-50.0)  # softplus leaves nothing of it
             self.share_features(policy, name)
-            began = time.time()
+            began = clock()
             train_sft(policy, self.splits["train"], self.config, self.seed)
-            (self.folder / f"start, {name}.seconds").write_text(str(time.time() - began))
+            (self.folder / f"start, {name}.seconds").write_text(str(clock() - began))
             save_policy(policy, folder)
         policy = load_policy(folder).to(self.device)
         self.share_features(policy, name)
@@ -138,20 +170,25 @@ class Seed:
         start, changes = ARMS[arm]
         policy, rows, body = self.start(start), [], load_body().to(self.device)
         retrievers = load_or_train_retrievers(policy, self.world, self.size.retriever)
-        began = time.time()
+        began = clock()
         if changes == "sft":  # as long as HyGRPO took
-            seconds = float((self.folder / f"start, {start}.seconds").read_text())
-            steps = max(1, round(self.size.sft * self.run("hygrpo")["seconds"] / seconds))
-            began = time.time()
+            if not (told := self.folder / f"start, {start}.seconds").exists():
+                raise ValueError(f"the arm `{arm}` has to know how long SFT took: --start_from does not tell")
+            steps = max(1, round(self.size.sft * self.run("hygrpo")["seconds"] / float(told.read_text())))
+            began = clock()
             train_sft(policy, self.splits["train"], SFTConfig(sft_steps=steps), own_seed(self.seed, 14))
         elif changes is not None:
             settings = self.size.rft | changes
+            if arm in EQUAL_TIME:
+                seconds, others = (self.run(name)["seconds"] for name in EQUAL_TIME[arm])
+                settings["rft_steps"] = max(1, round(settings["rft_steps"] * others / seconds))
+                began = clock()
             settings |= {"rft_steps": min(settings["rft_steps"], self.size.most)}
             validation = lambda policy: validate(policy, self.splits["val"], retrievers["judge"], body, self.seed,
                                             self.size.eval)
             rows = train_rft(policy, self.splits["train"], retrievers["reward"], RFTConfig(**settings), self.seed,
                              validation if arm.startswith("long, ") else lambda policy: {})
-        seconds = time.time() - began
+        seconds = clock() - began
         test, n = self.splits["test"], self.size.eval
         result = evaluate.evaluate(policy, test, retrievers["judge"], body, n, self.seed)
         examples = eval_examples(test, "text2pose", n, self.seed)  # and under the model that rewarded
@@ -159,9 +196,19 @@ class Seed:
         texts = retrievers["reward"].encode_text([example.caption for example in examples])
         result["text2pose"]["reward_r5"] = recall(texts, retrievers["reward"].encode_pose(poses))["t2p_r5"]
         curves = {name: [(row["step"], row[name]) for row in rows if name in row] for name in CURVES}
-        result |= {"seconds": seconds, "curves": curves}
+        result |= {"seconds": seconds, "steps": rows[-1]["step"] if rows else 0, "curves": curves}
         atomic_write(file, json.dumps(result))
         return result
+
+    def agreement(self) -> dict[str, dict]:
+        """How far the gradients of the rewards agree where HyGRPO starts: of lab/agreement.py, kept like an arm."""
+        file = self.folder / "agreement.json"
+        if not file.exists():
+            policy = self.start("gaussian")
+            retriever = load_or_train_retrievers(policy, self.world, self.size.retriever)["reward"]
+            atomic_write(file, json.dumps(agreement.agreement(policy, self.splits["train"], retriever, self.seed,
+                                                              self.size.gradients)))
+        return json.loads(file.read_text())
 
 
 # ---------------------------------------------------------------- the table, and the long runs
@@ -196,6 +243,17 @@ def table(claims: dict[int, list[dict]]) -> str:
     return "\n".join(lines[:-1])
 
 
+def side_by_side(arms: dict[str, dict[str, list[float]]]) -> str:
+    """Markdown: of each arm its steps, seconds and every measure, mean ± std over seeds."""
+    columns = ["steps", "seconds", *MEASURES]
+    lines = [f"| | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
+    for arm, numbers in arms.items():
+        cells = [(np.mean(x), np.std(x, ddof=1) if len(x) > 1 else 0.0, 0 if name in columns[:2] else 1 if
+                  max(x) > 2 else 3) for name in columns for x in [numbers[name]]]
+        lines.append(f"| *{arm}* | " + " | ".join(f"{mean:.{d}f} ± {std:.{d}f}" for mean, std, d in cells) + " |")
+    return "\n".join(lines)
+
+
 def stability(world: Seed, path: Path) -> dict:
     """Run the LONG arms and draw reward, judge, statements and spread over their steps. Returns the curves, with the
     furthest that the statements held on validation poses ever fell below their best before."""
@@ -225,17 +283,27 @@ def stability(world: Seed, path: Path) -> dict:
 
 def try_claims(config: ExperimentConfig, worlds: list[Seed]) -> dict:
     """Run the arms of the claims that were asked for, print and draw what came of it, and return its numbers."""
-    arms = list(dict.fromkeys(arm for number in config.claims for c in CLAIMS[number][1] for arm in c[:2]))
+    of = {number: dict.fromkeys(arm for c in CLAIMS[number][1] for arm in c[:2]) for number in config.claims}
+    if 12 in of:
+        of[12] |= dict.fromkeys(WEIGHED)
+    arms = list({arm: None for names in of.values() for arm in names})
     if 5 in config.claims:
         arms += ["KL 0.02", "KL 0.2"]  # for the figure
     results = {arm: [world.run(arm) for world in worlds] for arm in arms}
     claims = {number: [compare(results, *c) for c in CLAIMS[number][1]] for number in config.claims}
     print(table(claims))
+    numbers = {arm: {m: [value(r, m) for r in results[arm]] for m in MEASURES} |
+               {"seconds": [round(r["seconds"]) for r in results[arm]], "steps": [r["steps"] for r in results[arm]]}
+               for arm in arms}
+    for number in (n for n in config.claims if n in SIDE_BY_SIDE):
+        print(f"\nEvery arm of claim {number}:\n\n{side_by_side({arm: numbers[arm] for arm in of[number]})}")
+    report = {"seeds": config.seeds, "claims": claims, "arms": numbers}
+    if 12 in config.claims:
+        report["agreement"] = [world.agreement() for world in worlds]
+        print("\n" + agreement.table(report["agreement"]))
     if config.figure:
         claims_figure.draw(Path(config.figure), results)
-    return {"seeds": config.seeds, "claims": claims, "arms": {
-        arm: {m: [value(r, m) for r in results[arm]] for m in MEASURES} |
-             {"seconds": [round(r["seconds"]) for r in results[arm]]} for arm in arms}}
+    return report
 
 
 def main() -> None:
@@ -243,6 +311,8 @@ def main() -> None:
     unknown = set(config.claims) - set(CLAIMS)
     if unknown:
         raise ValueError(f"--claims {' '.join(map(str, unknown))}: choose from {', '.join(map(str, CLAIMS))}")
+    if config.start_from and len(config.start_from) != len(config.seeds):
+        raise ValueError(f"--start_from: name one run for each of the {len(config.seeds)} seeds")
     seeds = config.seeds[:1] if config.stability else config.seeds
     with ExitStack() as locks:
         for seed in dict.fromkeys(seeds):

@@ -9,6 +9,7 @@ from torch.distributions import (Categorical, Independent, LowRankMultivariateNo
                                  kl_divergence)
 
 import hygrpo
+from lab import summed
 from model import PoseHead, PosePolicy
 from test_model import CORPUS, EXAMPLES
 from builtin.tiny import build_tiny
@@ -637,3 +638,86 @@ def test_equal_advantages_of_all_joints_are_that_of_the_pose_and_each_moves_its_
     r.Delta[..., 0] *= 3
     changed = (full_loss(r, shift=.05)[2][1] - other).abs().amax((0, 1))  # (12,), of the means' gradient
     assert (changed[:6] > 1e-6).all() and (changed[6:] < 1e-12).all()
+
+
+# ---------------------------------------------------------------- the pathwise gradient
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_drawn_again_are_where_they_were_and_move_with_mean_and_spread(kind):
+    """As `rsample` has it: the gradient of sum_i c_i p_i by mean, sigmas and factor, for the same z."""
+    leaves = [x.requires_grad_() for x in (randn(4, 12), .4 * randn(4, 12, seed=1), randn(4, 12, 12, seed=2))]
+    pose, z, c = gaussian(kind, *leaves), randn(5, 4, 12, seed=3), randn(5, 4, 12, seed=4)
+    drawn = pose.mean + (pose.stddev * z if kind == "diag" else (pose.scale_tril @ z[..., None])[..., 0])
+    moved = hygrpo.moved(pose, drawn.detach())
+    torch.testing.assert_close(hygrpo.standardised(pose, drawn), z)
+    torch.testing.assert_close(moved, torch.zeros_like(moved))
+    for got, expected in zip(*(torch.autograd.grad((c * x).sum(), leaves, retain_graph=True, materialize_grads=True)
+                               for x in (moved, drawn))):
+        torch.testing.assert_close(got, expected)
+        assert kind == "diag" or (got != 0).any()
+
+
+def both_gradients(kind: str, N: int = 20_000, K: int = 8):
+    """Of R(p) = -|p - c|^2 / 2 the mean reward has the gradient c - mu by mu and, where Sigma is diagonal, -s^2 by log s.
+
+    Returns gradients of the poses' objective, by the score function and pathwise, one row for each of N groups of K
+    poses, by mean (N, 6), log sigma (N, 6), and the exact ones of mu and log s."""
+    torch.manual_seed(0)
+    mean, log_s, c, yes = randn(6), .3 * randn(6, seed=1), randn(6, seed=2), torch.ones(N, 1).bool()
+    leaves = [x.expand(N, 1, 6).clone().requires_grad_() for x in (mean, log_s)]
+    pose = Independent(Normal(leaves[0], leaves[1].exp()), 1)
+    sample = pose.sample((K,)).movedim(0, -2)  # (N, 1, K, 6)
+    reward = -(sample - c).square().sum(-1) / 2
+    if kind == "pathwise":
+        Delta, slope = torch.zeros(N, 1, K), c - sample
+    else:
+        Delta, slope = hygrpo.advantages({}, {"p": reward}, yes, {"p": 1.0}, normalize="none")[1].double(), None
+    old = hygrpo.gaussian_log_prob_terms(pose, sample.movedim(-2, 0)).movedim(0, -2).detach()
+    value, _ = hygrpo.pose_loss(pose, old, pose, sample, Delta, yes, clip_low=.2, clip_high=.2, beta=0.0, slope=slope)
+    grads = torch.autograd.grad(-value, leaves)  # divided by D = 6 and by V = N
+    return [6 * N * g[:, 0] for g in grads], [c - mean, -(2 * log_s).exp()], value
+
+
+def test_the_pathwise_gradient_is_the_exact_one_and_that_of_the_score_function_with_less_noise():
+    found = {kind: both_gradients(kind) for kind in ("score", "pathwise")}
+    for kind, (grads, exact, _) in found.items():
+        for got, expected in zip(grads, exact):
+            assert (off_by(got, expected) < 4).all() and (off_by(got, 0) > 10).any(), kind
+    assert abs(found["pathwise"][2].item()) < 1e-12  # a slope adds to the gradient and nothing to the value
+    for one, other in zip(found["pathwise"][0], found["score"][0]):
+        assert one.std(0).mean() < other.std(0).mean() / 2
+
+
+def test_slopes_weigh_poses_as_the_rest_of_their_half_does():
+    """An answer without a pose gets none, the parts of a batch add up, and a group without any is counted as flat."""
+    r = rollout(B=5)
+    r.slope, r.Delta = randn(5, 4, 5, 12, seed=12), 0 * r.Delta
+    r.slope[0] = 0
+
+    def run(rows):
+        part = SimpleNamespace(**{name: x[rows] for name, x in vars(r).items()})
+        return full_loss(part, slope=part.slope)
+    whole, metrics, grads = run(slice(None))
+    assert metrics["pose_flat_groups"].item() == pytest.approx(1 / 5)
+    assert (grads[1][~r.has_pose] == 0).all() and (grads[2][1:][r.has_pose[1:]] != 0).all()
+    parts, V = [run(rows) for rows in (slice(0, 2), slice(2, 5))], [r.has_pose[:2].sum(), r.has_pose[2:].sum()]
+    for i in (1, 2):
+        torch.testing.assert_close(grads[i], torch.cat([v * p[2][i] for v, p in zip(V, parts)]) / sum(V))
+
+
+def test_a_sum_of_rewards_is_compared_as_one_reward():
+    """GRPO: F of all an answer has, zero for poses it does not give; a joint by its parts, or the whole where none."""
+    text, other = randn(3, 4).float(), randn(3, 4, 5, seed=1).float()
+    part, has_pose = randn(3, 4, 5, 24, seed=2).float(), randn(3, 4, seed=3) < .8
+    other[2] = torch.nan  # of another task
+    weights = {"t": 2.0, "a": .5, "b": 3.0}
+    poses = {"a": other, "b": part.mean(-1)}
+    F, Delta = summed.advantages({"t": text, "u": text * torch.nan}, poses, has_pose, weights | {"u": 1.0}, {"b": part})
+    known = other.nan_to_num(0)
+    total = 2 * text + has_pose * (.5 * known + 3 * poses["b"]).mean(-1)
+    torch.testing.assert_close(F, hygrpo.group_advantage(total, torch.ones_like(has_pose)))
+    joint = {"sum": .5 * known + 3 * part[..., 7]}
+    torch.testing.assert_close(Delta[..., 7], hygrpo.advantages({}, joint, has_pose, {"sum": 1.0})[1])
+    whole = summed.advantages({"t": text}, poses, has_pose, weights)[1]
+    joint = {"sum": .5 * known + 3 * poses["b"]}
+    torch.testing.assert_close(whole, hygrpo.advantages({}, joint, has_pose, {"sum": 1.0})[1])
