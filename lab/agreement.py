@@ -16,17 +16,18 @@ from torch import Tensor
 
 import hygrpo
 import rewards
-import train_rft as stage_two
 from builtin.retriever import Retriever
 from data import Split, draw_batch
 from model import ANSWER_TOKENS, PosePolicy
 from real.answers import as_read
+from train_rft import MIX, RFTConfig, sizes
 
 
-def agreement(policy: PosePolicy, split: Split, retriever: Retriever, seed: int, batches: int) -> dict[str, dict]:
+def agreement(policy: PosePolicy, split: Split, retriever: Retriever, config: RFTConfig, seed: int,
+              batches: int) -> dict[str, dict]:
     """Of `pose head` and `language model` a dict name -> name -> cosine, None where a reward moves nothing there.
 
-    batches: how many of each task in each of the two halves."""
+    config: how large batches are, and how rewards are compared. batches: of each task in each of the two halves."""
     parts, halves = {"pose head": [], "language model": []}, [{}, {}]
     for name, parameter in policy.named_parameters():
         if parameter.requires_grad:
@@ -34,9 +35,9 @@ def agreement(policy: PosePolicy, split: Split, retriever: Retriever, seed: int,
     parameters, rng = [p for part in parts.values() for p in part], np.random.default_rng([seed, 24])
     policy.train()
     for half in halves:
-        for task, odds in stage_two.MIX.items():
+        for task, odds in MIX.items():
             for _ in range(batches):
-                for name, gradient in of_batch(policy, split, retriever, task, parameters, rng).items():
+                for name, gradient in of_batch(policy, split, retriever, config, task, parameters, rng).items():
                     half[name] = half.get(name, 0.0) + odds / batches * gradient
     policy.eval()
     head = sum(p.numel() for p in parts["pose head"])
@@ -52,10 +53,10 @@ def cosine(a: Tensor, b: Tensor, b_first: Tensor, a_second: Tensor) -> float | N
     return float(np.mean(pairs)) if np.isfinite(pairs).all() else None
 
 
-def of_batch(policy: PosePolicy, split: Split, retriever: Retriever, task: str, parameters: Sequence[Tensor],
-             rng: np.random.Generator) -> dict[str, Tensor]:
+def of_batch(policy: PosePolicy, split: Split, retriever: Retriever, config: RFTConfig, task: str,
+             parameters: Sequence[Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
     """The gradient of each reward that a task has, of one batch: name -> one long row, uphill."""
-    B, G, K = stage_two.sizes(task, config := stage_two.RFTConfig())
+    B, G, K = sizes(task, config)
     examples = as_read(policy, draw_batch(split, {task: 1.0}, B, rng))
     prompt = policy.encode(examples)
     rollout = policy.sample(prompt, G, K, seeds=rng.integers(2 ** 62, size=B))

@@ -172,9 +172,8 @@ class Seed:
         retrievers = load_or_train_retrievers(policy, self.world, self.size.retriever)
         began = clock()
         if changes == "sft":  # as long as HyGRPO took
-            if not (told := self.folder / f"start, {start}.seconds").exists():
-                raise ValueError(f"the arm `{arm}` has to know how long SFT took: --start_from does not tell")
-            steps = max(1, round(self.size.sft * self.run("hygrpo")["seconds"] / float(told.read_text())))
+            seconds = float((self.folder / f"start, {start}.seconds").read_text())
+            steps = max(1, round(self.size.sft * self.run("hygrpo")["seconds"] / seconds))
             began = clock()
             train_sft(policy, self.splits["train"], SFTConfig(sft_steps=steps), own_seed(self.seed, 14))
         elif changes is not None:
@@ -206,8 +205,8 @@ class Seed:
         if not file.exists():
             policy = self.start("gaussian")
             retriever = load_or_train_retrievers(policy, self.world, self.size.retriever)["reward"]
-            atomic_write(file, json.dumps(agreement.agreement(policy, self.splits["train"], retriever, self.seed,
-                                                              self.size.gradients)))
+            atomic_write(file, json.dumps(agreement.agreement(
+                policy, self.splits["train"], retriever, RFTConfig(**self.size.rft), self.seed, self.size.gradients)))
         return json.loads(file.read_text())
 
 
@@ -313,6 +312,9 @@ def main() -> None:
         raise ValueError(f"--claims {' '.join(map(str, unknown))}: choose from {', '.join(map(str, CLAIMS))}")
     if config.start_from and len(config.start_from) != len(config.seeds):
         raise ValueError(f"--start_from: name one run for each of the {len(config.seeds)} seeds")
+    if config.start_from and any("sft continued" in c for number in config.claims for c in CLAIMS[number][1]):
+        raise ValueError("--start_from: how long SFT took is not told there, so that it cannot be continued for as "
+                         "long as HyGRPO takes; name --claims without 7")
     seeds = config.seeds[:1] if config.stability else config.seeds
     with ExitStack() as locks:
         for seed in dict.fromkeys(seeds):
