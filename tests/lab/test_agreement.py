@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lab import agreement
-from train_rft import RFTConfig
+from train_rft import MIX, RFTConfig
 
 
 def test_a_cosine_is_taken_between_the_halves_and_is_nothing_where_nothing_moves():
@@ -14,18 +14,36 @@ def test_a_cosine_is_taken_between_the_halves_and_is_nothing_where_nothing_moves
     assert agreement.cosine(x, 0 * y, y, y) is None
 
 
-def test_rewards_move_the_head_by_poses_alone_and_agree_with_themselves_most(world):
-    config = RFTConfig(prompts=4, pose_prompts=8, poses_per_answer=16)
-    found = agreement.agreement(world.policy, world.split, world.retriever, config, 0, 1)
-    assert found.keys() == {"pose head", "language model"}
+def test_the_halves_hold_other_batches_and_tasks_weigh_by_their_odds(world, monkeypatch):
+    """Gradients that are known: of `joint` always one way, with a turn of `correct` on the head and noise on the rest."""
+    drawn = []
+
+    def of_batch(policy, split, retriever, config, task, parameters, rng):
+        head = sum(p.numel() for p in policy.pose_head.parameters())
+        x = torch.zeros(sum(p.numel() for p in parameters))
+        x[:head], x[head + len(drawn)] = 1, 1
+        drawn.append(task)
+        return {"joint": x, "correct": -x.index_fill(0, torch.arange(head), 2.0 if task == "vqa" else 0.0)}
+    monkeypatch.setattr(agreement, "of_batch", of_batch)
+    found = agreement.agreement(world.policy, world.split, world.retriever, RFTConfig(), 0, 2)
+    assert drawn == 2 * [task for task in MIX for _ in range(2)]
     head, rest = found["pose head"], found["language model"]
-    assert list(head) == list(rest) and {"joint", "semantic", "statements", "correct"} <= set(head)
-    for name in ("joint", "semantic", "statements"):
-        assert max(head[name][other] for other in ("joint", "semantic", "statements")) == head[name][name] > .1
-    assert all(head["correct"][other] is None for other in head)  # its task gives words alone
-    values = np.array([rest[a][b] for a in ("joint", "semantic", "statements") for b in ("joint", "statements")])
-    assert (np.abs(values) <= 1 + 1e-6).all()
-    assert all(head[a][b] == head[b][a] for a in head for b in head)
+    assert head["joint"]["joint"] == pytest.approx(1, abs=1e-4)
+    assert head["joint"]["correct"] == head["correct"]["joint"] == pytest.approx(-1, abs=1e-4)
+    assert rest["joint"]["joint"] == rest["joint"]["correct"] == 0  # each batch has a number of its own
+
+
+def test_words_do_not_move_the_head_and_the_generator_is_the_only_chance(world):
+    config, names = RFTConfig(prompts=4, pose_prompts=4, poses_per_answer=4), ("joint", "format", "text", "description")
+    parameters = [*world.policy.pose_head.parameters(), world.policy.pose_projector[1].weight]
+    head = sum(p.numel() for p in world.policy.pose_head.parameters())
+    take = lambda: agreement.of_batch(world.policy, world.split, world.retriever, config, "image2text", parameters,
+                                      np.random.default_rng(0))
+    found = take()
+    assert found.keys() == set(names) and (found["joint"][:head] != 0).any()
+    assert all((found[name][:head] == 0).all() for name in names[1:])
+    again = take()
+    assert all(torch.equal(found[name], again[name]) for name in names)
 
 
 def test_the_table_has_a_row_a_reward_and_says_where_nothing_moves():
