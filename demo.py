@@ -74,7 +74,7 @@ def make_page(config: DemoConfig, choices: list[str], out: str):
             with gr.Column(scale=1):
                 folder = gr.Dropdown(choices, label="policy")
                 words = gr.Textbox(label="a pose in words, or a question about the photo")
-                photo = gr.File(label="a photo; its centre square is looked at", height=150)
+                photo = gr.File(label="a photo of one person", height=150)
                 button = gr.Button("Ask", variant="primary")
                 gr.Examples(EXAMPLES, words)
                 said, files = gr.Textbox(label="answer", lines=5), gr.File(label="files", interactive=False)

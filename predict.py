@@ -26,8 +26,8 @@ from builtin.free_text import make_prompt
 from engine.runtime import pick_device, run
 from engine.saving import load_policy
 from engine.settings import OutputFolder, Parser, SeedNumber
-from lab.body_page import TURNED, write_page
-from lab.prediction_files import GHOSTS, SHOWN, check_statements, draw, statement_lines, write_pose
+from lab.body_page import TURNED
+from lab.prediction_files import GHOSTS, SHOWN, check_statements, statement_lines, write
 from model import POSE_DIM, PosePolicy, draw_poses
 from real.photos import read_image
 from real.smpl import load_body
@@ -87,18 +87,7 @@ def respond(policy: PosePolicy, body, prompt: str, image: np.ndarray | None, con
     heading = f"What these words say of the pose{level} (+ where it holds of the mean pose, - where not):"
     say("\n  ".join([heading, *lines]) if lines else
         "No statement to check: these words say nothing that captions.py, which reads English, can measure.")
-    folder, names = Path(config.out), ["picture.png", "pose.npz", "body.obj"]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_pose(folder, body, *prediction[2:])
-        draw(folder / "picture.png", body, prompt, image, prediction.answer, lines, rotmats)
-        if write_page(folder / "body.html", body, prompt, image, prediction.answer, checked, rotmats):
-            names.append("body.html")
-        else:
-            say("body.html is left out: pip install plotly, then bodies can be turned in a browser.")
-    except OSError as error:
-        raise ValueError(f"--out {folder} cannot be written to: {error}") from error
-    return [folder / name for name in names]
+    return write(Path(config.out), body, prediction, prompt, image, checked, rotmats, say)
 
 
 def main() -> None:

@@ -133,7 +133,7 @@ def first_text(made: SimpleNamespace) -> list[str]:
 
 
 def update_text(made: SimpleNamespace) -> list[str]:
-    (logits, mean), F, after = made.steps[0].slopes, made.F, made.steps[1]
+    (logits, _), F, after = made.steps[0].slopes, made.F, made.steps[1]
     lines = []
     for w, word in enumerate(WORDS):
         inner = " + ".join(f"{n(F[i])} * ({int(TOKENS[0, i, 0] == w)} - {n(PROBS[0, w])})" for i in range(2))

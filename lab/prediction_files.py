@@ -17,6 +17,7 @@ Read next: body_page.py, the page.
 """
 
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +31,31 @@ import captions
 from body import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_rot6d
 from builtin.denials import said, signed
 from builtin.renderer import PALETTE, part_colors, render
+from engine.lock import hold
+from lab.body_page import write_page
 from lab.curves import write_picture
 from real.smpl import body_vertices
 
 SIZE = 480  # pixels a picture of a body is high
 GHOSTS, SHOWN = 12, 8  # samples painted translucent, and on their own
+
+
+def write(folder: Path, body, prediction, asked: str, image: np.ndarray | None, checked: dict[str, Tensor],
+          rotmats: Tensor, say: Callable[[str], None]) -> list[Path]:
+    """All of them, over those of the last; returns them. prediction: of predict.py; checked: of `check_statements`.
+    ValueError where the folder cannot be written to, or another process is writing there."""
+    names = ["picture.png", "pose.npz", "body.obj"]
+    try:
+        with hold(folder):
+            write_pose(folder, body, *prediction[2:])
+            draw(folder / "picture.png", body, asked, image, prediction.answer, statement_lines(checked), rotmats)
+            if write_page(folder / "body.html", body, asked, image, prediction.answer, checked, rotmats):
+                names.append("body.html")
+            else:
+                say("body.html is left out: pip install plotly, then bodies can be turned in a browser.")
+    except OSError as error:
+        raise ValueError(f"--out {folder} cannot be written to: {error}") from error
+    return [folder / name for name in names]
 
 
 def write_pose(folder: Path, body, mean: Tensor, covariance: Tensor, rotmats: Tensor) -> None:

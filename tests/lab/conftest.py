@@ -6,8 +6,8 @@ import torch
 
 from builtin.poses import sample_poses
 from builtin.retriever import Retriever
+from builtin.splits import make_split
 from builtin.tiny import build_tiny, corpus
-from data import make_split
 from model import PosePolicy
 
 
