@@ -102,6 +102,7 @@ def draw(before: Policy, after: Policy) -> None:
 
 
 def main() -> None:
+    torch.set_num_threads(torch.get_num_threads())  # else MKL chooses them anew for each product, and rounds by it
     parser = ArgumentParser("toy.py", "toy.py [flags]", __doc__[:103], formatter_class=ArgumentDefaultsHelpFormatter)
     for name, default, about in (
             ("steps", 200, "steps of HyGRPO"), ("poses", 16, "points an answer (K)"), ("seed", 0, "of all chance"),
