@@ -3,9 +3,8 @@
 A prompt q asks to put a hand to the left, to the right or to either side, down or up. The answer is a word a, "left" or
 "right", and a point p in the plane, from a Gaussian that depends on both: pi(a, p | q) = pi(a | q) N(p; mu, sigma).
 Words are rewarded for fitting the prompt, points for being near the corner on the side that was named. There is no VLM,
-no body and no SFT. The rest is the method: hygrpo.py as it is, in the seven steps of the loop in train_rft.py.
+no body and no SFT. The rest is the method: hygrpo.py as it is, in the steps of train_rft.py. Read next: hygrpo.py.
 Shapes: B prompts, G answers each, K points an answer, T = 1 word an answer, W = 2 words, D = 2 numbers of a point.
-Read next: hygrpo.py, which holds advantages and loss.
 """
 
 import copy
