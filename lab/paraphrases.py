@@ -11,7 +11,7 @@ Read next: pretrained.py, which makes a model that has read sentences before.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +25,11 @@ from data import Example, Split, load_splits
 from engine.checkpoint import atomic_write
 from engine.runtime import pick_device, run
 from engine.saving import load_policy
-from engine.settings import Count, OutputFile, SeedNumber, read_settings
+from engine.settings import Count, OutputFile, OutputPicture, SeedNumber, read_settings
 from lab.metrics import bootstrap, compare, eval_examples, respond, right_form
+from lab.pictures import grid
 from model import PosePolicy
+from real.smpl import load_body
 
 FILE = Path(__file__).with_name("paraphrases.json")
 KEYS = {statement.key: i for i, statement in enumerate(captions.STATEMENTS)}
@@ -68,8 +70,8 @@ def one_pose(meanings: Sequence[Meaning], train: Split) -> np.ndarray:
 
 def as_example(sentence: str) -> Example:
     """A sentence as predict.py asks it."""
-    return Example("text2pose", make_prompt(sentence, None), captions.POSE_ANSWER, None, None, torch.zeros(10), sentence,
-                   ())
+    prompt = make_prompt(sentence, None)
+    return Example("text2pose", prompt, captions.POSE_ANSWER, None, None, torch.zeros(10), sentence, ())
 
 
 def answer(policy: PosePolicy, examples: Sequence[Example], meanings: Sequence[Meaning], samples: int,
@@ -79,6 +81,17 @@ def answer(policy: PosePolicy, examples: Sequence[Example], meanings: Sequence[M
     out = respond(policy, examples, samples, seed)
     own, others = held(meanings, remove_heading(out["samples"]))
     return {"held": own, "shuffled": others, "form": right_form(examples, out["answers"])["format_rate"]}
+
+
+def picture(path: Path, policies: dict[str, PosePolicy], body, seed: int, count: int = 6) -> None:
+    """`count` sentences, evenly spaced in the file, each with a pose sampled by each policy; below it what the sentence
+    means, with all alternatives."""
+    sentences = [said for group in read_paraphrases().values() for said in group.items()]
+    every = len(sentences) // count
+    examples = [replace(as_example(sentence), statements=tuple(sum(meant, [])))
+                for sentence, meant in sentences[every - 1::every][:count]]
+    grid(path, examples, {name: respond(policy, examples, 1, seed)["samples"][:, 0].cpu()
+                          for name, policy in policies.items()}, body, blocks=2)
 
 
 # ---------------------------------------------------------------- the command
@@ -92,48 +105,64 @@ class ParaphrasesConfig:
     eval_poses: Count = field(default=500, metadata={"help": "test poses, whose captions are asked beside"})
     seed: SeedNumber = field(default=0, metadata={"help": "seed of the data and of the samples"})
     json: OutputFile | None = field(default=None, metadata={"help": "file to write the figures to"})
+    picture: OutputPicture | None = field(default=None, metadata={"help": "file to draw some answers to"})
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
 
 
-def questions(config: ParaphrasesConfig) -> tuple[dict[str, tuple[list[Example], list[Meaning]]], Split]:
-    """Groups of examples with their meanings, the test captions last, and the training poses."""
-    groups = {name: ([as_example(sentence) for sentence in sentences], list(sentences.values()))
-              for name, sentences in read_paraphrases().items()}
-    groups = {"all paraphrases": tuple(sum(parts, []) for parts in zip(*groups.values()))} | groups
+def asked(config: ParaphrasesConfig) -> tuple[dict[str, tuple[list[Example], list[Meaning], dict]], Split]:
+    """Paraphrases and test captions: examples, their meanings, and which of them each row of the table is the mean of.
+    Beside them the training poses."""
+    groups, ends = read_paraphrases(), [0]
+    for sentences in groups.values():
+        ends.append(ends[-1] + len(sentences))
+    own = {sentence: meant for sentences in groups.values() for sentence, meant in sentences.items()}
     splits = load_splits(config.poses, {"train": 8000, "test": config.eval_poses}, config.seed, images=False)
-    asked = eval_examples(splits["test"], "text2pose", config.eval_poses, config.seed)
-    return groups | {"test captions": (asked, [[[i] for i in e.statements] for e in asked])}, splits["train"]
+    captions_of = eval_examples(splits["test"], "text2pose", config.eval_poses, config.seed)
+    return {
+        "paraphrases": (list(map(as_example, own)), list(own.values()),
+                        {"all paraphrases": slice(None)} | dict(zip(groups, map(slice, ends, ends[1:])))),
+        "test captions": (captions_of, [[[i] for i in e.statements] for e in captions_of],
+                          {"test captions": slice(None)})}, splits["train"]
 
 
 def main() -> None:
     config, = read_settings(__doc__, ParaphrasesConfig)
-    device = pick_device(config.device)
-    policies = {name: load_policy(name).to(device).eval() for name in config.model}
-    groups, train = questions(config)
-    report = {}
-    for group, (examples, meanings) in groups.items():
-        floor = one_pose(meanings, train)
-        rows = {"one pose for all": {"held": float(floor.mean()), "interval": bootstrap(floor, config.seed)}}
-        each = {name: answer(policy, examples, meanings, config.samples, config.seed)
-                for name, policy in policies.items()}
-        for name, numbers in each.items():
-            rows[name] = {key: float(values.mean()) for key, values in numbers.items()}
-            rows[name] |= {"interval": bootstrap(numbers["held"], config.seed),
-                           "against_first": compare(numbers["held"], each[config.model[0]]["held"], config.seed),
-                           "each": {e.caption: round(float(x), 4) for e, x in zip(examples, numbers["held"])}}
-        report[group] = {"sentences": len(examples), "rows": rows}
-        print(f"{group} ({len(examples)})", *(line(name, row) for name, row in rows.items()), sep="\n  ")
+    policies = {name: load_policy(name).to(pick_device(config.device)) for name in config.model}
+    kinds, train = asked(config)
+    report = {"table": {}, "held": {}}
+    for kind, (examples, meanings, groups) in kinds.items():
+        each = {"one pose for all": {"held": one_pose(meanings, train)}}
+        each |= {name: answer(policy, examples, meanings, config.samples, config.seed)
+                 for name, policy in policies.items()}
+        for group, rows in groups.items():
+            first = each[config.model[0]]["held"][rows]
+            table = report["table"][group] = {
+                name: summary({key: values[rows] for key, values in numbers.items()}, first, config.seed)
+                for name, numbers in each.items()}
+            print(f"{group}, {len(examples[rows])}", *(line(name, row) for name, row in table.items()), sep="\n  ")
+        if kind == "paraphrases":
+            report["held"] = {e.caption: {name: round(float(numbers["held"][i]), 4) for name, numbers in each.items()}
+                              for i, e in enumerate(examples)}
+    if config.picture:
+        picture(Path(config.picture), policies, load_body(), config.seed)
     if config.json:
         atomic_write(Path(config.json), json.dumps(report, indent=1) + "\n")
 
 
+def summary(numbers: dict[str, np.ndarray], first: np.ndarray, seed: int) -> dict:
+    """Means of what `answer` gives (N,), with intervals over the sentences, and against what `first` (N,) holds."""
+    return {key: float(values.mean()) for key, values in numbers.items()} | {
+        "sentences": len(first), "interval": bootstrap(numbers["held"], seed),
+        "against_first": compare(numbers["held"], first, seed)}
+
+
 def line(name: str, row: dict) -> str:
-    text = f"{name:32s} held {row['held']:.3f} [{row['interval'][0]:.3f}, {row['interval'][1]:.3f}]"
-    if "form" in row:
-        low, high = row["against_first"]["interval"]
-        text += (f"   another sentence's poses {row['shuffled']:.3f}   right form {row['form']:.2f}   against the first "
-                 f"{row['against_first']['difference']:+.3f} [{low:+.3f}, {high:+.3f}]")
-    return text
+    """A row of the table, as text."""
+    low, high = row["against_first"]["interval"]
+    text = (f"{name:32s} held {row['held']:.3f} [{row['interval'][0]:.3f}, {row['interval'][1]:.3f}]   against the "
+            f"first {row['against_first']['difference']:+.3f} [{low:+.3f}, {high:+.3f}]")
+    return text if "form" not in row else (
+        f"{text}   another sentence's poses {row['shuffled']:.3f}   right form {row['form']:.2f}")
 
 
 if __name__ == "__main__":

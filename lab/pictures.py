@@ -48,8 +48,10 @@ def show(axis: Axes, body, rotmats: Tensor, example: Example, is_true: bool) -> 
     axis.set_anchor("S")
     if from_text:
         axis.axhline(rows[-1] - rows[0] + 0.5, color="#aaaaaa", lw=2)
-    error, holds = mpjpe(*(forward_kinematics(x)[0] for x in (rotmats, example.rotmats))), captions.pose_holds(rotmats)
-    lines = [] if from_text or is_true else [(f"{error:.0f} mm a joint", "black")]
+    holds, lines = captions.pose_holds(rotmats), []
+    if not from_text and not is_true:
+        error = mpjpe(*(forward_kinematics(x)[0] for x in (rotmats, example.rotmats)))
+        lines = [(f"{error:.0f} mm a joint", "black")]
     for i in example.statements if from_text else ():
         key = captions.STATEMENTS[i].key.replace("the person is ", "").replace("the ", "").replace(" is ", " ")
         lines += [(f"+ {key}", HOLDS) if holds[i] else (f"- {key}", FAILS)]
@@ -59,9 +61,8 @@ def show(axis: Axes, body, rotmats: Tensor, example: Example, is_true: bool) -> 
 
 
 def grid(path: Path, examples: Sequence[Example], columns: dict[str, Tensor], body, blocks: int = 1) -> None:
-    """A row an example, in `blocks` beside each other: what was asked, the true pose, and that of each column (name ->
+    """A row an example, in `blocks` beside each other: what was asked, and the pose of each column (name ->
     (n, 24, 3, 3))."""
-    columns = {"true pose": torch.stack([e.rotmats for e in examples])} | columns
     wide, tall = 1 + len(columns), -(-len(examples) // blocks)
     figure = Figure(figsize=(2.9 * wide * blocks, 4.0 * tall))
     axes = figure.subplots(tall, wide * blocks, squeeze=False)
@@ -79,12 +80,17 @@ def grid(path: Path, examples: Sequence[Example], columns: dict[str, Tensor], bo
     figure.savefig(path, dpi=68)
 
 
+def true_poses(examples: Sequence[Example]) -> dict[str, Tensor]:
+    return {"true pose": torch.stack([e.rotmats for e in examples])}
+
+
 def before_after(path: Path, split: Split, policies: dict[str, PosePolicy], body, seed: int = 0) -> None:
     """Three sentences on the left, as many images on the right, each with a pose sampled by each policy."""
     examples = eval_examples(split, "text2pose", 3, seed)
     examples += eval_examples(split, "image2pose", 6, seed)[3:]  # of other poses
-    grid(path, examples, {f"{name}, sampled": respond(policy, examples, 1, seed)["samples"][:, 0].cpu()
-                          for name, policy in policies.items()}, body, blocks=2)
+    grid(path, examples, true_poses(examples) | {
+        f"{name}, sampled": respond(policy, examples, 1, seed)["samples"][:, 0].cpu()
+        for name, policy in policies.items()}, body, blocks=2)
 
 
 # ---------------------------------------------------------------- over the steps
@@ -92,7 +98,8 @@ def before_after(path: Path, split: Split, policies: dict[str, PosePolicy], body
 def progression(path: Path, rows: list[dict], split: Split, body, seed: int = 0) -> None:
     """The poses that fixed prompts of the validation split were answered with over the steps (the paper's figure 5),
     always from the same noise, so that what moves is the Gaussian. rows: of a log, those with `val_poses`."""
-    examples, columns = followed_examples(split, seed), {}
+    examples = followed_examples(split, seed)
+    columns = true_poses(examples)
     rows = [row for row in rows if "val_poses" in row]
     for i in np.linspace(0, len(rows) - 1, 5).round().astype(int):  # a picture of a long run would hold too many
         columns[f"step {rows[i]['step']}"] = rot6d_to_matrix(torch.tensor(rows[i]["val_poses"]).unflatten(-1, (24, 6)))

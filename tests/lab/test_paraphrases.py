@@ -43,7 +43,7 @@ def test_own_poses_others_poses_and_one_pose_by_hand():
     stands = torch.eye(3).repeat(24, 1, 1)
     lies = stands.clone()
     lies[0] = axis_angle_to_matrix(torch.tensor([-np.pi / 2, 0, 0]).float())
-    meanings = [[[paraphrases.KEYS["the person is standing"]]], [[paraphrases.KEYS["the person is lying on their back"]]]]
+    meanings = [[[paraphrases.KEYS[f"the person is {what}"]]] for what in ("standing", "lying on their back")]
     own, others = paraphrases.held(meanings, torch.stack([stands, lies])[:, None].repeat(1, 3, 1, 1, 1))
     assert own.tolist() == [1, 1] and others.tolist() == [0, 0]
     own, others = paraphrases.held(meanings, torch.stack([lies, lies])[:, None])
@@ -69,14 +69,16 @@ def test_the_command_compares_policies_and_keeps_each_sentence(tmp_path, monkeyp
     monkeypatch.setattr(paraphrases, "load_splits", lambda poses, counts, seed, images: {
         name: make_split(sample_poses(6, np.random.default_rng(0)), np.random.default_rng(0), images=images)
         for name in counts})
-    a = str(tmp_path / "a")
-    monkeypatch.setattr("sys.argv", ["paraphrases", "--model", a, a + "/", "--samples", "2", "--eval_poses", "6", "--json",
-                                     str(tmp_path / "p.json")])
+    a, json_file, drawn = str(tmp_path / "a"), tmp_path / "p.json", tmp_path / "p.png"
+    monkeypatch.setattr("sys.argv", ["paraphrases", "--model", a, a + "/", "--samples", "2", "--eval_poses", "6",
+                                     "--json", str(json_file), "--picture", str(drawn)])
     paraphrases.main()
-    printed, made = capsys.readouterr().out, json.loads((tmp_path / "p.json").read_text())
-    assert list(made) == ["all paraphrases", "in other words", "scenes", "test captions"]
-    assert made["all paraphrases"]["sentences"] == 6 and "test captions (6)" in printed
-    first, again = (made["scenes"]["rows"][name] for name in (a, a + "/"))
+    printed, made = capsys.readouterr().out, json.loads(json_file.read_text())
+    assert list(made["table"]) == ["all paraphrases", "in other words", "scenes", "test captions"]
+    assert "all paraphrases, 6" in printed and "scenes, 3" in printed and "test captions, 6" in printed
+    floor, first, again = made["table"]["all paraphrases"].values()
     assert first["held"] == again["held"] and again["against_first"]["difference"] == 0
-    assert first["held"] == pytest.approx(np.mean(list(first["each"].values())), abs=1e-3) and len(first["each"]) == 3
-    assert first["form"] == 0 and made["scenes"]["rows"]["one pose for all"]["held"] >= first["held"]
+    held = [row[a] for row in made["held"].values()]
+    assert len(held) == 6 and first["held"] == pytest.approx(np.mean(held), abs=1e-3)
+    assert made["table"]["scenes"][a]["held"] == pytest.approx(np.mean(held[3:]), abs=1e-3)
+    assert first["form"] == 0 and floor["held"] >= first["held"] and drawn.stat().st_size > 10_000
