@@ -1,4 +1,4 @@
-"""The paper's claims, tried on the built-in world with a shorter HyGRPO. Prints a table a claim (docs/claims.md).
+"""The paper's claims, tried on the built-in world. Prints a table a claim (docs/claims.md).
 
     python -m lab.experiments [--claims 1 4 7] [--seeds 0 1 2] [--out runs_experiments] [--quick]
     python -m lab.experiments --stability stability.png      # ten times the steps, with and without KL; no table
@@ -43,6 +43,7 @@ from engine.settings import Count, OutputFile, OutputFolder, OutputPicture, Seed
 from engine.world import WorldConfig, build_policy, keep_features, load_world
 from lab import agreement, claims_figure
 from lab.claims import ARMS, CLAIMS, EQUAL_TIME, LONG, MEASURES, SIDE_BY_SIDE, WEIGHED, value
+from lab.continued_sft import ContinuedConfig
 from lab.curves import BLUE, ORANGE, finish, plot_smoothed
 from lab.metrics import eval_examples, recall, respond
 from lab.validation import validate
@@ -63,7 +64,7 @@ class ExperimentConfig:
     out: OutputFolder = field(default="runs_experiments", metadata={"help": "folder of finished arms"})
     start_from: list[str] | None = field(default=None, metadata={
         "help": "a run of train_rft.py for each seed, whose encoders, SFT policy and retrieval models are taken"})
-    rft_steps: Count = field(default=100, metadata={"help": "steps of HyGRPO (4 with --quick)"})
+    rft_steps: Count = field(default=RFTConfig.rft_steps, metadata={"help": "steps of HyGRPO (4 with --quick)"})
     eval_poses: Count = field(default=150, metadata={"help": "poses that judge an arm (16 with --quick)"})
     json: OutputFile | None = field(default=None, metadata={"help": "file to write the table's numbers to"})
     figure: OutputPicture | None = field(default=None, metadata={"help": "picture to draw of claims 2, 5 and 6"})
@@ -74,12 +75,13 @@ class ExperimentConfig:
 
 
 def sizes(config: ExperimentConfig) -> SimpleNamespace:
-    """How large everything is: the start is that of `python train_rft.py`, HyGRPO is shorter."""
+    """How large everything is: as in `python train_rft.py`, unless --quick or --rft_steps say less."""
     if config.quick:
         return SimpleNamespace(poses=64, eval=16, encoder=4, sft=6, retriever=4, most=8, gradients=1, rft={
             "rft_steps": 4, "prompts": 4, "poses_per_answer": 4, "group_size": 2, "eval_every": 4})
-    return SimpleNamespace(poses=8000, eval=config.eval_poses, encoder=1650, sft=950, retriever=160, most=10**6,
-                           gradients=8, rft={"rft_steps": config.rft_steps})
+    return SimpleNamespace(poses=WorldConfig.train_poses, eval=config.eval_poses, encoder=SFTConfig.encoder_steps,
+                           sft=SFTConfig.sft_steps, retriever=RFTConfig.retriever_steps, most=10**6, gradients=8,
+                           rft={"rft_steps": config.rft_steps})
 
 
 def clock() -> float:
@@ -149,9 +151,7 @@ class Seed:
             if name == "deterministic":
                 policy.pose_head.sigma.requires_grad_(False).bias.fill_(-50.0)  # softplus leaves nothing of it
             self.share_features(policy, name)
-            began = clock()
             train_sft(policy, self.splits["train"], self.config, self.seed)
-            (self.folder / f"start, {name}.seconds").write_text(str(clock() - began))
             save_policy(policy, folder)
         policy = load_policy(folder).to(self.device)
         self.share_features(policy, name)
@@ -172,9 +172,7 @@ class Seed:
         retrievers = load_or_train_retrievers(policy, self.world, self.size.retriever)
         began = clock()
         if changes == "sft":  # as long as HyGRPO took
-            seconds = float((self.folder / f"start, {start}.seconds").read_text())
-            steps = max(1, round(self.size.sft * self.run("hygrpo")["seconds"] / seconds))
-            began = clock()
+            steps = max(1, round(ContinuedConfig.steps * self.size.rft["rft_steps"] / RFTConfig.rft_steps))
             train_sft(policy, self.splits["train"], SFTConfig(sft_steps=steps), own_seed(self.seed, 14))
         elif changes is not None:
             settings = self.size.rft | changes
@@ -312,9 +310,6 @@ def main() -> None:
         raise ValueError(f"--claims {' '.join(map(str, unknown))}: choose from {', '.join(map(str, CLAIMS))}")
     if config.start_from and len(config.start_from) != len(config.seeds):
         raise ValueError(f"--start_from: name one run for each of the {len(config.seeds)} seeds")
-    if config.start_from and any("sft continued" in c for number in config.claims for c in CLAIMS[number][1]):
-        raise ValueError("--start_from: how long SFT took is not told there, so that it cannot be continued for as "
-                         "long as HyGRPO takes; name --claims without 7")
     seeds = config.seeds[:1] if config.stability else config.seeds
     with ExitStack() as locks:
         for seed in dict.fromkeys(seeds):

@@ -21,7 +21,8 @@ from torch import Tensor
 import captions
 from body import remove_heading
 from builtin.free_text import make_prompt
-from data import Example, Split, load_splits
+from builtin.splits import load_splits
+from data import Example, Split
 from engine.checkpoint import atomic_write
 from engine.runtime import pick_device, run
 from engine.saving import load_policy

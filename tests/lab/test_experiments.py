@@ -130,10 +130,9 @@ def test_arms_from_finished_sft_policies_are_those_of_policies_made_here(short_a
         experiments.main()
 
 
-@pytest.mark.parametrize("runs, says", [("a", "one run for each of the 3 seeds"), ("a b c", "--claims without 7")])
-def test_what_starts_cannot_be_taken_from_runs_is_said(runs, says, monkeypatch, tmp_path):
-    monkeypatch.setattr("sys.argv", ["experiments.py", "--out", str(tmp_path), "--start_from", *runs.split()])
-    with pytest.raises(ValueError, match=says):
+def test_a_run_is_named_for_each_seed(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["experiments.py", "--out", str(tmp_path), "--start_from", "a"])
+    with pytest.raises(ValueError, match="one run for each of the 3 seeds"):
         experiments.main()
 
 
