@@ -1,6 +1,6 @@
 """The control that the paper lacks: is RFT better than imitating for as long? SFT of a finished run is continued.
 
-    python -m lab.continued_sft [--run runs] [--steps 850]
+    python -m lab.continued_sft [--run runs] [--steps 1000]
 From the run's SFT policy, with the same data, losses and rates, a warm-up and a decay anew; then the table of
 evaluate.py, with what the run itself measured beside it. Writes RUN/continued.json.
 Read next: experiments.py, where claim 7 compares the same with three seeds and a shorter HyGRPO.
@@ -29,7 +29,7 @@ from train_sft import SFTConfig, train_sft
 @dataclass
 class ContinuedConfig:
     run: str = field(default="runs", metadata={"help": "folder of a run that train_rft.py finished"})
-    steps: Count = field(default=850, metadata={
+    steps: Count = field(default=1000, metadata={
         "help": "steps of SFT; the default takes as long on 2 CPU cores as HyGRPO does with its defaults"})
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
 

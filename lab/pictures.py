@@ -119,9 +119,8 @@ class PicturesConfig:
     out: OutputFolder = field(default="assets", metadata={"help": "folder for the pictures and uncertainty.json"})
 
 
-def main() -> None:
-    config, = read_settings(__doc__, PicturesConfig)
-    folder, out = Path(config.run), Path(config.out)
+def draw(folder: Path, out: Path) -> None:
+    """All pictures of a finished run. FileNotFoundError, in one sentence, where it is not finished."""
     if not (folder / "metrics.json").exists():
         raise FileNotFoundError(f"{folder} holds no finished run (no metrics.json): python train_rft.py --out {folder}")
     settings = json.loads((folder / "sft_config.json").read_text())
@@ -138,6 +137,11 @@ def main() -> None:
     numbers = uncertainty(out / "uncertainty.png", policies["RFT"], splits["test"], body, seed=seed)
     (out / "uncertainty.json").write_text(json.dumps(numbers, indent=1) + "\n")
     print(f"In {out}: method.png, before_after.png, curves.png, progression.png, uncertainty.png, uncertainty.json")
+
+
+def main() -> None:
+    config, = read_settings(__doc__, PicturesConfig)
+    draw(Path(config.run), Path(config.out))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python -m lab.continued_sft --run runs_0           # of each
     python -m lab.seeds --runs runs_0 runs_1 runs_2 --json assets/seeds.json
 Beside them stand the floors (lab/floors.py). Below the table: in how many seeds RFT is better than SFT continued.
-Read next: experiments.py, which tries many settings with three seeds each.
+Read next: figures.py, which puts the table into the pages; experiments.py, which tries many settings.
 """
 
 import json
@@ -69,18 +69,23 @@ def better_in(rows: dict[str, dict[str, list[float]]]) -> dict[str, int]:
     return found
 
 
-def main() -> None:
-    config, = read_settings(__doc__, SeedsConfig)
-    results = [read(Path(folder)) for folder in config.runs]
+def write(folders: list[Path], file: Path | None) -> None:
+    """Print the table of runs, and write its numbers to `file`. ValueError where two runs are of one seed."""
+    results = [read(folder) for folder in folders]
     rows, seeds = collect(results), [result["seed"] for result in results]
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"--runs: their seeds are {', '.join(map(str, seeds))}; give runs of different seeds")
     print(table(rows))
     for name, count in better_in(rows).items():
         print(f"RFT better than SFT continued in {count} of {len(seeds)} seeds: {name}")
-    if config.json:
-        atomic_write(Path(config.json), json.dumps({"seeds": seeds, "steps_continued": [r["steps"] for r in results],
-                                                    "rows": rows}, indent=1) + "\n")
+    if file:
+        atomic_write(file, json.dumps({"seeds": seeds, "steps_continued": [r["steps"] for r in results],
+                                       "rows": rows}, indent=1) + "\n")
+
+
+def main() -> None:
+    config, = read_settings(__doc__, SeedsConfig)
+    write([Path(folder) for folder in config.runs], config.json and Path(config.json))
 
 
 if __name__ == "__main__":

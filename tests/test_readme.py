@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 import toy
-from lab import benchmark, experiments, seeds
-from lab.table import ROWS
+from lab import benchmark, experiments, figures, seeds
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text()
@@ -44,52 +43,15 @@ def brief(number: float, digits: int = 3) -> str:
 
 # ---------------------------------------------------------------- numbers
 
-RUNS = {"ten times as long": "metrics_long.json", "motion capture": "metrics_mocap.json"}
-MARKS = (("*R@5 of the true poses*", ("text2pose", "judge_ceiling", "t2p_r5")),
-         ("*R@5 of shuffled poses*", ("text2pose", "judge_floor", "t2p_r5")),
-         ("*statements held by shuffled true poses*", ("text2pose", "statements_shuffled")),
-         ("*questions: the commonest answer*", ("vqa_commonest",)))
-
-
-def value(result: dict, keys: tuple):
-    for key in keys:
-        result = result.get(key) if result else None
-    return result
-
-
-def results_table(runs: list[str], rows: tuple) -> str:
-    """The table of results as it should stand: of each run without looking (where it was measured), SFT and RFT."""
-    heads, columns = [], []
-    for run in runs:
-        made = written(RUNS[run])
-        stages = [("blind", "floors")] * ("floors" in made) + [("SFT", "sft"), ("RFT", "rft")]
-        heads += [f"{run}: {stages[0][0]}", *(head for head, _ in stages[1:])]
-        columns += [made[stage] for _, stage in stages]
-    lines = ["| | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
-    for title, keys in rows:
-        values = [value(column, keys) for column in columns]
-        known = [x for x in values if x is not None]
-        if known:  # a measure that is newer than all of these files has no row
-            digits = 1 if max(known) > 2 else 3
-            lines.append(f"| {title} | " + " | ".join("-" if x is None else f"{x:.{digits}f}" for x in values) + " |")
-    return "\n".join(lines)
-
-
-@pytest.mark.parametrize("run", RUNS)
-def test_the_tables_of_results_are_those_of_the_metrics(run):
-    table = results_table([run], ROWS + MARKS)
-    assert table in PAGES["docs/results.md"], "docs/results.md should hold\n" + table
-
-
-def test_the_table_of_three_seeds_is_that_of_the_runs_and_the_readme_shows_some_of_its_rows():
-    made = written("seeds.json")
-    assert made["seeds"] == [0, 1, 2] and made["rows"].keys() == dict(ROWS).keys()
-    seed_0 = seeds.collect([written("metrics.json") | {"continued": written("metrics.json")["sft"]}])
-    assert all(made["rows"][title]["RFT"][0] == columns["RFT"][0] for title, columns in seed_0.items())
-    assert seeds.table(made["rows"]) in PAGES["docs/results.md"], "it should hold\n" + seeds.table(made["rows"])
-    shown = [line.split("|")[1].strip() for line in README.splitlines() if re.match(r"\| (text|image|question)", line)]
-    table = seeds.table({title: columns for title, columns in made["rows"].items() if title in shown})
-    assert len(shown) >= 5 and table in README, "README.md should hold\n" + table
+def test_the_tables_of_results_are_those_of_the_runs():
+    texts = {name: PAGES[name] for name in ("README.md", "docs/results.md")}
+    made = figures.pages(ROOT / "assets", texts)
+    assert made == texts, "python -m lab.figures puts them right"
+    seed_0, three = written("metrics.json"), written("seeds.json")
+    of_run = seeds.collect([seed_0 | {"continued": seed_0["sft"]}])
+    assert three["seeds"] == [0, 1, 2]
+    assert all(three["rows"][title]["RFT"][0] == columns["RFT"][0] for title, columns in of_run.items())
+    assert len(figures.rows_shown(README)) >= 5 and figures.rows_shown(PAGES["docs/results.md"]) == list(of_run)
 
 
 def test_credit_by_joint_and_by_pose_are_as_measured():
@@ -116,7 +78,7 @@ def test_what_another_number_of_threads_changes_is_as_measured():
                                 ("MPJPE of sampled poses, mm", 1, ("image2pose", "mpjpe_sampled")),
                                 ("said beyond a blind guess", 3, ("description", "informed")),
                                 ("questions", 3, ("vqa_accuracy",))):
-        cells = [f"{value(run, keys):.{digits}f}".removeprefix("0") for run in runs]
+        cells = [f"{figures.value(run, keys):.{digits}f}".removeprefix("0") for run in runs]
         assert f"| {title} | {' | '.join(cells)} |" in PAGES["docs/reproducibility.md"], cells
 
 
@@ -304,7 +266,7 @@ def test_flags_that_are_named_exist():
               for node in ast.walk(ast.parse(path.read_text()))
               if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)} | toy_flags()
     for page, text in PAGES.items():
-        named = set(re.findall(r"(?<![\w-])--(\w+)", text)) - {"help", "nproc_per_node", "index"}  # the last is of pip
+        named = set(re.findall(r"(?<![\w-])--(\w+)", text)) - {"help", "nproc_per_node", "index", "no"}  # the last two: pip
         assert named <= fields, (page, named - fields)
 
 

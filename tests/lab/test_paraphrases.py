@@ -9,8 +9,8 @@ import torch
 import captions
 from body import axis_angle_to_matrix
 from builtin.poses import sample_poses
+from builtin.splits import make_split
 from builtin.tiny import build_tiny
-from data import make_split
 from engine.saving import save_policy
 from lab import paraphrases
 from model import PosePolicy

@@ -1,0 +1,107 @@
+"""What the pages show of finished runs, made again by one command: numbers and pictures in assets/, tables in the pages.
+
+    python -m lab.figures --runs runs_0 runs_1 runs_2 [--mocap runs_mocap] [--long runs_long]
+runs_0 ... are runs of train_rft.py, with `python -m lab.continued_sft --run` after each; the first one is drawn. A
+table of a page is found by its first line and replaced. Sentences with numbers are left as they are, and
+tests/test_readme.py says which of them no longer agree. Claims, speed and the toy have commands of their own, which
+docs/claims.md, docs/speed.md and toy.py name.
+Read next: seeds.py and pictures.py, which it calls.
+"""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.checkpoint import atomic_write
+from engine.runtime import run
+from engine.settings import read_settings
+from lab import pictures, seeds
+from lab.table import ROWS
+
+ROOT = Path(__file__).parent.parent
+RUNS = {"motion capture": "metrics_mocap.json", "ten times as long": "metrics_long.json"}
+DRAWN = ("before_after", "curves", "progression")  # of a long run: what train_rft.py has drawn
+MARKS = (("*R@5 of the true poses*", ("text2pose", "judge_ceiling", "t2p_r5")),
+         ("*R@5 of shuffled poses*", ("text2pose", "judge_floor", "t2p_r5")),
+         ("*statements held by shuffled true poses*", ("text2pose", "statements_shuffled")),
+         ("*questions: the commonest answer*", ("vqa_commonest",)))
+
+
+def value(result: dict | None, keys: tuple):
+    """What stands under the keys, one after the other; None where one of them is missing."""
+    for key in keys:
+        result = result.get(key) if result else None
+    return result
+
+
+def one_run(name: str, made: dict) -> str:
+    """Markdown: of one run's metrics.json what one has without looking (where it was measured), SFT and RFT."""
+    stages = {"blind": "floors", "SFT": "sft", "RFT": "rft"}
+    columns = {head: made[stage] for head, stage in stages.items() if stage in made}
+    first, *others = columns
+    lines = [f"| | {name}: {first} | {' | '.join(others)} |", "| --- |" + " --- |" * len(columns)]
+    for title, keys in ROWS + MARKS:
+        values = [value(column, keys) for column in columns.values()]
+        known = [x for x in values if x is not None]
+        if known:  # a measure that is newer than the run has no row
+            digits = 1 if max(known) > 2 else 3
+            lines.append(f"| {title} | " + " | ".join("-" if x is None else f"{x:.{digits}f}" for x in values) + " |")
+    return "\n".join(lines)
+
+
+def rows_shown(page: str) -> list[str]:
+    """The rows of the table of several seeds that a page shows."""
+    table = page.partition(f"| | {' | '.join(seeds.COLUMNS)} |\n")[2].partition("\n\n")[0]
+    return [line.split("|")[1].strip() for line in table.splitlines()[1:]]
+
+
+def put(page: str, table: str) -> str:
+    """The page with the table in the place of the one that has the same first line. ValueError where there is none."""
+    head = table.splitlines()[0]
+    if page.count(head + "\n") != 1:
+        raise ValueError(f"a page should hold one table that begins with {head!r}, and holds {page.count(head)}")
+    return re.sub(re.escape(head) + r"\n(\|.*\n?)*", lambda _: table + "\n", page)
+
+
+def pages(assets: Path, texts: dict[str, str]) -> dict[str, str]:
+    """README.md and docs/results.md (name -> text) with the tables of what lies in `assets`."""
+    rows = json.loads((assets / "seeds.json").read_text())["rows"]
+    made = {name: put(text, seeds.table({title: rows[title] for title in rows_shown(text)}))
+            for name, text in texts.items()}
+    for name, file in RUNS.items():
+        made["docs/results.md"] = put(made["docs/results.md"], one_run(name, json.loads((assets / file).read_text())))
+    return made
+
+
+@dataclass
+class FiguresConfig:
+    runs: list[str] = field(metadata={"help": "finished runs of several seeds, each with its control"})
+    mocap: str | None = field(default=None, metadata={"help": "a finished run on motion capture"})
+    long: str | None = field(default=None, metadata={"help": "a finished run of ten times the length"})
+
+
+def main() -> None:
+    config, = read_settings(__doc__, FiguresConfig)
+    assets, others = ROOT / "assets", {"motion capture": config.mocap, "ten times as long": config.long}
+    for folder in (Path(x) for x in others.values() if x):
+        if not (folder / "metrics.json").is_file():
+            raise FileNotFoundError(f"{folder} holds no finished run (no metrics.json): python train_rft.py --out {folder}")
+    seeds.write([Path(folder) for folder in config.runs], assets / "seeds.json")
+    shutil.copyfile(Path(config.runs[0]) / "metrics.json", assets / "metrics.json")
+    for name, folder in others.items():
+        if folder:
+            shutil.copyfile(Path(folder) / "metrics.json", assets / RUNS[name])
+    for name in DRAWN if config.long else ():
+        shutil.copyfile(Path(config.long) / f"{name}.png", assets / f"{name}_long.png")
+    pictures.draw(Path(config.runs[0]), assets)
+    texts = {name: (ROOT / name).read_text() for name in ("README.md", "docs/results.md")}
+    for name, text in pages(assets, texts).items():
+        atomic_write(ROOT / name, text)
+    print(f"{assets}, README.md and docs/results.md hold these runs; python -m pytest tests/test_readme.py says which "
+          "sentences no longer agree")
+
+
+if __name__ == "__main__":
+    run(main)
