@@ -87,7 +87,8 @@ def main() -> None:
     assets, others = ROOT / "assets", {"motion capture": config.mocap, "ten times as long": config.long}
     for folder in (Path(x) for x in others.values() if x):
         if not (folder / "metrics.json").is_file():
-            raise FileNotFoundError(f"{folder} holds no finished run (no metrics.json): python train_rft.py --out {folder}")
+            raise FileNotFoundError(f"{folder} holds no finished run (no metrics.json): python train_rft.py --out "
+                                    f"{folder}")
     seeds.write([Path(folder) for folder in config.runs], assets / "seeds.json")
     shutil.copyfile(Path(config.runs[0]) / "metrics.json", assets / "metrics.json")
     for name, folder in others.items():
