@@ -1,4 +1,4 @@
-"""What the pages show of finished runs, made again by one command: numbers and pictures in assets/, tables in the pages.
+"""What the pages show of finished runs, made again: numbers and pictures in assets/, and tables in the pages.
 
     python -m lab.figures --runs runs_0 runs_1 runs_2 [--mocap runs_mocap] [--long runs_long]
 runs_0 ... are runs of train_rft.py, with `python -m lab.continued_sft --run` after each; the first one is drawn. A
