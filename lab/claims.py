@@ -54,6 +54,10 @@ WEIGHED = {f"{name} x {scale:g}": ("gaussian", {"reward_weights": [f"{name}={wei
            for name, weight in weights().items() for scale in (0.25, 4.0)}
 ARMS |= WEIGHED
 
+# What HyGRPO has after a few steps, with a decay of their own: when does it have what SFT continued brings?
+COST = {f"hygrpo, {steps} steps": ("gaussian", {"rft_steps": steps}) for steps in (25, 50, 100)}
+ARMS |= COST
+
 # For --stability: ten times the steps of `python train_rft.py`, and what needs far fewer to collapse.
 LONG = {"hygrpo": {"rft_steps": 10 * RFTConfig.rft_steps},
         "no KL, no floor": {"rft_steps": 1500, "beta_text": 0.0, "beta_pose": 0.0, "sigma_floor": 1e-6}}
@@ -124,7 +128,8 @@ CLAIMS = {
         *(("hygrpo", "rewards summed", measure, ">") for measure in (
             "statements", "judge R@5", "MPJPE sampled, mm", "descriptions", "questions", "form"))]),
 }
-SIDE_BY_SIDE = (11, 12)  # the claims whose arms are also shown with every measure beside them
+SIDE_BY_SIDE = (7, 11, 12)  # the claims whose arms are also shown with every measure beside them
+BESIDE = {7: COST, 12: WEIGHED}  # and the arms that stand there alone
 
 
 def value(result: dict, measure: str) -> float:

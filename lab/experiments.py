@@ -42,7 +42,8 @@ from engine.saving import load_policy, save_policy
 from engine.settings import Count, OutputFile, OutputFolder, OutputPicture, SeedNumber, read_settings
 from engine.world import WorldConfig, build_policy, keep_features, load_world
 from lab import agreement, claims_figure
-from lab.claims import ARMS, CLAIMS, EQUAL_TIME, LONG, MEASURES, SIDE_BY_SIDE, WEIGHED, value
+from lab.claims import ARMS, BESIDE, CLAIMS, EQUAL_TIME, LONG, MEASURES, SIDE_BY_SIDE, value
+from lab.claims_table import compare, side_by_side, summary, table
 from lab.continued_sft import ContinuedConfig
 from lab.curves import BLUE, ORANGE, finish, plot_smoothed
 from lab.metrics import eval_examples, recall, respond
@@ -170,9 +171,10 @@ class Seed:
         start, changes = ARMS[arm]
         policy, rows, body = self.start(start), [], load_body().to(self.device)
         retrievers = load_or_train_retrievers(policy, self.world, self.size.retriever)
-        began = clock()
+        began, steps, prompts = clock(), 0, 0
         if changes == "sft":  # as long as HyGRPO took
             steps = max(1, round(ContinuedConfig.steps * self.size.rft["rft_steps"] / RFTConfig.rft_steps))
+            prompts = steps * SFTConfig.sft_batch
             train_sft(policy, self.splits["train"], SFTConfig(sft_steps=steps), own_seed(self.seed, 14))
         elif changes is not None:
             settings = self.size.rft | changes
@@ -180,11 +182,13 @@ class Seed:
                 seconds, others = (self.run(name)["seconds"] for name in EQUAL_TIME[arm])
                 settings["rft_steps"] = max(1, round(settings["rft_steps"] * others / seconds))
                 began = clock()
-            settings |= {"rft_steps": min(settings["rft_steps"], self.size.most)}
+            steps = min(settings["rft_steps"], self.size.most)
+            settings = RFTConfig(**settings | {"rft_steps": steps})
             validation = lambda policy: validate(policy, self.splits["val"], retrievers["judge"], body, self.seed,
                                             self.size.eval)
-            rows = train_rft(policy, self.splits["train"], retrievers["reward"], RFTConfig(**settings), self.seed,
+            rows = train_rft(policy, self.splits["train"], retrievers["reward"], settings, self.seed,
                              validation if arm.startswith("long, ") else lambda policy: {})
+            prompts = sum(stage_two.sizes(row["task"], settings)[0] for row in rows if "task" in row)
         seconds = clock() - began
         test, n = self.splits["test"], self.size.eval
         result = evaluate.evaluate(policy, test, retrievers["judge"], body, n, self.seed)
@@ -193,7 +197,7 @@ class Seed:
         texts = retrievers["reward"].encode_text([example.caption for example in examples])
         result["text2pose"]["reward_r5"] = recall(texts, retrievers["reward"].encode_pose(poses))["t2p_r5"]
         curves = {name: [(row["step"], row[name]) for row in rows if name in row] for name in CURVES}
-        result |= {"seconds": seconds, "steps": rows[-1]["step"] if rows else 0, "curves": curves}
+        result |= {"seconds": seconds, "steps": steps, "prompts": prompts, "curves": curves}
         atomic_write(file, json.dumps(result))
         return result
 
@@ -208,48 +212,7 @@ class Seed:
         return json.loads(file.read_text())
 
 
-# ---------------------------------------------------------------- the table, and the long runs
-
-def compare(results: dict[str, list[dict]], arm: str, other: str, measure: str, relation: str) -> dict:
-    """One comparison over seeds: means, spread, in how many seeds the first arm is the better one, and the verdict."""
-    a, b = (np.array([value(r, measure) for r in results[name]]) for name in (arm, other))
-    better = MEASURES[measure][2] * (a - b)
-    spread = lambda x: float(x.std(ddof=1)) if len(x) > 1 else 0.0
-    holds = bool((better > 0).all() if relation == ">" else abs(better.mean()) <= max(spread(a), spread(b)))
-    return {"arm": arm, "other": other, "measure": measure, "relation": relation, "holds": holds,
-            "mean": [float(a.mean()), float(b.mean())], "std": [spread(a), spread(b)],
-            "better_in": int((better > 0).sum()), "seeds": len(a)}
-
-
-def table(claims: dict[int, list[dict]]) -> str:
-    """Markdown: under each claim a table with one comparison a row, mean ± std over seeds."""
-    def show(number: float, spread: float) -> str:
-        digits = 1 if abs(number) >= 10 else 3
-        return f"{number:.{digits}f} ± {spread:.{digits}f}"
-    lines = []
-    for number, comparisons in claims.items():
-        holding = sum(c["holds"] for c in comparisons)
-        lines += [f"**{number}. {CLAIMS[number][0]}.** {holding} of {len(comparisons)} comparisons hold "
-                  f"(`--claims {number}`).", "", "| measure | first arm | | second arm | first is better | holds |",
-                  "| --- | --- | --- | --- | --- | --- |"]
-        lines += [f"| {c['measure']} | *{c['arm']}* {show(c['mean'][0], c['std'][0])} "
-                  f"| {'like' if c['relation'] == '~' else 'better than'} "
-                  f"| *{c['other']}* {show(c['mean'][1], c['std'][1])} | in {c['better_in']} of {c['seeds']} seeds "
-                  f"| {'✓' if c['holds'] else '✗'} |" for c in comparisons]
-        lines.append("")
-    return "\n".join(lines[:-1])
-
-
-def side_by_side(arms: dict[str, dict[str, list[float]]]) -> str:
-    """Markdown: of each arm its steps, seconds and every measure, mean ± std over seeds."""
-    columns = ["steps", "seconds", *MEASURES]
-    lines = [f"| | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
-    for arm, numbers in arms.items():
-        cells = [(np.mean(x), np.std(x, ddof=1) if len(x) > 1 else 0.0, 0 if name in columns[:2] else 1 if
-                  max(x) > 2 else 3) for name in columns for x in [numbers[name]]]
-        lines.append(f"| *{arm}* | " + " | ".join(f"{mean:.{d}f} ± {std:.{d}f}" for mean, std, d in cells) + " |")
-    return "\n".join(lines)
-
+# ---------------------------------------------------------------- the long runs, and the claims
 
 def stability(world: Seed, path: Path) -> dict:
     """Run the LONG arms and draw reward, judge, statements and spread over their steps. Returns the curves, with the
@@ -281,16 +244,17 @@ def stability(world: Seed, path: Path) -> dict:
 def try_claims(config: ExperimentConfig, worlds: list[Seed]) -> dict:
     """Run the arms of the claims that were asked for, print and draw what came of it, and return its numbers."""
     of = {number: dict.fromkeys(arm for c in CLAIMS[number][1] for arm in c[:2]) for number in config.claims}
-    if 12 in of:
-        of[12] |= dict.fromkeys(WEIGHED)
+    for number in set(of) & set(BESIDE):
+        of[number] |= dict.fromkeys(BESIDE[number])
     arms = list({arm: None for names in of.values() for arm in names})
     if 5 in config.claims:
         arms += ["KL 0.02", "KL 0.2"]  # for the figure
     results = {arm: [world.run(arm) for world in worlds] for arm in arms}
     claims = {number: [compare(results, *c) for c in CLAIMS[number][1]] for number in config.claims}
-    print(table(claims))
+    print(f"{summary(claims)}\n\n{table(claims)}")
     numbers = {arm: {m: [value(r, m) for r in results[arm]] for m in MEASURES} |
-               {"seconds": [round(r["seconds"]) for r in results[arm]], "steps": [r["steps"] for r in results[arm]]}
+               {"seconds": [round(r["seconds"]) for r in results[arm]], "steps": [r["steps"] for r in results[arm]],
+                "prompts": [r["prompts"] for r in results[arm]]}
                for arm in arms}
     for number in (n for n in config.claims if n in SIDE_BY_SIDE):
         print(f"\nEvery arm of claim {number}:\n\n{side_by_side({arm: numbers[arm] for arm in of[number]})}")

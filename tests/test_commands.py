@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from engine import runtime
-from lab import prediction_files
+from lab import exercises, prediction_files
 from small_chain import SMALL, leave_out_pictures
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +24,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Run below, one after the other, in a folder of their own: the module, and its arguments. The first chain is the one
 # that test_train.py looks at too.
 RUN = {
-    "python toy.py": ["toy", "--steps", "2"],
+    **{f"python toy.py{' ' * bool(flags)}{flags}": ["toy", *flags.split(), "--steps", "2"] for flags in exercises.FLAGS},
     "python train_rft.py": ["train_rft", *SMALL],
     "python evaluate.py --model runs/rft [--poses DIR] [--json FILE]":
         ["evaluate", "--model", "runs/rft", "--eval_poses", "12", "--json", "m.json"],
@@ -56,6 +56,7 @@ ELSEWHERE = {  # the test that runs it
     "python -m lab.benchmark --json assets/benchmark.json":
         "lab/test_benchmark.py::test_the_tables_are_printed_and_written",
     "python -m lab.benchmark --soak 1000 --json assets/soak.json": "lab/test_benchmark.py::test_a_long_run_is_watched",
+    "python -m lab.exercises": "lab/test_exercises.py::test_the_command_measures_every_flag_with_five_seeds",
     "python -m lab.one_step": "lab/test_one_step.py::test_the_page_shows_what_the_command_prints",
     "python -m real.pose_encoders epoch=35-step=1000000.ckpt hmr2_backbone":
         "real/test_pose_encoders.py::test_hmr2_weights_give_hmr2_features",

@@ -8,7 +8,7 @@ import pytest
 
 from engine.start_from import notes_of
 from engine.world import WorldConfig
-from lab import experiments
+from lab import claims_table, experiments
 from train_sft import SFTConfig
 
 
@@ -25,23 +25,23 @@ def results(**arms):
 
 def test_better_holds_only_when_every_seed_agrees():
     made = results(a=[.5, .6, .7], b=[.4, .5, .6], c=[.4, .5, .71])
-    c = experiments.compare(made, "a", "b", "form", ">")
+    c = claims_table.compare(made, "a", "b", "form", ">")
     assert c["holds"] and c["better_in"] == 3 and np.allclose(c["mean"], [.6, .5]) and np.allclose(c["std"], .1)
-    c = experiments.compare(made, "a", "c", "form", ">")
+    c = claims_table.compare(made, "a", "c", "form", ">")
     assert not c["holds"] and c["better_in"] == 2
 
 
 def test_alike_means_within_the_spread_of_the_seeds():
     made = results(a=[.5, .6, .7], b=[.55, .6, .68], c=[.8, .9, 1.])
-    assert experiments.compare(made, "a", "b", "form", "~")["holds"]
-    assert not experiments.compare(made, "a", "c", "form", "~")["holds"]
+    assert claims_table.compare(made, "a", "b", "form", "~")["holds"]
+    assert not claims_table.compare(made, "a", "c", "form", "~")["holds"]
 
 
 def test_of_errors_less_is_better():
     made = {name: [{"image2pose": {"mpjpe_mean": x}} for x in values] for name, values in
             {"a": [90., 91.], "b": [95., 96.]}.items()}
-    assert experiments.compare(made, "a", "b", "MPJPE, mm", ">")["holds"]
-    assert not experiments.compare(made, "b", "a", "MPJPE, mm", ">")["holds"]
+    assert claims_table.compare(made, "a", "b", "MPJPE, mm", ">")["holds"]
+    assert not claims_table.compare(made, "b", "a", "MPJPE, mm", ">")["holds"]
 
 
 def test_every_arm_and_measure_that_a_claim_names_exists():
@@ -63,6 +63,9 @@ def test_a_quick_run_makes_table_json_and_figure_and_is_kept(short_answers, runs
     assert made["seeds"] == [0] and {"sft", "sft continued", "no pose encoder, hygrpo"} <= set(made["arms"])
     sft, words = made["arms"]["sft"], made["arms"]["GRPO on words"]
     assert sft["seconds"][0] < words["seconds"][0]
+    assert made["arms"]["sft continued"]["steps"] == [9] and made["arms"]["sft continued"]["prompts"] == [9 * 48]
+    assert made["arms"]["hygrpo"]["steps"] == [4] and 4 <= made["arms"]["hygrpo"]["prompts"][0] <= 4 * 48
+    assert "hygrpo, 25 steps" in made["arms"] and "Every arm of claim 7" in first
     assert sft["MPJPE, mm"] != made["arms"]["no pose encoder"]["MPJPE, mm"]
     assert (tmp_path / "claims.png").stat().st_size > 10_000
     def fail(*args, **kwargs):
@@ -76,10 +79,13 @@ def test_a_quick_run_makes_table_json_and_figure_and_is_kept(short_answers, runs
 def test_a_claim_has_a_row_for_each_of_its_comparisons_and_says_how_many_hold():
     made = {7: [{"arm": "a", "other": "b", "measure": "form", "relation": ">", "holds": holds, "mean": [.5, .25],
                  "std": [0, .1], "better_in": 3, "seeds": 3} for holds in (True, False)]}
-    table = experiments.table(made)
+    table = claims_table.table(made)
     assert "1 of 2 comparisons hold (`--claims 7`)." in table
     assert "| form | *a* 0.500 ± 0.000 | better than | *b* 0.250 ± 0.100 | in 3 of 3 seeds | ✓ |" in table
     assert table.count("| form |") == 2 and "| ✗ |" in table
+    line = claims_table.summary(made).splitlines()[2]
+    assert line.startswith("| 7. (the control") and line.endswith(
+        "| form: *a*, *b* | 0.500 ± 0.000 against 0.250 ± 0.100 | in part: 1 of 2 |")
 
 
 def test_the_long_runs_are_drawn_and_the_furthest_fall_is_told(short_answers, runs, tmp_path, monkeypatch, capsys):
@@ -99,8 +105,9 @@ def test_the_long_runs_are_drawn_and_the_furthest_fall_is_told(short_answers, ru
 def test_arms_from_finished_sft_policies_are_those_of_policies_made_here(short_answers, tmp_path, monkeypatch, capsys):
     """In its quick form a few comparisons of claims 11 and 12, with every measure beside each arm; then the same from a
     run of train_rft.py whose folders are those that the first call has made."""
-    few, said = {11: [("hygrpo, pathwise, equal time", "hygrpo", "form", ">")], 12: []}, {}
-    monkeypatch.setattr(experiments, "WEIGHED", ["rewards summed"])
+    few, said = {11: [("hygrpo, pathwise, equal time", "hygrpo", "form", ">")],
+                 12: [("rewards summed", "hygrpo", "form", "~")]}, {}
+    monkeypatch.setattr(experiments, "BESIDE", {12: ["rewards summed"]})
     for name, more in (("one", []), ("two", ["--claims", "11", "--start_from", str(tmp_path / "run")])):
         monkeypatch.setattr(experiments, "CLAIMS", {n: (experiments.CLAIMS[n][0], few[n]) for n in few})
         monkeypatch.setattr("sys.argv", ["experiments.py", "--quick", "--seeds", "0", "--out", str(tmp_path / name),
