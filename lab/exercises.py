@@ -22,6 +22,7 @@ from engine.settings import Count, OutputFile, read_settings
 FLAGS = {"": {}, "--beta 0": {"beta": 0.0}, "--poses 1": {"poses": 1},
          "--epochs 8 --ratio joint": {"epochs": 8, "ratio": "joint"}, "--no_words": {"no_words": True},
          "--no_poses": {"no_poses": True}}
+DEFAULTS = {"poses": 16, "beta": 0.1, "epochs": 1, "ratio": "mean", "no_words": False, "no_poses": False}
 EITHER = "likelier word"  # how often, where either side is asked for, the policy says the word that it says more often
 SHOWN = ("words fit", "distance", "entropy", "sigma", "KL words", "KL points", "clipped", EITHER)
 
@@ -29,8 +30,7 @@ SHOWN = ("words fit", "distance", "entropy", "sigma", "KL words", "KL points", "
 def measure(flags: dict, seed: int, steps: int) -> dict[str, float]:
     """Numbers of one run: means over its last tenth, but `clipped` over all steps."""
     with redirect_stdout(StringIO()):
-        _, policy, rows = toy.train(SimpleNamespace(**{"steps": steps, "poses": 16, "seed": seed, "beta": 0.1, "epochs": 1,
-                                                    "ratio": "mean", "no_words": False, "no_poses": False} | flags))
+        _, policy, rows = toy.train(SimpleNamespace(**DEFAULTS | {"steps": steps, "seed": seed} | flags))
     mean = lambda name, rows: torch.stack([row[name].detach() for row in rows]).mean().item()
     numbers = {name: mean(name, rows if name == "clipped" else rows[-max(1, steps // 10):]) for name in rows[0]}
     either = toy.PROMPTS[toy.PROMPTS // 2 == 2]

@@ -24,7 +24,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Run below, one after the other, in a folder of their own: the module, and its arguments. The first chain is the one
 # that test_train.py looks at too.
 RUN = {
-    **{f"python toy.py{' ' * bool(flags)}{flags}": ["toy", *flags.split(), "--steps", "2"] for flags in exercises.FLAGS},
+    **{f"python toy.py {flags}".strip(): ["toy", *flags.split(), "--steps", "2"] for flags in exercises.FLAGS},
     "python train_rft.py": ["train_rft", *SMALL],
     "python evaluate.py --model runs/rft [--poses DIR] [--json FILE]":
         ["evaluate", "--model", "runs/rft", "--eval_poses", "12", "--json", "m.json"],
