@@ -1,0 +1,109 @@
+"""What a language model knows of poses before it is taught any: a linear readout of its frozen features of sentences.
+
+    python -m lab.readout --model smollm2/model runs/sft [--captions 2000] [--json FILE]
+A ridge regression from the mean of a sentence's hidden states to the pose that the sentence describes, fitted on the
+built-in captions. Asked are test captions and the paraphrases of paraphrases.json, which no table of phrasings wrote.
+Beside each model stands one of the same architecture with random weights: what words alone give, in as many numbers.
+Depth 0 are the embeddings, a bag of words; depth 1 is what the head of a policy reads, there at <POSE> alone.
+Read next: pretrained.py, which makes such a model; paraphrases.py, which asks whole policies.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from body import matrix_to_rot6d, remove_heading, rot6d_to_matrix
+from builtin.splits import load_splits
+from engine.checkpoint import atomic_write
+from engine.runtime import own_seed, run
+from engine.settings import Count, OutputFile, SeedNumber, read_settings
+from lab.floors import ridge
+from lab.metrics import compare, eval_examples
+from lab.paraphrases import held, read_paraphrases
+from real.hub import load_vlm
+
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+KINDS = ("test captions", "paraphrases")
+
+
+@torch.no_grad()
+def sentence_features(vlm, tokenizer, sentences: Sequence[str], batch: int = 32) -> Tensor:
+    """The mean over a sentence's tokens of the hidden states at each of DEPTHS: (N, depths, hidden size)."""
+    rows = []
+    for i in range(0, len(sentences), batch):
+        tokens = tokenizer(list(sentences[i:i + batch]), return_tensors="pt", padding=True, padding_side="right")
+        states = vlm.get_decoder()(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask,
+                                   output_hidden_states=True).hidden_states  # layers + 1 of (B, T, hidden size)
+        states = torch.stack([states[round(depth * (len(states) - 1))] for depth in DEPTHS], 1).float()
+        there = tokens.attention_mask[:, None, :, None]  # (B, 1, T, 1)
+        rows.append((states * there).sum(2) / there.sum(2))
+    return torch.cat(rows)
+
+
+def readout(features: Tensor, poses: Tensor, asked: dict[str, Tensor], meanings: dict[str, list]) -> list[dict]:
+    """At each depth, for each kind of sentence, the share of what it means that its pose holds, and what the poses of
+    the others do. features: (N, depths, F). poses: (N, 24, 3, 3). asked: kind -> (M, depths, F)."""
+    rows = []
+    for depth in range(features.shape[1]):
+        x = features[:, depth]
+        mean, std = x.mean(0), x.std(0) + 1e-6
+        for kind, other in asked.items():
+            said = ridge((x - mean) / std, matrix_to_rot6d(poses).flatten(1), (other[:, depth] - mean) / std)
+            own, others = held(meanings[kind], rot6d_to_matrix(said.unflatten(-1, (24, 6)))[:, None])
+            rows.append({"depth": DEPTHS[depth], "kind": kind, "held": float(own.mean()),
+                         "others": float(others.mean()), "own_minus_others": compare(own, others)})
+    return rows
+
+
+def table(models: dict[str, list[dict]]) -> str:
+    """Markdown: a row a model and depth; own minus others with its 95 % interval over sentences."""
+    head = "".join(f" {kind}: held | own minus others |" for kind in KINDS)
+    lines = [f"| model | depth |{head}", "| --- | --- |" + " --- | --- |" * len(KINDS)]
+    for name, rows in models.items():
+        for depth in DEPTHS:
+            cells = []
+            for row in (row for kind in KINDS for row in rows if (row["depth"], row["kind"]) == (depth, kind)):
+                low, high = row["own_minus_others"]["interval"]
+                cells += [f"{row['held']:.3f}", f"{row['own_minus_others']['difference']:.3f} [{low:.3f}, {high:.3f}]"]
+            lines.append(f"| {name} | {depth:.2f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+@dataclass
+class ReadoutConfig:
+    model: list[str] = field(metadata={"help": "folders of VLMs, or of policies that own all their weights"})
+    captions: Count = field(default=2000, metadata={"help": "training captions for the fit"})
+    eval_poses: Count = field(default=500, metadata={"help": "test poses, whose captions are asked"})
+    seed: SeedNumber = field(default=0, metadata={"help": "seed of the data and of random weights"})
+    json: OutputFile | None = field(default=None, metadata={"help": "file to write the figures to"})
+
+
+def main() -> None:
+    config, = read_settings(__doc__, ReadoutConfig)
+    splits = load_splits(None, {"train": max(8000, config.captions), "test": config.eval_poses}, config.seed,
+                         images=False)
+    taught, tested = (eval_examples(splits[split], "text2pose", count, config.seed) for split, count in
+                      (("train", config.captions), ("test", config.eval_poses)))
+    paraphrases = {sentence: meant for group in read_paraphrases().values() for sentence, meant in group.items()}
+    sentences = dict(zip(KINDS, ([e.caption for e in tested], list(paraphrases))))
+    meanings = dict(zip(KINDS, ([[[i] for i in e.statements] for e in tested], list(paraphrases.values()))))
+    poses, models = remove_heading(torch.stack([e.rotmats for e in taught])), {}
+    for folder in config.model:
+        vlm, processor = load_vlm(folder, torch.float32)
+        torch.manual_seed(own_seed(config.seed, 14))
+        for name, model in ((folder, vlm), (f"{folder}, random weights", type(vlm)(vlm.config).eval())):
+            features = lambda said: sentence_features(model, processor.tokenizer, said)
+            models[name] = readout(features([e.caption for e in taught]), poses,
+                                   {kind: features(said) for kind, said in sentences.items()}, meanings)
+            print(table({name: models[name]}), flush=True)
+    if config.json:
+        atomic_write(Path(config.json), json.dumps({"captions": config.captions, "models": models}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run(main)
