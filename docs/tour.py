@@ -8,10 +8,10 @@
 # %% [markdown]
 # # HyGRPO in seven steps: a tour
 # A small vision-language model looks at a picture, describes the person in words and, at its token `<POSE>`, gives a
-# Gaussian over 3D body poses. Below it is first taught a little by imitation. Then you follow one update of HyGRPO
-# through its seven steps, numbered as in the [README](../README.md) and in [train_rft.py](../train_rft.py), and see the
-# shape of every tensor. At the end the steps are repeated, and rewards rise. It takes about half a minute on two CPU
-# cores; no GPU is needed, and no model or data set is downloaded.
+# Gaussian over 3D body poses. First it is taught a little by imitation. Then you follow one update of HyGRPO through
+# its seven steps, numbered as in the [README](../README.md) and in [train_rft.py](../train_rft.py), and see the shape
+# of every tensor. At the end the steps are repeated, and rewards rise. It takes about half a minute on two CPU cores;
+# no GPU is needed, and no model or data set is downloaded.
 #
 # **Where the code is not there yet**, as in Colab, run these lines in a cell above, with the address of this repository
 # in the place of ADDRESS:
@@ -20,7 +20,8 @@
 #     !pip install -r pose_rft/requirements.txt
 #     %cd pose_rft
 #
-# This notebook is made from `docs/tour.py`. To change it, change that file, then make and run the notebook anew:
+# This notebook is made from `docs/tour.py`. To change it, change that file, then make and run the notebook anew, with
+# what requirements.txt names for it:
 #
 #     jupytext --to ipynb docs/tour.py && jupyter execute --inplace docs/tour.ipynb
 #
@@ -108,9 +109,8 @@ for i, e in enumerate(examples):
     print(f"{i + 1}. {e.prompt}\n   {textwrap.fill(e.answer, 110, subsequent_indent='   ')}\n")
 
 # %% [markdown]
-# Above are the pictures, below the poses behind them; prompts, and the true answers below them. The task is
-# `image2text`: describe the person, then give the pose. Here the action is hybrid in full, since both the words and the
-# pose can be better or worse.
+# Above are pictures and the poses behind them, then prompts and true answers. The task is `image2text`: words, then a
+# pose. Both can be better or worse, so that the action is hybrid in full.
 #
 # The policy is a language model of one layer with two image encoders, which are taught first and then frozen. A second
 # model, the *retrieval model*, puts sentences and poses on one sphere; it will say how near an answer's words are to
@@ -224,7 +224,7 @@ for axis, table, title, down, across in ((axes[0], F, "F", "prompt (B)", "answer
                                          (axes[1], whole, "prompt 1: A(joint)", "answer (G)", "pose (K)"),
                                          (axes[2], Delta[0, 0], "prompt 1, answer 1: Delta", "pose (K)", "joint")):
     limit = table.abs().max()
-    image = axis.imshow(table, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+    image = axis.imshow(table.numpy(), cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
     axis.set(title=title, xlabel=across, ylabel=down, yticks=range(len(table)), yticklabels=range(1, 1 + len(table)))
     names = JOINT_NAMES if across == "joint" else range(1, 1 + table.shape[1])
     axis.set_xticks(range(len(names)), names, rotation=90 if across == "joint" else 0, fontsize=8)
@@ -281,8 +281,8 @@ with torch.no_grad():  # the same actions once more
 of_token, counts = F[:, :, None].expand_as(of_tokens), rollout.has_pose[:, :, None, None] & (Delta != 0)
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
 for axis, advantage, log_ratio, what in (
-        (axes[0], of_token[rollout.token_mask], of_tokens[rollout.token_mask], "token, by F of its answer"),
-        (axes[1], Delta[counts], of_joints[counts], "joint of a pose, by Delta")):
+        (axes[0], *(x[rollout.token_mask].numpy() for x in (of_token, of_tokens)), "token, by F of its answer"),
+        (axes[1], *(x[counts].numpy() for x in (Delta, of_joints)), "joint of a pose, by Delta")):
     axis.plot(advantage, log_ratio, ".", markersize=3, alpha=0.3)
     axis.axhspan(np.log(0.8), np.log(1.28), color="tab:green", alpha=0.15)
     axis.set(title=f"each {what}: correlation {np.corrcoef(advantage, log_ratio)[0, 1]:.2f}", xlabel="advantage",
@@ -318,7 +318,7 @@ rows = [step(draw_batch(split, {"image2text": 1}, 16, rng), 4, 32, rng.integers(
         for _ in range(RFT_STEPS)]
 figure, axes = plt.subplots(1, 4, figsize=(12, 2.3), layout="constrained")
 for axis, name in zip(axes, rows[0]):
-    axis.plot(range(1, 1 + RFT_STEPS), [row[name] for row in rows], ".-")
+    axis.plot(range(1, 1 + RFT_STEPS), [row[name].item() for row in rows], ".-")
     axis.set(title=name, xlabel="step")
 plt.show()
 
