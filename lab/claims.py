@@ -47,6 +47,13 @@ ARMS |= {f"{name}, pathwise": ("gaussian", changes | {"pose_gradient": "pathwise
 # An arm again, with as many steps as take as long as another arm took: (which, which other).
 EQUAL_TIME = {f"{name}, pathwise, equal time": (f"{name}, pathwise", name)
               for name in ("joint alone", "semantic alone", "the paper's", "hygrpo")}
+
+# Claim 13: poses as words (discrete.py), imitated in as many steps, and GRPO on these words alone: its KL weighs as
+# HyGRPO's of poses does, or as its KL of words.
+GRPO = {"pose_weight": 0.0, "poses_per_answer": 1, "pose_prompts": 16, "pose_answers": 16}
+ARMS |= {"discrete": ("discrete", None), "discrete, GRPO": ("discrete", GRPO | {"beta_text": RFTConfig.beta_pose}),
+         "discrete, GRPO, KL of words": ("discrete", GRPO)}
+EQUAL_TIME |= {f"{name}, equal time": (name, "hygrpo") for name in ("discrete, GRPO", "discrete, GRPO, KL of words")}
 ARMS |= {name: ARMS[which] for name, (which, _) in EQUAL_TIME.items()}
 
 # Each weight of rewards.py a quarter and four times as large.
@@ -127,8 +134,15 @@ CLAIMS = {
             ("description", "questions"), ("text", "questions"), ("correct", "descriptions"))),
         *(("hygrpo", "rewards summed", measure, ">") for measure in (
             "statements", "judge R@5", "MPJPE sampled, mm", "descriptions", "questions", "form"))]),
+    13: ("(asked by a reviewer) Poses need a continuous half: said in words alone they are worse in the same time", [
+        *(("sft", "discrete", measure, ">") for measure in (
+            "statements", "judge R@5", "MPJPE, mm", "MPJPE sampled, mm")),
+        *(("hygrpo", f"discrete, GRPO{kl}, equal time", measure, ">") for kl in ("", ", KL of words") for measure in (
+            "statements", "judge R@5", "MPJPE, mm", "MPJPE sampled, mm", "diversity, mm")),
+        *(("discrete, GRPO, equal time", "discrete", measure, ">") for measure in (
+            "statements", "judge R@5", "MPJPE, mm", "MPJPE sampled, mm"))]),
 }
-SIDE_BY_SIDE = (7, 11, 12)  # the claims whose arms are also shown with every measure beside them
+SIDE_BY_SIDE = (7, 11, 12, 13)  # the claims whose arms are also shown with every measure beside them
 BESIDE = {7: COST, 12: WEIGHED}  # and the arms that stand there alone
 
 

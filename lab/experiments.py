@@ -41,7 +41,7 @@ from engine.runtime import own_seed, pick_device, run
 from engine.saving import load_policy, save_policy
 from engine.settings import Count, OutputFile, OutputFolder, OutputPicture, SeedNumber, read_settings
 from engine.world import WorldConfig, build_policy, keep_features, load_world
-from lab import agreement, claims_figure
+from lab import agreement, claims_figure, discrete
 from lab.claims import ARMS, BESIDE, CLAIMS, EQUAL_TIME, LONG, MEASURES, SIDE_BY_SIDE, value
 from lab.claims_table import compare, side_by_side, summary, table
 from lab.continued_sft import ContinuedConfig
@@ -140,7 +140,8 @@ class Seed:
         return load_policy(folder).to(self.device)
 
     def start(self, name: str) -> PosePolicy:
-        """The SFT policy `gaussian`, `lowrank`, `full`, `deterministic` (sigma is the floor) or `no pose encoder`."""
+        """The SFT policy `gaussian`, `lowrank`, `full`, `deterministic` (sigma is the floor), `no pose encoder`, or
+        `discrete` (lab/discrete.py)."""
         folder = self.folder / f"start, {name}"
         if not folder.exists():
             policy = self.encoders()
@@ -151,10 +152,14 @@ class Seed:
                 policy.pose_head = PoseHead(policy.pose_projector[1].out_features, name).to(self.device)
             if name == "deterministic":
                 policy.pose_head.sigma.requires_grad_(False).bias.fill_(-50.0)  # softplus leaves nothing of it
+            if name == "discrete":
+                policy = discrete.DiscretePolicy(policy, self.splits["train"], self.seed)
             self.share_features(policy, name)
             train_sft(policy, self.splits["train"], self.config, self.seed)
             save_policy(policy, folder)
         policy = load_policy(folder).to(self.device)
+        if name == "discrete":  # from here on with the codes of its words
+            policy = discrete.DiscretePolicy(policy, self.splits["train"], self.seed)
         self.share_features(policy, name)
         return policy
 
@@ -196,6 +201,8 @@ class Seed:
         poses = remove_heading(respond(policy, examples, 1, self.seed)["samples"][:, 0])
         texts = retrievers["reward"].encode_text([example.caption for example in examples])
         result["text2pose"]["reward_r5"] = recall(texts, retrievers["reward"].encode_pose(poses))["t2p_r5"]
+        if start == "discrete":
+            result["quantisation"] = discrete.quantisation(policy.codebook, test, body, n, self.seed)
         curves = {name: [(row["step"], row[name]) for row in rows if name in row] for name in CURVES}
         result |= {"seconds": seconds, "steps": steps, "prompts": prompts, "curves": curves}
         atomic_write(file, json.dumps(result))
@@ -262,6 +269,9 @@ def try_claims(config: ExperimentConfig, worlds: list[Seed]) -> dict:
     if 12 in config.claims:
         report["agreement"] = [world.agreement() for world in worlds]
         print("\n" + agreement.table(report["agreement"]))
+    if 13 in config.claims:
+        report["quantisation"] = [result["quantisation"] for result in results["discrete"]]
+        print("\n" + discrete.sentence(report["quantisation"]))
     if config.figure:
         claims_figure.draw(Path(config.figure), results)
     return report

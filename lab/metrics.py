@@ -109,12 +109,15 @@ def compare(values: np.ndarray, others: np.ndarray, seed: int = 0) -> dict:
 
 def statements_held(examples: Sequence[Example], rotmats: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """The share of each example's statements that hold in its own poses (N, K, 24, 3, 3), and the mean share of the
-    other examples' statements that hold there: (n,) and (n,), of those n examples that make any."""
+    other examples' statements that hold there: (n,) and (n,), of those n examples that make any. Of a pose of zeros,
+    which is none, nothing holds."""
     speaking = [i for i, e in enumerate(examples) if len(e.statements)]  # a caption from outside may make none
     said = torch.zeros(len(speaking), 2 * captions.S).double()
     for row, i in zip(said, speaking):
         row[list(examples[i].statements)] = 1.0
-    holds = signed(captions.pose_holds(rotmats[speaking]).double()).mean(1).cpu()  # (n, 2 S)
+    rotmats = rotmats[speaking]
+    holds = signed(captions.pose_holds(rotmats).double()) * rotmats.flatten(-3).any(-1)[..., None]  # (n, K, 2 S)
+    holds = holds.mean(1).cpu()
     share = said @ holds.T / said.sum(1, keepdim=True)  # (n, n): of the statements of one, in the pose of the other
     own = share.diagonal()
     return own.numpy(), ((share.sum(0) - own) / max(1, len(speaking) - 1)).numpy()
