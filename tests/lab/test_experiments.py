@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +73,30 @@ def test_a_quick_run_makes_table_json_and_figure_and_is_kept(short_answers, runs
         raise AssertionError("a finished arm was run again")
     monkeypatch.setattr(experiments, "train_rft", fail)
     monkeypatch.setattr(experiments, "train_sft", fail)
+    experiments.main()
+    assert capsys.readouterr().out == first
+
+
+def test_poses_as_words_are_tried_and_kept_like_all_arms(short_answers, runs, tmp_path, monkeypatch, capsys):
+    """In its quick form a few comparisons of claim 13, and what coding alone costs."""
+    few = [("sft", "discrete", "form", ">"), ("hygrpo", "discrete, GRPO, equal time", "form", ">")]
+    monkeypatch.setattr(experiments, "CLAIMS", {13: (experiments.CLAIMS[13][0], few)})
+    start, changes = experiments.ARMS["discrete, GRPO"]
+    for arm in ("discrete, GRPO", "discrete, GRPO, equal time"):
+        monkeypatch.setitem(experiments.ARMS, arm, (start, changes | {"pose_prompts": 4, "pose_answers": 2}))
+    monkeypatch.setattr("sys.argv", ["experiments.py", "--quick", "--seeds", "0", "--out", runs, "--json",
+                                     str(tmp_path / "claims.json")])
+    experiments.main()
+    first, made = capsys.readouterr().out, json.loads((tmp_path / "claims.json").read_text())
+    found, = made["quantisation"]
+    assert 0 < found["MPJPE, mm"] < 200 and 0.3 < found["statements"] <= 1
+    assert f"code words and back: MPJPE, mm {found['MPJPE, mm']:.3f} ± 0.000" in first
+    assert made["arms"]["discrete"]["steps"] == [0]
+    assert 1 <= made["arms"]["discrete, GRPO, equal time"]["steps"][0] <= 8
+    assert made["arms"]["discrete"]["statements"] == [0]  # nothing was learned, and 16 words spell no pose
+    assert set(json.loads((Path(runs) / "seed_0" / "discrete.json").read_text())) > {"quantisation", "text2pose"}
+    monkeypatch.setattr(experiments, "train_rft", None)
+    monkeypatch.setattr(experiments, "train_sft", None)
     experiments.main()
     assert capsys.readouterr().out == first
 
