@@ -50,7 +50,7 @@ EQUAL_TIME = {f"{name}, pathwise, equal time": (f"{name}, pathwise", name)
 
 # Claim 13: poses as words (discrete.py), imitated in as many steps, and GRPO on these words alone: its KL weighs as
 # HyGRPO's of poses does, or as its KL of words.
-GRPO = {"pose_weight": 0.0, "poses_per_answer": 1, "pose_prompts": 16, "pose_answers": 16}
+GRPO = {"pose_weight": 0.0, "poses_per_answer": 1, "pose_prompts": 16, "pose_answers": 8}
 ARMS |= {"discrete": ("discrete", None), "discrete, GRPO": ("discrete", GRPO | {"beta_text": RFTConfig.beta_pose}),
          "discrete, GRPO, KL of words": ("discrete", GRPO)}
 EQUAL_TIME |= {f"{name}, equal time": (name, "hygrpo") for name in ("discrete, GRPO", "discrete, GRPO, KL of words")}

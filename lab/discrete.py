@@ -8,8 +8,7 @@ Gaussian, its ratio and its K poses an answer, is not there. train_sft.py and tr
 is lost before anything is learned: `quantisation` measures it.
 
 An answer that lacks a code word, or has one out of its place, has no pose: it stands as zeros, all joints at the
-pelvis, and no statement holds of it. Of K poses of one prompt each is that of an answer of its own, and the mean pose
-is their mean.
+pelvis, and no statement holds of it. Each of K poses is that of an answer of its own, and the mean pose is their mean.
 Read next: experiments.py, which compares it with the Gaussian policy.
 """
 
@@ -38,14 +37,11 @@ N, CODES, ITERATIONS = len(GROUPS), 128, 20
 # ---------------------------------------------------------------- the codebook, (N, C, 24, 6), zero outside its group
 
 def _reach() -> Tensor:
-    """How far the limb goes on from each joint at rest, and 0.1 m more: (24, 1). By so much its end errs a radian."""
-    reach = torch.zeros(24, 1)
-    for end in range(24):
-        joint = end
-        while joint >= 0:
-            reach[joint] = reach[joint].maximum((REST_JOINTS[end] - REST_JOINTS[joint]).norm())
-            joint = PARENTS[joint]
-    return 0.1 + reach
+    """How far the limb goes on from each joint, bone by bone, and 0.1 m: (24, 1). By so much its end errs a radian."""
+    reach = torch.full((24, 1), 0.1)
+    for joint, parent in reversed(list(enumerate(PARENTS))[1:]):
+        reach[parent] = reach[parent].maximum(reach[joint] + (REST_JOINTS[joint] - REST_JOINTS[parent]).norm())
+    return reach
 
 
 REACH = _reach()
@@ -96,13 +92,16 @@ class DiscretePolicy(PosePolicy):
     def __init__(self, policy: PosePolicy, split: Split, seed: int):
         rotmats = torch.cat([split.rotmats, split.image_rotmats])  # without the headings of pictures, and with them
         codebook = make_codebook(rotmats, CODES, own_seed(seed, 17))
-        words = [f"<P{group}_{code}>" for group in range(N) for code in range(codebook.shape[1])]
-        policy.tokenizer.add_tokens(words)
+        is_new = policy.tokenizer.add_tokens([f"<P{g}_{code}>" for g in range(N) for code in range(codebook.shape[1])])
         torch.manual_seed(own_seed(seed, 16))  # of the new words' rows, whichever arms came before
         super().__init__(policy.vlm, policy.processor, policy.pose_encoder, image_size=policy.image_size)
         self.pose_projector, self.pose_head = policy.pose_projector, policy.pose_head
         self.register_buffer("codebook", codebook, persistent=False)
-        self.first = self.tokenizer.convert_tokens_to_ids(words[0])
+        self.first = self.tokenizer.convert_tokens_to_ids("<P0_0>")
+        if is_new:  # a group's words share a part of their rows, or each had to learn its group's place by itself
+            for table in (self.vlm.get_input_embeddings(), self.vlm.get_output_embeddings()):
+                rows = table.weight.detach()[self.first:].unflatten(0, (N, -1))  # (N, C, H), a view
+                rows += rows.std() * torch.randn_like(rows[:, :1])
         self.spelled = re.compile("".join(rf"<P{group}_\d+>" for group in range(N)))
         self.to(policy.device).eval()
 
