@@ -104,7 +104,8 @@ def served(vlm) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         reason = first_line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {first_line(error)}"
-        raise ValueError(f"{vlm.name_or_path}: a {type(vlm).__name__} cannot be served: {reason}") from error
+        raise ValueError(f"{vlm.name_or_path}: a {type(vlm).__name__} cannot be served: {reason}; docs/going_real.md "
+                         "lists families that are") from error
 
 
 @torch.no_grad()
@@ -121,8 +122,8 @@ def check_common_path(policy) -> None:
     inputs = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True,
                                            tokenize=True, return_dict=True, return_tensors="pt")
     if not torch.equal(prompt.ids, inputs["input_ids"].to(prompt.ids.device)):
-        raise ValueError("around an image its processor writes other tokens than its chat template, with the image's "
-                         "tokens in their place, has")
+        raise ValueError("an image's tokens alone are not those that it has between the words of the chat template, "
+                         "where line breaks of both may become one token")
     near = 1e-3 if vlm.dtype == torch.float32 else 0.1  # of two ways to compute the same
     own = vlm(**inputs.to(policy.device, vlm.dtype)).logits[:, -1].float()
     ours = vlm.get_output_embeddings()(policy._prefill(prompt)[1]).float()

@@ -288,17 +288,21 @@ def test_a_text_half_that_is_no_full_attention_is_refused(kind, more, says):
         check_common_path(PosePolicy(vlm, processor, PoseEncoder(tokens=0)))
 
 
-def test_gemma_3_is_refused_in_a_sentence_that_names_it(tmp_path):
-    """Its template writes <start_of_image>, and its features take the places of <image_soft_token>."""
+@pytest.mark.parametrize("words, says", [
+    ([], "it does more with an image"), (["\n\n\n"], "an image's tokens alone are not those that it has between")])
+def test_gemma_3_is_refused_in_a_sentence_that_names_it(words, says, tmp_path):
+    """Its template writes <start_of_image>, and its features take the places of <image_soft_token>. In its own
+    vocabulary the line break before an image is one token with the two that its processor writes."""
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=build_tiny(CORPUS)[1].tokenizer.backend_tokenizer, pad_token="<pad>", bos_token="<s>",
         eos_token="</s>", extra_special_tokens={"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>",
                                                 "image_token": "<image_soft_token>"})
+    tokenizer.add_tokens(words)
     config = transformers.Gemma3Config(
         vision_config=SiglipVisionConfig(**SIGHT).to_dict(), mm_tokens_per_image=4,
         text_config=text(tokenizer, transformers.Gemma3TextConfig, head_dim=16, sliding_window=512).to_dict(),
         image_token_index=tokenizer.image_token_id)
-    template = IDEFICS_TEMPLATE.replace("<image>", "<start_of_image>").replace("<end_of_utterance>", "</s>")
+    template = IDEFICS_TEMPLATE.replace("<image>", "{{ '\\n' }}<start_of_image>").replace("<end_of_utterance>", "</s>")
     processor = transformers.Gemma3Processor(
         transformers.Gemma3ImageProcessorPil(size={"height": 32, "width": 32}), tokenizer, chat_template=template,
         image_seq_length=4)
@@ -307,7 +311,7 @@ def test_gemma_3_is_refused_in_a_sentence_that_names_it(tmp_path):
     torch.nn.init.normal_(vlm.model.multi_modal_projector.mm_input_projection_weight)  # a new one is zero
     vlm.save_pretrained(tmp_path / "gemma")
     processor.save_pretrained(tmp_path / "gemma")
-    with pytest.raises(ValueError, match="a Gemma3ForConditionalGeneration cannot be served: it does more with") as error:
+    with pytest.raises(ValueError, match=f"a Gemma3ForConditionalGeneration cannot be served: {says}") as error:
         built(str(tmp_path / "gemma"))
     assert "\n" not in str(error.value)
 
