@@ -10,8 +10,8 @@
 # A small vision-language model looks at a picture, describes the person in words and, at its token `<POSE>`, gives a
 # Gaussian over 3D body poses. First it is taught a little by imitation. Then you follow one update of HyGRPO through
 # its seven steps, numbered as in the [README](../README.md) and in [train_rft.py](../train_rft.py), and see the shape
-# of every tensor. At the end the steps are repeated, and rewards rise. It takes about half a minute on two CPU cores;
-# no GPU is needed, and no model or data set is downloaded.
+# of every tensor. At the end the steps are repeated, and rewards rise. It takes about a minute on two CPU cores; no GPU
+# is needed, and no model or data set is downloaded.
 #
 # **Where the code is not there yet**, as in Colab, run these lines in a cell above, with the address of this repository
 # in the place of ADDRESS:
@@ -24,7 +24,6 @@
 # what requirements.txt names for it:
 #
 #     jupytext --to ipynb docs/tour.py && jupyter execute --inplace docs/tour.ipynb
-#
 # ## The letters
 # | letter | here | what it counts |
 # | --- | ---: | --- |
@@ -38,12 +37,14 @@ import contextlib
 import io
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 root = next((folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "hygrpo.py").exists()), None)
 if root is None:
     raise FileNotFoundError("hygrpo.py is neither here nor in a folder above: get the code as the cell above says.")
 sys.path.insert(0, str(root))
+warnings.filterwarnings("ignore", "IProgress not found")  # no bar is shown
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -83,7 +84,7 @@ def draw(rotmats):
     return list(picture(body, rotmats, torch.zeros(len(rotmats), 10), size=110, supersample=2))
 
 
-def grid(rows, titles=(), width=1.3):
+def grid(rows, titles=(), width=0.8):
     """Show pictures in rows; None leaves a place empty. titles: of the columns."""
     figure, axes = plt.subplots(len(rows), len(rows[0]), squeeze=False, layout="constrained",
                                 figsize=(width * len(rows[0]), width * len(rows)))
@@ -92,7 +93,7 @@ def grid(rows, titles=(), width=1.3):
         if pixels is not None:
             axis.imshow(pixels)
     for axis, title in zip(axes[0], titles):
-        axis.set_title(title, fontsize=9)
+        axis.set_title(title, fontsize=7)
     plt.show()
 
 
@@ -104,7 +105,7 @@ def grid(rows, titles=(), width=1.3):
 # %%
 split = make_split(sample_poses(PICTURES, rng), rng)
 examples = [make_example(split, "image2text", i, rng) for i in range(B)]
-grid([[e.image for e in examples], draw(torch.stack([e.rotmats for e in examples]))], width=2.0)
+grid([[e.image for e in examples], draw(torch.stack([e.rotmats for e in examples]))], width=1.2)
 for i, e in enumerate(examples):
     print(f"{i + 1}. {e.prompt}\n   {textwrap.fill(e.answer, 110, subsequent_indent='   ')}\n")
 
@@ -165,7 +166,7 @@ print(policy.tokenizer.decode(prompt.ids[0]))
 # and its answers are continued side by side behind it; the K poses of an answer cost next to nothing.
 #
 # The D numbers become rotation matrices by Gram-Schmidt. In the picture, each row is one answer to the first prompt,
-# with its mean pose and five of its K samples.
+# with its mean pose and four of its K samples.
 # %%
 rollout = policy.sample(prompt, G, K, seeds=range(B))
 show("B, G, T", tokens=rollout.tokens, token_mask=rollout.token_mask)
@@ -178,8 +179,8 @@ for g, answer in enumerate(rollout.answers[0]):
 mean, samples = (rot6d_to_matrix(x.unflatten(-1, (24, 6))) for x in (rollout.mean, rollout.pose))
 show("B, G, K, joints, 3, 3", samples=samples)
 asked = [examples[0].image, *draw(examples[0].rotmats[None])] + [None] * G
-grid([[asked[g], *(draw(torch.cat([mean[0, g, None], samples[0, g, :5]])) if rollout.has_pose[0, g] else [None] * 6)]
-      for g in range(G)], ["asked, true pose", "mean", *[f"sample {k + 1}" for k in range(5)]])
+grid([[asked[g], *(draw(torch.cat([mean[0, g, None], samples[0, g, :4]])) if rollout.has_pose[0, g] else [None] * 5)]
+      for g in range(G)], ["asked, true", "mean", *[f"sample {k + 1}" for k in range(4)]])
 
 # %% [markdown]
 # ## 3. Reward
@@ -187,11 +188,11 @@ grid([[asked[g], *(draw(torch.cat([mean[0, g, None], samples[0, g, :5]])) if rol
 # - `format`: 1 if the answer has the form that was asked for.
 # - `text`: how near its words are to the true ones, as the retrieval model sees them.
 # - `description`: what it says that holds in the picture, beyond what one could guess without looking.
-# - `joint`: $1 / \lVert J - J^* \rVert$, over the places of all joints, in metres. The part of it that a joint decides,
-#   in `by_joint`, is that of the joints which it moves.
+# - `joint`: $1 / \lVert J - J^* \rVert$, over the places of all joints, in metres. For each joint there is a part of
+#   it, `by_joint`, over those places that the joint moves.
 # %%
 words, poses, by_joint = rewards.score(examples, rollout, retriever, split.base_rates())
-for letters, rewarded in (("B, G", words), ("B, G, K", poses), ("B, G, K, joints", by_joint)):
+for letters, rewarded in (("B, G", words), ("B, G, K", poses), ("B, G, K, joints", {"by_joint": by_joint["joint"]})):
     show(letters, **{name: R for name, R in rewarded.items() if not R.isnan().all()})  # NaN: of other tasks
 print("\nThe first prompt, answer by answer:")
 for name in ("format", "text", "description"):
@@ -219,7 +220,7 @@ print("A(description), prompt 1:", hygrpo.group_advantage(R, ~R.isnan()).numpy()
 print("by hand:                 ", ((R - (R.sum() - R) / (G - 1)) / (R.std() + 1e-4)).numpy().round(2))
 pose = poses["joint"][0].flatten()  # (G K,): all poses of prompt 1 are compared with each other
 whole = hygrpo.group_advantage(pose, rollout.has_pose[0].repeat_interleave(K)).view(G, K)
-figure, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained", width_ratios=(1, 3, 4.5))
+figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained", width_ratios=(1, 3, 4.5))
 for axis, table, title, down, across in ((axes[0], F, "F", "prompt (B)", "answer (G)"),
                                          (axes[1], whole, "prompt 1: A(joint)", "answer (G)", "pose (K)"),
                                          (axes[2], Delta[0, 0], "prompt 1, answer 1: Delta", "pose (K)", "joint")):
@@ -279,13 +280,13 @@ print(f"loss {loss.item():z.3f} = of words {metrics['loss_text']:z.3f} + of pose
 with torch.no_grad():  # the same actions once more
     of_tokens, of_joints = log_ratios(policy.log_prob(prompt, rollout.tokens, rollout.token_mask))
 of_token, counts = F[:, :, None].expand_as(of_tokens), rollout.has_pose[:, :, None, None] & (Delta != 0)
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+figure, axes = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
 for axis, advantage, log_ratio, what in (
-        (axes[0], *(x[rollout.token_mask].numpy() for x in (of_token, of_tokens)), "token, by F of its answer"),
-        (axes[1], *(x[counts].numpy() for x in (Delta, of_joints)), "joint of a pose, by Delta")):
+        (axes[0], *(x[rollout.token_mask].numpy() for x in (of_token, of_tokens)), "tokens, by F"),
+        (axes[1], *(x[counts].numpy() for x in (Delta, of_joints)), "joints, by Delta")):
     axis.plot(advantage, log_ratio, ".", markersize=3, alpha=0.3)
     axis.axhspan(np.log(0.8), np.log(1.28), color="tab:green", alpha=0.15)
-    axis.set(title=f"each {what}: correlation {np.corrcoef(advantage, log_ratio)[0, 1]:.2f}", xlabel="advantage",
+    axis.set(title=f"{what}: correlation {np.corrcoef(advantage, log_ratio)[0, 1]:.2f}", xlabel="advantage",
              ylabel="log ratio after the update")
 plt.show()
 outside = lambda x: ((x < np.log(0.8)) | (x > np.log(1.28))).float().mean()
@@ -316,15 +317,14 @@ def step(examples, G, K, seeds):
 
 rows = [step(draw_batch(split, {"image2text": 1}, 16, rng), 4, 32, rng.integers(2 ** 62, size=16))
         for _ in range(RFT_STEPS)]
-figure, axes = plt.subplots(1, 4, figsize=(12, 2.3), layout="constrained")
+figure, axes = plt.subplots(1, 4, figsize=(10, 2), layout="constrained")
 for axis, name in zip(axes, rows[0]):
     axis.plot(range(1, 1 + RFT_STEPS), [row[name].item() for row in rows], ".-")
     axis.set(title=name, xlabel="step")
 plt.show()
 
 # %% [markdown]
-# Prompts differ from step to step, so the curves are noisy. A fair comparison asks both policies the same, with the
-# same random numbers, about pictures that neither of them has seen:
+# Prompts differ from step to step. A fair comparison asks both policies the same, by the same noise, of new pictures:
 # %%
 test = make_split(sample_poses(48, rng), rng)
 asked = [make_example(test, "image2text", i, rng) for i in range(48)]
@@ -334,7 +334,7 @@ for name, answering in (("before", sft), ("after", policy)):
     words, poses, _ = rewards.score(asked, given[name], retriever, split.base_rates())
     print(f"{name:<7} joint {poses['joint'][given[name].has_pose].mean():.3f}   "
           f"description {words['description'].mean():z.3f}   format {words['format'].mean():.3f}")
-shown = (given["before"].has_pose & given["after"].has_pose)[:, 0].nonzero()[:7, 0]
+shown = (given["before"].has_pose & given["after"].has_pose)[:, 0].nonzero()[:6, 0]
 grid([[asked[i].image for i in shown], draw(torch.stack([asked[i].rotmats for i in shown])),
       *(draw(rot6d_to_matrix(given[name].pose[shown, 0, 0].unflatten(-1, (24, 6)))) for name in given)])
 

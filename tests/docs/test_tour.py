@@ -20,7 +20,7 @@ from model import PosePolicy
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 SCRIPT = (DOCS / "tour.py").read_text()
-NOTEBOOK = json.loads((DOCS / "tour.ipynb").read_text())
+NOTEBOOK = json.loads((DOCS / "tour.ipynb").read_bytes())
 SIZES = "PICTURES, ENCODER_STEPS, RETRIEVER_STEPS, SFT_STEPS, RFT_STEPS = "
 LETTERS = {"B": 3, "G": 4, "K": 16, "D": 144, "joints": 24}
 
@@ -102,7 +102,7 @@ def test_jupytext_makes_the_same_cells_of_the_script():
 def test_what_the_notebook_shows_comes_from_one_whole_run_and_is_small():
     counts = [cell["execution_count"] for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
     assert counts == list(range(1, len(CODE) + 1))
-    assert (DOCS / "tour.ipynb").stat().st_size < 600_000
+    assert (DOCS / "tour.ipynb").stat().st_size < 700_000
     for cell in NOTEBOOK["cells"]:
         for output in cell.get("outputs", ()):
             if "image/png" in output.get("data", ()):
@@ -159,9 +159,7 @@ def test_the_notebook_runs_from_top_to_bottom():
     nbclient, nbformat = (pytest.importorskip(name, reason=needed) for name in ("nbclient", "nbformat"))
     pytest.importorskip("ipykernel", reason=needed)
     notebook, before = nbformat.read(DOCS / "tour.ipynb", as_version=4), os.times()
-    for cell in notebook.cells:
-        cell.outputs = [] if cell.cell_type == "code" else None
-    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": DOCS}}).execute()
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(DOCS)}}).execute()
     after = os.times()
     assert after.children_user + after.children_system - before.children_user - before.children_system < 2 * 120
     here, there = outputs(notebook), outputs(NOTEBOOK)
