@@ -48,12 +48,13 @@ ARMS |= {f"{name}, pathwise": ("gaussian", changes | {"pose_gradient": "pathwise
 EQUAL_TIME = {f"{name}, pathwise, equal time": (f"{name}, pathwise", name)
               for name in ("joint alone", "semantic alone", "the paper's", "hygrpo")}
 
-# Claim 13: poses as words (discrete.py), imitated in as many steps, and GRPO on these words alone: its KL weighs as
-# HyGRPO's of poses does, or as its KL of words.
+# Claim 13: poses as words (discrete.py), imitated in as many steps, and GRPO on these words alone, with the KL and the
+# learning rate of HyGRPO's poses, or with those of its words.
 GRPO = {"pose_weight": 0.0, "poses_per_answer": 1, "pose_prompts": 16, "pose_answers": 8}
-ARMS |= {"discrete": ("discrete", None), "discrete, GRPO": ("discrete", GRPO | {"beta_text": RFTConfig.beta_pose}),
-         "discrete, GRPO, KL of words": ("discrete", GRPO)}
-EQUAL_TIME |= {f"{name}, equal time": (name, "hygrpo") for name in ("discrete, GRPO", "discrete, GRPO, KL of words")}
+LIKE_POSES = {"beta_text": RFTConfig.beta_pose, "rft_lr": RFTConfig.head_lr}
+ARMS |= {"discrete": ("discrete", None), "discrete, GRPO": ("discrete", GRPO | LIKE_POSES),
+         "discrete, GRPO as words": ("discrete", GRPO)}
+EQUAL_TIME |= {f"{name}, equal time": (name, "hygrpo") for name in ("discrete, GRPO", "discrete, GRPO as words")}
 ARMS |= {name: ARMS[which] for name, (which, _) in EQUAL_TIME.items()}
 
 # Each weight of rewards.py a quarter and four times as large.
@@ -137,7 +138,7 @@ CLAIMS = {
     13: ("(asked by a reviewer) Poses need a continuous half: said in words alone they are worse in the same time", [
         *(("sft", "discrete", measure, ">") for measure in (
             "statements", "judge R@5", "MPJPE, mm", "MPJPE sampled, mm")),
-        *(("hygrpo", f"discrete, GRPO{kl}, equal time", measure, ">") for kl in ("", ", KL of words") for measure in (
+        *(("hygrpo", f"discrete, GRPO{how}, equal time", measure, ">") for how in ("", " as words") for measure in (
             "statements", "judge R@5", "MPJPE, mm", "MPJPE sampled, mm", "diversity, mm")),
         *(("discrete, GRPO, equal time", "discrete", measure, ">") for measure in (
             "statements", "judge R@5", "MPJPE, mm", "MPJPE sampled, mm"))]),
