@@ -2,6 +2,7 @@
 
     python -m lab.benchmark [--vlm DIR] [--json FILE] [--group_sizes 4 8 16 32] [--prompt_tokens 32 256 1024]
     python -m lab.benchmark --soak 1000 [--json FILE]      # a long run instead: memory, time of a step (soak.py)
+    python -m lab.benchmark --against trl [--json FILE]    # a step against that of another trainer (against_trl.py)
 Both ways do the same step on the same model: sampling, rewards, reference, training. Ours runs the prompt once a group
 and keeps the features of images (model.py). The default model is a LLaVA of 9 M parameters, random weights, 196 tokens
 an image. A bias on the logits, the same for both ways, forbids the end token and favours <POSE>, so that every answer
@@ -17,37 +18,31 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlavaConfig,
-                          LlavaForConditionalGeneration)
 
 import hygrpo
 import rewards
 from captions import STATEMENTS
-from data import Example, make_example
-from builtin.sentences import describe
 from builtin.splits import make_split
 from builtin.tiny import corpus
-from engine.saving import load_policy
 from model import POSE_DIM, PosePolicy, draw_poses
+from lab import against_trl
 from lab.plain import PlainWay, SharedPrompt
+from lab.problem import build_llava, force_answers, load_policy_or_vlm, make_examples
 from builtin.poses import sample_poses
-from real.hub import load_vlm
 from builtin.retriever import Retriever
 from engine.checkpoint import atomic_write
 from engine.runtime import pick_device, run
 from engine.settings import Count, CountOrNone, Number, OutputFile, read_settings
 from lab.soak import peak_memory, reset_peak_memory, soak
-from builtin.tiny import PoseEncoder, build_tiny
 
 PARTS = ("sampling", "rewards", "reference", "training", "rest")
 KINDS = {"matrix products": ("mm", "addmm", "bmm", "baddbmm"), "attention": ("scaled_dot_product",),
@@ -56,9 +51,10 @@ KINDS = {"matrix products": ("mm", "addmm", "bmm", "baddbmm"), "attention": ("sc
 
 @dataclass
 class BenchmarkConfig:
-    group_sizes: list[Count] = field(default_factory=lambda: [4, 8, 16, 32], metadata={"help": "answers a prompt (G)"})
-    prompt_tokens: list[Count] = field(default_factory=lambda: [32, 256, 1024],
-                                     metadata={"help": "tokens of a prompt (P), those of its image not counted"})
+    group_sizes: list[Count] = field(default_factory=list, metadata={
+        "help": "answers a prompt (G); default: 4 8 16 32, with --against 8 16 32"})
+    prompt_tokens: list[Count] = field(default_factory=list, metadata={
+        "help": "tokens of a prompt (P), those of its image not counted; default: 32 256 1024, --against trl 13"})
     prompts: Count = field(default=4, metadata={"help": "prompts a step (B), each with an image of its own"})
     new_tokens: Count = field(default=12, metadata={"help": "tokens an answer (T)"})
     poses_per_answer: Count = field(default=32, metadata={"help": "poses an answer (K)"})
@@ -70,62 +66,12 @@ class BenchmarkConfig:
     vlm: str | None = field(default=None, metadata={"help": "folder of a transformers checkpoint, or of a policy"})
     dtypes: list[str] = field(default_factory=list, metadata={"help": "default: float32, on CUDA also bfloat16",
                                                               "choices": ["float32", "bfloat16"]})
+    against: str | None = field(default=None, metadata={
+        "help": "time our step against TRL's, or our training pass against prefix_grouper's, instead",
+        "choices": ["trl", "prefix_grouper"]})
     soak: CountOrNone = field(default=0, metadata={"help": "steps of a long run to watch instead, 10 or more"})
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
     json: OutputFile | None = field(default=None, metadata={"help": "file to write the figures to"})
-
-
-# ---------------------------------------------------------------- the problem
-
-def build_llava(texts: Sequence[str]) -> tuple:
-    """A LLaVA of 9 M parameters, 196 tokens an image, with the tokenizer and the pose encoder of `tiny`."""
-    tiny, processor, pose_encoder = build_tiny(texts)
-    processor.patch_size = 16
-    processor.image_processor = CLIPImageProcessorPil(size={"height": 224, "width": 224}, do_center_crop=False)
-    text = {name: getattr(tiny.config.text_config, name) for name in ("vocab_size", "pad_token_id", "eos_token_id")}
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(hidden_size=192, intermediate_size=768, num_hidden_layers=4,
-                                       num_attention_heads=4, image_size=224, patch_size=16),
-        text_config=LlamaConfig(hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=4,
-                                max_position_embeddings=4096, **text),
-        image_token_index=tiny.config.image_token_index, image_seq_length=196, vision_feature_layer=-1)
-    return LlavaForConditionalGeneration(config), processor, pose_encoder
-
-
-def load_policy_or_vlm(folder: str) -> PosePolicy:
-    """A policy that save_policy wrote, or one around any image-text-to-text checkpoint that transformers saved."""
-    if (Path(folder) / "pose.json").is_file():
-        return load_policy(folder)
-    if not (Path(folder) / "config.json").is_file():
-        raise FileNotFoundError(f"--vlm {folder}: no checkpoint there (no config.json)")
-    return PosePolicy(*load_vlm(folder, torch.float32), PoseEncoder())
-
-
-def force_answers(policy: PosePolicy) -> None:
-    """Change the logits of every pass: no end token, no token that stands for a feature, <POSE> a quarter of the time,
-    whatever the weights are."""
-    never = torch.tensor([policy.tokenizer.eos_token_id, policy.image_id, policy.pose_feature_id, policy.pose_id])
-
-    def forced(module, inputs, logits: Tensor) -> Tensor:  # (..., W)
-        logits = logits.index_fill(-1, never.to(logits.device), -1e4)
-        return logits.index_copy(-1, never[3:].to(logits.device), logits.logsumexp(-1, keepdim=True) - np.log(3))
-    policy.vlm.get_output_embeddings().register_forward_hook(forced)
-
-
-def make_examples(policy: PosePolicy, count: int, tokens: int) -> list[Example]:
-    """`count` examples with an image and `tokens` tokens of text around it, rewarded as text2pose and image2text in
-    turn, so that kinematics, statements and the retrieval model all have their part."""
-    rng = np.random.default_rng(0)
-    split = make_split(sample_poses(count, rng), rng)
-    examples = []
-    for i in range(count):
-        example = make_example(split, ("text2pose", "image2text")[i % 2], i, rng)
-        example = replace(example, image=split.images[i], prompt="")
-        frame = int((policy.encode([example]).ids != policy.image_id).sum()) - policy.pose_encoder.tokens
-        text = " ".join(describe(split.holds[i], rng)[0] for _ in range(tokens // 8 + 8))
-        ids = policy.tokenizer(text, add_special_tokens=False).input_ids[:max(1, tokens - frame)]
-        examples.append(replace(example, prompt=policy.tokenizer.decode(ids)))
-    return examples
 
 
 # ---------------------------------------------------------------- a step, and what is measured of it
@@ -151,6 +97,12 @@ def step(way, examples: Sequence, meter: Callable, config: BenchmarkConfig, refe
             (loss / len(batches)).backward()
         torch.nn.utils.clip_grad_norm_([p for p in way.policy.parameters() if p.requires_grad], 1.0)
         optimizer.step()
+
+
+def step_of(policy: PosePolicy, retriever: Retriever, config: BenchmarkConfig) -> Callable:
+    """`step` of this policy, with a reference and an optimizer of its own; way, examples and meter are still free."""
+    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-6, fused=True)
+    return partial(step, config=config, reference=policy.frozen_copy(), retriever=retriever, optimizer=optimizer)
 
 
 @contextmanager
@@ -195,9 +147,7 @@ def kinds_of_operation(run_step: Callable[[], None]) -> dict[str, float]:
 def measure(policy: PosePolicy, retriever: Retriever, P: int, G: int, config: BenchmarkConfig) -> dict:
     """One row of the tables: both ways in turn on prompts of P tokens and groups of G answers."""
     device, dtype, B = policy.device, next(policy.vlm.parameters()).dtype, config.prompts
-    reference = policy.frozen_copy()
-    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-6, fused=True)
-    run_step = partial(step, config=config, reference=reference, retriever=retriever, optimizer=optimizer)
+    run_step = step_of(policy, retriever, config)
     examples = make_examples(policy, B, P)
     images, work, one_row = defaultdict(float), defaultdict(float), defaultdict(float)
     policy.frozen_features.clear()
@@ -286,8 +236,8 @@ def report(rows: Sequence[dict], config: BenchmarkConfig) -> str:
     return "\n\n".join(texts)
 
 
-def compare(config: BenchmarkConfig, device: torch.device) -> dict:
-    """Time both ways over the grid of P and G, print the tables, and return what the JSON holds."""
+def prepare(config: BenchmarkConfig, device: torch.device) -> tuple[PosePolicy, Retriever, dict]:
+    """The policy, the retrieval model and what the JSON says of both and of the machine."""
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     policy = load_policy_or_vlm(config.vlm) if config.vlm else PosePolicy(
@@ -298,26 +248,51 @@ def compare(config: BenchmarkConfig, device: torch.device) -> dict:
     size = sum(p.numel() for p in policy.vlm.parameters()) / 1e6
     machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{device}, {torch.get_num_threads()} threads"
     print(f"{type(policy.vlm).__name__} of {size:.1f} M parameters on {machine}; {config.prompts} prompts of P tokens "
-          f"and an image; G answers of {config.new_tokens} tokens and {config.poses_per_answer} poses; the plain way "
-          f"in micro-batches of {config.micro_batch}", flush=True)
+          f"and an image; G answers of {config.new_tokens} tokens", flush=True)
+    return policy, retriever, {
+        "model": type(policy.vlm).__name__, "million_parameters": round(size, 1), "machine": machine,
+        "torch": torch.__version__, "transformers": transformers.__version__, "config": asdict(config)}
+
+
+def compare(config: BenchmarkConfig, device: torch.device) -> dict:
+    """Time both ways over the grid of P and G, print the tables, and return what the JSON holds."""
+    policy, retriever, about = prepare(config, device)
     rows = []
     for dtype in config.dtypes or ["float32"] + ["bfloat16"] * (device.type == "cuda"):
         policy.vlm.to(getattr(torch, dtype))
-        for P in config.prompt_tokens:
-            for G in config.group_sizes:
+        for P in config.prompt_tokens or [32, 256, 1024]:
+            for G in config.group_sizes or [4, 8, 16, 32]:
                 rows.append(measure(policy, retriever, P, G, config))
                 print(f"{dtype}, P = {P}, G = {G}: {rows[-1]['ours']['step']:.2f} s a step, {rows[-1]['speedup']:.1f} "
                       "times as fast as the plain way", flush=True)
     print("\n" + report(rows, config))
-    return {"model": type(policy.vlm).__name__, "million_parameters": round(size, 1), "machine": machine,
-            "torch": torch.__version__, "transformers": transformers.__version__, "config": asdict(config),
-            "rows": rows}
+    return about | {"rows": rows}
+
+
+def race(config: BenchmarkConfig, device: torch.device) -> dict:
+    """Time what --against names and our own in turn, print the table, and return what the JSON holds. Our steps see
+    their images for the first time: nothing of them is kept from one step to the next."""
+    tried = against_trl.installed(config.against)
+    policy, retriever, about = prepare(config, device)
+    run_step, rows = step_of(policy, retriever, config), []
+    for P in config.prompt_tokens or ([13] if config.against == "trl" else [32, 256, 1024]):
+        examples = make_examples(policy, config.prompts, P)
+        for G in config.group_sizes or [8, 16, 32]:
+            def ours() -> None:
+                policy.frozen_features.clear()
+                run_step(SharedPrompt(policy, examples, G), examples, partial(timed, defaultdict(float)))
+            row = against_trl.time_trl(policy, examples, G, config, ours) if config.against == "trl" else \
+                against_trl.time_grouper(policy, examples, G, config)
+            rows.append(against_trl.finish(row, P, policy.encode(examples).ids.shape[1], config))
+            print(f"P = {P}, G = {G}: {rows[-1]['ratio']:.2f} times as fast as {config.against} {tried}", flush=True)
+    print("\n" + table(rows, against_trl.columns(config.against)))
+    return about | {"version": tried, "rows": rows}
 
 
 def main() -> None:
     config, = read_settings(__doc__, BenchmarkConfig)
     device = pick_device(config.device)
-    made = soak(config.soak, device) if config.soak else compare(config, device)
+    made = soak(config.soak, device) if config.soak else (race if config.against else compare)(config, device)
     if config.json:
         atomic_write(Path(config.json), json.dumps(made, indent=1) + "\n")
 

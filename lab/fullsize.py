@@ -19,7 +19,7 @@ from transformers import (AutoModelForImageTextToText, Idefics3ImageProcessorPil
 
 import train_rft
 import train_sft
-from lab.benchmark import force_answers
+from lab.problem import force_answers
 from builtin.splits import make_split
 from builtin.tiny import corpus
 from builtin.poses import sample_poses
