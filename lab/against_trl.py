@@ -77,6 +77,8 @@ def time_trl(policy: PosePolicy, examples: Sequence, G: int, config, ours: Calla
 
     What the policy does not train is frozen there too. Without gradient checkpointing and in float32, both of which
     are not TRL's defaults; a reference by beta; no answer ends early; the first step of each warms up."""
+    if policy.has_adapter:
+        raise ValueError("--against trl trains a whole model: name one without an adapter by --vlm")
     from datasets import Dataset  # optional, and slow
     from trl import GRPOConfig, GRPOTrainer
     T, rows, lengths = config.new_tokens, len(examples) * G, set()

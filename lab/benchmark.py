@@ -64,8 +64,8 @@ class BenchmarkConfig:
                                                         "plain way runs fewer prompts, and its time is scaled"})
     micro_batch: Count = field(default=16, metadata={"help": "sequences at once in the plain way's log_prob, training"})
     vlm: str | None = field(default=None, metadata={"help": "folder of a transformers checkpoint, or of a policy"})
-    dtypes: list[str] = field(default_factory=list, metadata={"help": "default: float32, on CUDA also bfloat16",
-                                                              "choices": ["float32", "bfloat16"]})
+    dtypes: list[str] = field(default_factory=list, metadata={
+        "help": "default: float32, on CUDA also bfloat16; not with --against", "choices": ["float32", "bfloat16"]})
     against: str | None = field(default=None, metadata={
         "help": "time our step against TRL's, or our training pass against prefix_grouper's, instead",
         "choices": ["trl", "prefix_grouper"]})

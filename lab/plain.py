@@ -1,9 +1,9 @@
-"""The plain way to run a group of answers, as public GRPO trainers do: nothing is shared, nothing is kept.
+"""The plain way to run a group of answers, as TRL's GRPOTrainer does: nothing is shared, nothing is kept.
 
 Every answer is a row of its own with its own copy of prompt and image. transformers' `generate` samples; then prompt
 and answer go as one sequence through the whole VLM, vision tower and pose-aware encoder included, once for the
 reference and once in training, in micro-batches as memory allows. Slow, and simple enough to trust: the tests hold
-model.py against it, benchmark.py times both.
+model.py against it, benchmark.py times both, against_trl.py the trainer itself.
 """
 
 from collections.abc import Sequence

@@ -57,9 +57,9 @@ ELSEWHERE = {  # the test that runs it
         "lab/test_experiments.py::test_the_long_runs_are_drawn_and_the_furthest_fall_is_told",
     "python -m lab.benchmark --json assets/benchmark.json":
         "lab/test_benchmark.py::test_the_tables_are_printed_and_written",
-    "python -m lab.benchmark --against trl --json assets/against_trl.json":
+    "python -m lab.benchmark --against trl --repeats 3 --json assets/against_trl.json":
         "lab/test_against_trl.py::test_a_step_of_trl_and_one_of_ours_are_timed_in_turn",
-    "python -m lab.benchmark --against prefix_grouper --json assets/against_prefix_grouper.json":
+    "python -m lab.benchmark --against prefix_grouper --group_sizes 16 --repeats 3 --json assets/against_prefix_grouper.json":
         "lab/test_against_trl.py::test_prefix_grouper_gives_the_same_numbers",
     "python -m lab.benchmark --soak 1000 --json assets/soak.json": "lab/test_benchmark.py::test_a_long_run_is_watched",
     "python -m lab.exercises": "lab/test_exercises.py::test_the_command_measures_every_flag_with_five_seeds",

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import toy
-from lab import benchmark, claims_table, experiments, figures, seeds
+from lab import against_trl, benchmark, claims_table, experiments, figures, seeds
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text()
@@ -95,6 +95,13 @@ def test_speed_is_that_of_the_benchmark():
     report = benchmark.report(made["rows"], benchmark.BenchmarkConfig(**made["config"]))
     tables = [part for part in report.split("\n\n") if part.startswith("|")]
     assert tables and all(part in PAGES["docs/speed.md"] for part in tables)
+
+
+@pytest.mark.parametrize("name", against_trl.TRIED)
+def test_speed_against_others_is_as_measured(name):
+    made = written(f"against_{name}.json")
+    assert made["version"] == against_trl.TRIED[name] in PAGES["docs/speed.md"]
+    assert benchmark.table(made["rows"], against_trl.columns(name)) in PAGES["docs/speed.md"]
 
 
 def test_a_full_size_model_is_as_measured():
