@@ -77,6 +77,8 @@ ELSEWHERE = {  # the test that runs it
     "python -m lab.paraphrases --model tiny/sft tiny/rft pretrained/sft pretrained/rft --json assets/paraphrases.json "
     "--picture assets/paraphrases.png":
         "lab/test_paraphrases.py::test_the_command_compares_policies_and_keeps_each_sentence",
+    "python -m lab.readout --model smollm2/model tiny/sft --json assets/readout.json":
+        "lab/test_readout.py::test_the_command_compares_a_model_with_random_weights",
     "torchrun --nproc_per_node N train_rft.py":
         "engine/test_distributed.py::test_two_processes_are_one_with_the_whole_batch",
 }

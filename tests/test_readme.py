@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import toy
-from lab import against_trl, benchmark, claims_table, experiments, figures, seeds
+from lab import against_trl, benchmark, claims_table, experiments, figures, readout, seeds
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text()
@@ -103,6 +103,10 @@ def test_speed_against_others_is_as_measured(name):
     assert made["version"] == against_trl.TRIED[name] in PAGES["docs/speed.md"]
     table = benchmark.table(made["rows"], against_trl.columns(name))
     assert table in PAGES["docs/speed.md"] and (name != "trl" or table in README)
+
+
+def test_what_a_linear_readout_finds_is_as_measured():
+    assert readout.table(written("readout.json")["models"]) in PAGES["docs/pretrained.md"]
 
 
 def test_a_full_size_model_is_as_measured():

@@ -12,12 +12,12 @@ from lab import paraphrases, readout
 from model import PosePolicy
 
 
-def test_padding_changes_no_feature_and_depth_0_is_a_bag_of_words():
+def test_padding_changes_no_feature_and_layer_0_is_a_bag_of_words():
     torch.manual_seed(0)
     vlm, processor, _ = build_tiny(["the left knee is bent"], hidden_size=32, layers=2)
     said = ["the left knee is bent", "the bent left knee is", "both knees are bent and the person sits on the ground"]
     alone, together = (readout.sentence_features(vlm.eval(), processor.tokenizer, said, batch) for batch in (1, 3))
-    assert alone.shape == (3, 5, 32) and torch.allclose(alone, together, atol=1e-5)
+    assert alone.shape == (3, 3, 32) and readout.layers_read(vlm) == [0, 1, 2] and torch.allclose(alone, together, atol=1e-5)
     assert torch.allclose(alone[0, 0], alone[1, 0], atol=1e-5)  # the same words
     assert not torch.allclose(alone[0, -1], alone[1, -1], atol=1e-2)  # in another order
 
@@ -27,13 +27,13 @@ def test_a_readout_finds_what_the_features_hold_and_nothing_in_noise():
     angle = torch.from_numpy(rng.uniform(-60, 60, 200)).float()
     poses = torch.eye(3).repeat(200, 24, 1, 1)
     poses[:, 4] = axis_rotation(0, angle.abs() * 2)  # the left knee
-    features = torch.stack([torch.stack([angle.abs(), angle], 1), torch.randn(200, 2)], 1)  # depths: signal, noise
+    features = torch.stack([torch.stack([angle.abs(), angle], 1), torch.randn(200, 2)], 1)  # layers: signal, noise
     asked = {"test captions": features[:2]}
     bends = paraphrases.KEYS["the left knee is bent"]
     straight = paraphrases.KEYS["the left knee is straight"]
     meanings = {"test captions": [[[bends] if a > 40 else [straight]] for a in (100, 0)]}
     asked["test captions"] = torch.tensor([[[55.0, 0.0]] * 2, [[0.0, 0.0]] * 2])
-    signal, noise = readout.readout(features, poses, asked, meanings)
+    signal, noise = readout.readout([0, 1], features, poses, asked, meanings)
     assert signal["held"] == 1.0 and signal["own_minus_others"]["difference"] == 1.0
     assert noise["own_minus_others"]["difference"] < 0.5
 
@@ -49,4 +49,4 @@ def test_the_command_compares_a_model_with_random_weights(tmp_path, monkeypatch,
     assert list(made) == [str(tmp_path / "sft"), f"{tmp_path / 'sft'}, random weights"]
     rows = list(made.values())
     assert rows[0] != rows[1] and all(0 <= row["held"] <= 1 for row in rows[0] + rows[1])
-    assert capsys.readouterr().out.count("| 0.25 |") == 2
+    assert capsys.readouterr().out.count("| 1 |") == 2
