@@ -20,9 +20,11 @@ COMMANDS = {
     "lab.benchmark": "BenchmarkConfig", "lab.experiments": "ExperimentConfig",
     "lab.fullsize": "FullSizeConfig", "lab.seeds": "SeedsConfig", "lab.continued_sft": "ContinuedConfig",
     "lab.pictures": "PicturesConfig", "real.protocols": "ProtocolConfig", "predict": "PredictConfig",
-    "demo": "DemoConfig"}
+    "demo": "DemoConfig", "lab.exercises": "ExercisesConfig", "lab.figures": "FiguresConfig",
+    "lab.paraphrases": "ParaphrasesConfig", "lab.pretrained": "PretrainedConfig", "lab.readout": "ReadoutConfig"}
 CHECKED_BY_THEMSELVES = ("claims", "samples")  # in lab/experiments.py, in predict.py
-NEEDED = {"lab.seeds": ["--runs", "none"], "real.protocols": ["--protocol", "smpl-24"]}
+NEEDED = {"lab.seeds": ["--runs", "none"], "real.protocols": ["--protocol", "smpl-24"],
+          "lab.figures": ["--runs", "none"], "lab.pretrained": ["--gguf", "none"], "lab.readout": ["--model", "none"]}
 ROOT = Path(__file__).parent.parent.parent
 KINDS = [(module, getattr(import_module(module), kind)) for module, kinds in COMMANDS.items() for kind in kinds.split()]
 
