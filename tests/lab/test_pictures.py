@@ -1,5 +1,7 @@
 """What the pictures count: limbs that are hidden, spreads, rank correlations, means over steps."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -69,9 +71,9 @@ def test_the_progression_shows_at_most_five_steps_with_first_and_last(evaluation
     rows += [{"step": 150 * i, "val_poses": poses[i]} for i in range(1, evaluations)]
     columns = {}
     monkeypatch.setattr(pictures, "grid", lambda path, examples, given, body: columns.update(given))
-    monkeypatch.setattr(pictures, "followed_examples", lambda split, seed: [])
+    monkeypatch.setattr(pictures, "followed_examples", lambda split, seed: [SimpleNamespace(rotmats=torch.eye(3))])
     pictures.progression(None, rows, None, None)
-    assert list(columns) == [f"step {step}" for step in shown]
+    assert list(columns) == ["true pose", *(f"step {step}" for step in shown)]
     expected = pictures.rot6d_to_matrix(torch.tensor(poses[-1]).unflatten(-1, (24, 6)))
     torch.testing.assert_close(columns[f"step {shown[-1]}"], expected)
 
