@@ -500,13 +500,13 @@ def test_a_retriever_places_any_text_on_its_sphere(retriever, text):
     "a", "the ", "the left ", "the person is kneeling on the ", ". ", ", ", "not ", ", or ", " ", "<", "(", "\n", "膝", "<POSE>",
     captions.POSE_ANSWER, ". The SMPL pose of this person is "])
 def test_long_texts_take_no_longer_than_their_length(piece):
-    text, started = (piece * 100_000)[:100_000], time.monotonic()
+    text, started = (piece * 100_000)[:100_000], time.process_time()
     captions.parse(text)
     for task in data.TASKS:
         rewards.has_form(task, text)
     rewards.words_of(text)
     predict.make_prompt("x" + text, None)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_a_prompt_longer_than_the_policy_reads_is_refused(policy):
