@@ -22,6 +22,7 @@ from lab.table import ROWS
 
 ROOT = Path(__file__).parent.parent
 RUNS = {"motion capture": "metrics_mocap.json", "ten times as long": "metrics_long.json"}
+BEGINS = f"| | {' | '.join(seeds.COLUMNS)} |"  # the table of several seeds
 DRAWN = ("before_after", "curves", "progression")  # of a long run: what train_rft.py has drawn
 MARKS = (("*R@5 of the true poses*", ("text2pose", "judge_ceiling", "t2p_r5")),
          ("*R@5 of shuffled poses*", ("text2pose", "judge_floor", "t2p_r5")),
@@ -53,25 +54,26 @@ def one_run(name: str, made: dict) -> str:
 
 def rows_shown(page: str) -> list[str]:
     """The rows of the table of several seeds that a page shows."""
-    table = page.partition(f"| | {' | '.join(seeds.COLUMNS)} |\n")[2].partition("\n\n")[0]
+    table = page.partition(f"{BEGINS}\n")[2].partition("\n\n")[0]
     return [line.split("|")[1].strip() for line in table.splitlines()[1:]]
 
 
-def put(page: str, table: str) -> str:
-    """The page with the table in the place of the one that has the same first line. ValueError where there is none."""
-    head = table.splitlines()[0]
-    if page.count(head + "\n") != 1:
-        raise ValueError(f"a page should hold one table that begins with {head!r}, and holds {page.count(head)}")
-    return re.sub(re.escape(head) + r"\n(\|.*\n?)*", lambda _: table + "\n", page)
+def put(page: str, begins: str, table: str) -> str:
+    """The page with the table in the place of the one whose first line begins so. ValueError where there is not one."""
+    made, found = re.subn(f"^{re.escape(begins)}.*\\n(\\|.*\\n?)*", lambda _: table + "\n", page, flags=re.MULTILINE)
+    if found != 1:
+        raise ValueError(f"a page should hold one table that begins with {begins!r}, and holds {found}")
+    return made
 
 
 def pages(assets: Path, texts: dict[str, str]) -> dict[str, str]:
     """README.md and docs/results.md (name -> text) with the tables of what lies in `assets`."""
     rows = json.loads((assets / "seeds.json").read_text())["rows"]
-    made = {name: put(text, seeds.table({title: rows[title] for title in rows_shown(text)}))
+    made = {name: put(text, BEGINS, seeds.table({title: rows[title] for title in rows_shown(text)}))
             for name, text in texts.items()}
     for name, file in RUNS.items():
-        made["docs/results.md"] = put(made["docs/results.md"], one_run(name, json.loads((assets / file).read_text())))
+        table = one_run(name, json.loads((assets / file).read_text()))
+        made["docs/results.md"] = put(made["docs/results.md"], f"| | {name}: ", table)
     return made
 
 

@@ -113,7 +113,7 @@ NOT_HERE = {  # why
         "the data need licences; test_formats takes both stages on files in each layout",
     "python -m lab.fullsize --json assets/fullsize.json":
         "it takes minutes and 8 GB; test_families takes the same steps on small models",
-    "python train_rft.py --train_poses 80000 --encoder_steps 10000 --sft_steps 9500 --rft_steps 4500 --out runs_long":
+    "python train_rft.py --train_poses 80000 --encoder_steps 22000 --sft_steps 9500 --rft_steps 4500 --out runs_long":
         "it takes an hour; test_commands_run takes the same flags",
     "pip install plotly gradio": "optional packages",
     "pip install trl==1.16.0 prefix_grouper==0.0.1.post1": "optional packages",

@@ -32,7 +32,6 @@ def project(tmp_path, monkeypatch):
     for name, height in (("runs_0", 0.1), ("runs_1", 0.3), ("mocap", 0.5), ("long", 0.7)):
         stages = {stage: numbers(height + more) for stage, more in (("floors", 0), ("sft", 0.1), ("rft", 0.2))}
         if name == "long":
-            del stages["floors"]
             for picture in figures.DRAWN:
                 (tmp_path / name / f"{picture}.png").parent.mkdir(exist_ok=True)
                 (tmp_path / name / f"{picture}.png").write_bytes(b"drawn")
@@ -56,7 +55,8 @@ def test_tables_numbers_and_pictures_are_those_of_the_runs_and_other_words_stay(
     assert row in readme and "answers of the right form" not in readme and readme.endswith("\nBehind it.\n")
     assert results.count("\nBehind it.\n") == 3 and "| 9 |" not in results
     assert "| questions: accuracy | 0.500 | 0.600 | 0.700 |" in results
-    assert "| answers of the right form | 0.800 | 0.900 |" in results  # of the long run, without a blind column
+    assert "| | ten times as long: blind | SFT | RFT |" in results and "| | ten times as long: SFT" not in results
+    assert "| answers of the right form | 0.700 | 0.800 | 0.900 |" in results
     assert (project / "assets" / "method.png").read_text() == "runs_0"
     assert (project / "assets" / "curves_long.png").read_bytes() == b"drawn"
     assert json.loads((project / "assets" / "metrics.json").read_text())["seed"] == 0
@@ -69,4 +69,4 @@ def test_what_is_missing_is_said_before_anything_is_written(project, monkeypatch
         call(monkeypatch, project, "--long", f"{project}/nowhere")
     assert list((project / "assets").iterdir()) == []
     with pytest.raises(ValueError, match="should hold one table that begins with"):
-        figures.put("a page", "| a |\n| --- |")
+        figures.put("a page", "| a ", "| a |\n| --- |")
