@@ -51,6 +51,8 @@ ELSEWHERE = {  # the test that runs it
     "python train_rft.py --poses DIR --out runs_mocap": "test_train.py::test_the_chain_runs_on_motion_capture",
     "python -m lab.experiments --json assets/claims.json --figure assets/claims.png":
         "lab/test_experiments.py::test_a_quick_run_makes_table_json_and_figure_and_is_kept",
+    "python -m lab.experiments --claims 11 12 13":
+        "lab/test_experiments.py::test_arms_from_finished_sft_policies_are_those_of_policies_made_here",
     "python -m lab.experiments --claims N":
         "lab/test_experiments.py::test_a_quick_run_makes_table_json_and_figure_and_is_kept",
     "python -m lab.experiments --stability assets/stability.png --json assets/stability.json":
