@@ -182,6 +182,12 @@ def claims_sentences() -> list[str]:
         f"(statements {gain('lowrank, ')} and {gain('full, ')} against {gain('')})"]
 
 
+def readme_sentences() -> list[str]:
+    long = written("metrics_long.json")["rft"]
+    return [f"one seed: statements {brief(long['text2pose']['statements_sampled'])}, MPJPE "
+            f"{long['image2pose']['mpjpe_mean']:.1f} mm, of sampled poses {long['image2pose']['mpjpe_sampled']:.1f} mm"]
+
+
 def variants_sentences() -> list[str]:
     told, wide = "statements", "diversity, mm"
     three = [f"4 epochs, {ratio}" for ratio in ("joint", "per_joint", "mean")]
@@ -217,6 +223,7 @@ def soak_sentences() -> list[str]:
 
 @pytest.mark.parametrize("page, sentences", [
     ("docs/results.md", results_sentences), ("docs/claims.md", claims_sentences), ("docs/claims.md", variants_sentences),
+    ("README.md", readme_sentences),
     ("docs/speed.md", soak_sentences)])
 def test_numbers_in_sentences_are_as_measured(page, sentences):
     missing = [sentence for sentence in sentences() if sentence not in prose(page)]
