@@ -87,10 +87,12 @@ class FiguresConfig:
 def main() -> None:
     config, = read_settings(__doc__, FiguresConfig)
     assets, others = ROOT / "assets", {"motion capture": config.mocap, "ten times as long": config.long}
-    for folder in (Path(x) for x in others.values() if x):
-        if not (folder / "metrics.json").is_file():
-            raise FileNotFoundError(f"{folder} holds no finished run (no metrics.json): python train_rft.py --out "
-                                    f"{folder}")
+    needed = [Path(folder) / "metrics.json" for folder in others.values() if folder]
+    needed += [Path(config.long) / f"{name}.png" for name in DRAWN if config.long]
+    for file in needed:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file.parent} holds no finished run (no {file.name}): python train_rft.py --out "
+                                    f"{file.parent}")
     seeds.write([Path(folder) for folder in config.runs], assets / "seeds.json")
     shutil.copyfile(Path(config.runs[0]) / "metrics.json", assets / "metrics.json")
     for name, folder in others.items():
@@ -98,10 +100,10 @@ def main() -> None:
             shutil.copyfile(Path(folder) / "metrics.json", assets / RUNS[name])
     for name in DRAWN if config.long else ():
         shutil.copyfile(Path(config.long) / f"{name}.png", assets / f"{name}_long.png")
-    pictures.draw(Path(config.runs[0]), assets)
     texts = {name: (ROOT / name).read_text() for name in ("README.md", "docs/results.md")}
     for name, text in pages(assets, texts).items():
         atomic_write(ROOT / name, text)
+    pictures.draw(Path(config.runs[0]), assets)  # last, since it takes a minute and what is above may find a fault
     print(f"{assets}, README.md and docs/results.md hold these runs; python -m pytest tests/test_readme.py says which "
           "sentences no longer agree")
 

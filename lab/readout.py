@@ -25,7 +25,7 @@ from engine.settings import Count, OutputFile, SeedNumber, read_settings
 from lab.floors import ridge
 from lab.metrics import compare, eval_examples
 from lab.paraphrases import held, read_paraphrases
-from real.hub import load_vlm
+from real.hub import load_processor, load_vlm
 
 KINDS = ("test captions", "paraphrases")
 
@@ -91,6 +91,8 @@ class ReadoutConfig:
 
 def main() -> None:
     config, = read_settings(__doc__, ReadoutConfig)
+    for folder in config.model:
+        load_processor(folder)  # or it says what is wrong, before the first model is run
     splits = load_splits(None, {"train": max(8000, config.captions), "test": config.eval_poses}, config.seed,
                          images=False)
     taught, tested = (eval_examples(splits[split], "text2pose", count, config.seed) for split, count in

@@ -1,10 +1,12 @@
 """The exercises on the toy: every flag is run with several seeds, and the page holds what came out."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+import toy
 from lab import exercises
 
 ROOT = Path(__file__).parent.parent.parent
@@ -27,6 +29,14 @@ def test_the_page_holds_what_was_measured_and_names_every_flag():
     page, made = (ROOT / "docs/exercises.md").read_text(), json.loads((ROOT / "assets/exercises.json").read_text())
     assert exercises.table(made) in page, "docs/exercises.md should hold\n" + exercises.table(made)
     assert all(page.count(f"`python toy.py {flags}`") >= 2 for flags in exercises.FLAGS if flags)
+
+
+def test_what_no_flag_changes_is_as_toy_py_has_it(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["toy.py", "--help"])
+    with pytest.raises(SystemExit):
+        toy.main()
+    told = dict(re.findall(r"--(\w+)[^()]*(?:\([^d][^()]*\)[^()]*)*\(default: (\S+)\)", capsys.readouterr().out))
+    assert {name: told[name] for name in exercises.DEFAULTS} == {name: str(x) for name, x in exercises.DEFAULTS.items()}
 
 
 def test_spread_is_over_seeds():

@@ -67,6 +67,9 @@ def test_tables_numbers_and_pictures_are_those_of_the_runs_and_other_words_stay(
 def test_what_is_missing_is_said_before_anything_is_written(project, monkeypatch):
     with pytest.raises(FileNotFoundError, match="nowhere holds no finished run"):
         call(monkeypatch, project, "--long", f"{project}/nowhere")
+    (project / "long" / "curves.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"long holds no finished run \(no curves.png\)"):
+        call(monkeypatch, project, "--long", f"{project}/long")
     assert list((project / "assets").iterdir()) == []
     with pytest.raises(ValueError, match="should hold one table that begins with"):
         figures.put("a page", "| a ", "| a |\n| --- |")

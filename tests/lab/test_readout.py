@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 
 from body import axis_rotation
@@ -50,3 +51,12 @@ def test_the_command_compares_a_model_with_random_weights(tmp_path, monkeypatch,
     rows = list(made.values())
     assert rows[0] != rows[1] and all(0 <= row["held"] <= 1 for row in rows[0] + rows[1])
     assert capsys.readouterr().out.count("| 1 |") == 2
+
+
+def test_a_folder_without_a_model_is_refused_before_the_first_one_is_run(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    save_policy(PosePolicy(*build_tiny(["A person."], hidden_size=32, layers=1)), tmp_path / "sft")
+    monkeypatch.setattr("sys.argv", ["readout.py", "--model", str(tmp_path / "sft"), str(tmp_path / "none")])
+    monkeypatch.setattr(readout, "load_splits", lambda *_, **__: pytest.fail("work was begun"))
+    with pytest.raises(ValueError, match="none"):
+        readout.main()
