@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -37,6 +38,15 @@ def test_what_no_flag_changes_is_as_toy_py_has_it(monkeypatch, capsys):
         toy.main()
     told = dict(re.findall(r"--(\w+)[^()]*(?:\([^d][^()]*\)[^()]*)*\(default: (\S+)\)", capsys.readouterr().out))
     assert {name: told[name] for name in exercises.DEFAULTS} == {name: str(x) for name, x in exercises.DEFAULTS.items()}
+
+
+def test_clipped_is_a_mean_over_all_steps_and_the_rest_over_the_last_tenth():
+    flags = exercises.DEFAULTS | exercises.FLAGS["--epochs 8 --ratio joint"]
+    _, _, rows = toy.train(SimpleNamespace(**flags, steps=20, seed=0))
+    made = exercises.measure(exercises.FLAGS["--epochs 8 --ratio joint"], 0, 20)
+    mean = lambda name, rows: sum(row[name].item() for row in rows) / len(rows)
+    assert made["clipped"] == pytest.approx(mean("clipped", rows)) != pytest.approx(mean("clipped", rows[-2:]))
+    assert made["sigma"] == pytest.approx(mean("sigma", rows[-2:])) != pytest.approx(mean("sigma", rows))
 
 
 def test_spread_is_over_seeds():
