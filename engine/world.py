@@ -37,7 +37,7 @@ class WorldConfig:
     out: OutputFolder = field(default="runs", metadata={"help": "folder for all that is made"})
     seed: SeedNumber = field(default=0, metadata={"help": "seed of data, initialisation, batches and samples"})
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; default: the best there is"})
-    train_poses: Count = field(default=8_000, metadata={"help": "poses to train on, each with a picture"})
+    train_poses: Count = field(default=12_000, metadata={"help": "poses to train on, each with a picture"})
     eval_poses: Count = field(default=500, metadata={"help": "poses to test on, at most; as many for validation"})
     picture: Count = field(default=64, metadata={"help": "pixels a side; 64 for tiny, 224 or more for another VLM"})
 
