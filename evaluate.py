@@ -24,6 +24,7 @@ from engine.checkpoint import atomic_write
 from engine.runtime import pick_device, run
 from engine.saving import load_policy
 from engine.settings import Count, OutputFile, SeedNumber, read_settings
+from engine.world import WorldConfig
 from lab.floors import floors
 from lab.metrics import (QUESTIONS, best_of, bootstrap, commonest_answer_accuracy, description_scores, errors_24,
                          eval_examples, frechet_distance, frechet_interval, hits, recall, respond, right_form,
@@ -127,7 +128,7 @@ def main() -> None:
     device, count, seed = pick_device(config.device), config.eval_poses, config.seed
     policy, body = load_policy(config.model).to(device), load_body(config.body)
     judge = Retriever.from_pretrained(config.judge or Path(config.model).parent / "judge").to(device)
-    train = load_splits(config.poses, {"train": 8000}, seed, images=False)["train"]
+    train = load_splits(config.poses, {"train": WorldConfig.train_poses}, seed, images=False)["train"]
     test = load_splits(config.poses, {"test": count}, seed, body_model=body, size=policy.image_size)["test"]
     result = evaluate(policy, test, judge, body.to(device), count, seed)
     blind = result["floors"] = floors(policy, train, test, judge, body, count, seed)
