@@ -88,6 +88,7 @@ def test_claims_are_those_that_the_experiments_found():
     assert claims.keys() <= experiments.CLAIMS.keys()
     assert all(c["seeds"] == 3 for comparisons in claims.values() for c in comparisons)
     assert claims_table.table(claims) in PAGES["docs/claims.md"]
+    assert claims_table.summary(claims) in PAGES["docs/claims.md"]
 
 
 def test_speed_is_that_of_the_benchmark():
