@@ -25,7 +25,7 @@ CHAT_WORDS = ["USER: ", " ASSISTANT:"]
 
 
 def build_tiny(corpus: Sequence[str], hidden_size: int = 128, layers: int = 2) -> tuple:
-    """The untrained parts of a policy: VLM, processor and pose-aware encoder, about 3 M parameters in all.
+    """The untrained parts of a policy: VLM, processor and pose-aware encoder, about 2.3 M parameters in all.
 
     corpus: texts from which the tokenizer (byte-level BPE: any text can be written) learns its words.
     """

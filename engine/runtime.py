@@ -23,12 +23,16 @@ def pick_device(name: str | None = None) -> torch.device:
         return torch.zeros(1, device=name or best).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
+        if name in (None, best):  # there is one, but for this torch it is too old or too new
+            raise ValueError(f"the torch that is installed does not serve the {best} device here ({reason}); add "
+                             "--device cpu, or install a build of torch for it: https://pytorch.org/get-started") from error
         raise ValueError(f"--device {name} is not available here ({reason}); try --device {best}") from error
 
 
 def half_precision(device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU that has it, else float32: for weights that are not trained."""
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    """bfloat16 on a GPU that has units for it, else float32: for weights that are not trained."""
+    has_units = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_units else torch.float32
 
 
 def is_out_of_memory(error: BaseException) -> bool:

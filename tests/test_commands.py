@@ -97,6 +97,7 @@ NOT_HERE = {  # why
     f"python train_rft.py {PRETRAINED} --pose_prompts 16 --poses_per_answer 128 --rft_steps 50 --rft_lr 2e-3 --head_lr "
     "3e-3": "as above",
     "pip install -r requirements.txt": ".ci/run does it",
+    "pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu": "another build of what is installed",
     "pip install num2words": "an optional package",
     "pip install torchvision==0.28.0 --index-url https://download.pytorch.org/whl/cpu": "an optional package; "
         "test_hub_faults holds its version against that of torch",

@@ -129,3 +129,21 @@ def test_without_any_output_the_work_is_done(monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     runtime.run(lambda: done.append((print("a line"), sys.stderr.isatty())))
     assert done == [(None, False)]
+
+
+@pytest.mark.parametrize("name", [None, "cuda"])
+def test_a_device_that_this_torch_does_not_serve_is_said_to_be_so(monkeypatch, name):
+    def too_old(*args, **kwargs):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", too_old)
+    with pytest.raises(ValueError, match="does not serve the cuda device here .CUDA error: no kernel image is available "
+                                         "for execution on the device.; add --device cpu"):
+        runtime.pick_device(name)
+
+
+@pytest.mark.parametrize("has_units, dtype", [(True, torch.bfloat16), (False, torch.float32)])
+def test_weights_are_halved_where_the_gpu_has_units_for_it(monkeypatch, has_units, dtype):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or has_units)
+    assert runtime.half_precision(torch.device("cuda")) == dtype
+    assert runtime.half_precision(torch.device("cpu")) == torch.float32
