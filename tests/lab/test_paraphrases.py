@@ -82,3 +82,7 @@ def test_the_command_compares_policies_and_keeps_each_sentence(tmp_path, monkeyp
     assert len(held) == 6 and first["held"] == pytest.approx(np.mean(held), abs=1e-3)
     assert made["table"]["scenes"][a]["held"] == pytest.approx(np.mean(held[3:]), abs=1e-3)
     assert first["form"] == 0 and floor["held"] >= first["held"] and drawn.stat().st_size > 10_000
+    own = first["own_minus_others"]
+    assert own["difference"] == pytest.approx(first["held"] - first["shuffled"]) and "own_minus_others" not in floor
+    assert own["interval"][0] <= own["difference"] <= own["interval"][1]
+    assert f"own minus others {own['difference']:+.3f} [" in printed

@@ -15,12 +15,12 @@ from real.formats import read_data
 from train_sft import SFTConfig, sft_loss
 
 
-def language_model(tied: bool, layers: int = 1) -> tuple:
+def language_model(tied: bool) -> tuple:
     """A causal model and a tokenizer without an image token, as a GGUF file has them."""
     tokenizer = build_tiny(["user assistant The SMPL pose of this person is the left knee bent."] * 2)[1].tokenizer
     tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "bos_token": "<|im_start|>"})
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=layers,
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=1,
                          num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=tied)
     return LlamaForCausalLM(config).eval(), tokenizer
 
@@ -46,17 +46,6 @@ def test_the_text_half_says_what_the_language_model_said_and_can_be_taught(tied,
     assert all(p.grad is not None for name, p in policy.named_parameters() if "lora_" in name)
     with pytest.raises(ValueError, match="holds a model already"):
         pretrained.main()
-
-
-def test_fewer_layers_are_the_first_ones():
-    text, tokenizer = language_model(True, layers=3)
-    first = [layer.mlp.up_proj.weight.clone() for layer in text.model.layers[:2]]
-    pretrained.keep_layers(text, 2)
-    vlm, _ = pretrained.with_eyes(text, tokenizer)
-    assert len(vlm.get_decoder().layers) == vlm.config.text_config.num_hidden_layers == 2
-    assert all(torch.equal(a, b.mlp.up_proj.weight) for a, b in zip(first, vlm.get_decoder().layers))
-    with pytest.raises(ValueError, match="--layers 3: the language model has 2"):
-        pretrained.keep_layers(text, 3)
 
 
 def test_the_poses_are_those_of_the_built_in_world(tmp_path):
