@@ -24,8 +24,9 @@ def pick_device(name: str | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         if name in (None, best):  # there is one, but for this torch it is too old or too new
-            raise ValueError(f"the torch that is installed does not serve the {best} device here ({reason}); add --device "
-                             "cpu, or install a build of torch for it, https://pytorch.org/get-started") from error
+            raise ValueError(f"the torch that is installed does not serve the {best} device here ({reason}); add "
+                             "--device cpu, or install a build of torch for it, https://pytorch.org/get-started"
+                             ) from error
         raise ValueError(f"--device {name} is not available here ({reason}); try --device {best}") from error
 
 
