@@ -95,9 +95,10 @@ def sft_loss(policy: PosePolicy, examples: Sequence[Example],
     mean, true = (rot6d_to_matrix(x[shown].unflatten(-1, (24, 6))) for x in (scores.pose.mean[:, 0], true))
     error = (forward_kinematics(mean)[0] - forward_kinematics(true)[0]).norm(dim=-1).mean(-1)  # (shown,) metres
     joints = error.sum() / max(1, pose_count)
-    sigma = scores.pose.stddev[has_pose].mean().item() if has_pose.any() else float("nan")
-    return text + POSE_WEIGHT * pose + JOINT_WEIGHT * joints, {  # 4. the loss
-        "text": text.item(), "pose": pose.item(), "joints": joints.item(), "sigma": sigma}
+    metrics = {"text": text}  # and what else these examples have
+    metrics |= {"pose": pose, "sigma": scores.pose.stddev[has_pose].mean()} if has_pose.any() else {}
+    metrics |= {"joints": joints} if shown.any() else {}
+    return text + POSE_WEIGHT * pose + JOINT_WEIGHT * joints, {k: v.item() for k, v in metrics.items()}  # 4. the loss
 
 
 def count_answers(policy: PosePolicy, tokens: Tensor, mask: Tensor) -> tuple[int, int]:
@@ -127,8 +128,7 @@ def train_sft(policy: PosePolicy, split: Split | Mixture, config: SFTConfig, see
     state = TrainingState(state_file, policy, optimizer, schedule, rng)
     for bar in state.steps(config.sft_steps, "SFT"):
         batch, batch_loss = draw_batch(split, MIX, config.sft_batch, rng), 0.0  # 1. draw: B examples of one task
-        is_split = processes() * len(parts) > 1
-        counts = count_answers(policy, *policy.tokenize_answers(batch)) if is_split else None
+        counts = count_answers(policy, *policy.tokenize_answers(batch)) if processes() * len(parts) > 1 else None
         for rows in parts:
             loss, metrics = sft_loss(policy, [batch[i] for i in rows], counts)  # 2. to 4.
             loss.backward()

@@ -711,7 +711,7 @@ def test_both_losses_take_examples_without_pose_or_statements(tmp_path, monkeypa
     posed = mixture.sources[2].example(0, "vqa", RNG(0)), mixture.sources[2].example(0, "image2pose", RNG(0))
     assert talk[0].rotmats is None and talk[1].image is None and posed[0].rotmats is not None
     loss, numbers = train_sft.sft_loss(policy, [*talk, posed[0]])
-    assert torch.isfinite(loss) and numbers["pose"] == 0 and math.isnan(numbers["sigma"])
+    assert torch.isfinite(loss) and numbers.keys() == {"text"}  # nothing of poses, where there are none
     loss, numbers = train_sft.sft_loss(policy, [*talk, *posed])  # only the one with <POSE> counts
     alone = train_sft.sft_loss(policy, [posed[1]])[1]
     assert numbers["pose"] == pytest.approx(alone["pose"], rel=1e-4)
