@@ -24,12 +24,13 @@ RIDGE = 0.03  # the probe's penalty, in units of the mean eigenvalue of the feat
 
 def ridge(x: Tensor, y: Tensor, asked: Tensor) -> Tensor:
     """The linear fit of y (N, D) on x (N, F), least squares with a penalty, at asked (M, F): (M, D)."""
+    x, y, asked, device = x.cpu(), y.cpu(), asked.cpu(), x.device  # float64 is for the CPU: Apple's GPUs know none
     x_mean, y_mean = x.mean(0), y.mean(0)
     x, y = (x - x_mean).double(), (y - y_mean).double()
     scatter = x.T @ x  # (F, F)
     scatter.diagonal().add_(RIDGE * scatter.diagonal().mean())
     weight = torch.cholesky_solve(x.T @ y, torch.linalg.cholesky(scatter))  # (F, D)
-    return (y_mean + (asked - x_mean).double() @ weight).float()
+    return (y_mean + (asked - x_mean).double() @ weight).float().to(device)
 
 
 def best_single_pose(train: Split, seed: int) -> Tensor:

@@ -69,10 +69,10 @@ def recall(texts: Tensor, poses: Tensor) -> dict[str, float]:
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Frechet distance of two clouds (N, dim) and (M, dim), covariances regularised by 1e-6 (Heusel et al. 2017)."""
-    a, b = a.double(), b.double()
+    a, b = a.cpu().double(), b.cpu().double()  # on the CPU: Apple's GPUs know no float64
     if not (a.isfinite().all() and b.isfinite().all()) or min(len(a), len(b)) < 2:  # one pose has no covariance
         return float("nan")
-    eye = 1e-6 * torch.eye(a.shape[1], dtype=torch.float64, device=a.device)
+    eye = 1e-6 * torch.eye(a.shape[1], dtype=torch.float64)
     cov_a, cov_b = a.T.cov() + eye, b.T.cov() + eye
     values, vectors = torch.linalg.eigh(cov_a)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
@@ -115,9 +115,9 @@ def statements_held(examples: Sequence[Example], rotmats: Tensor) -> tuple[np.nd
     said = torch.zeros(len(speaking), 2 * captions.S).double()
     for row, i in zip(said, speaking):
         row[list(examples[i].statements)] = 1.0
-    rotmats = rotmats[speaking]
+    rotmats = rotmats[speaking].cpu()  # on the CPU, for float64, as above
     holds = signed(captions.pose_holds(rotmats).double()) * rotmats.flatten(-3).any(-1)[..., None]  # (n, K, 2 S)
-    holds = holds.mean(1).cpu()
+    holds = holds.mean(1)
     share = said @ holds.T / said.sum(1, keepdim=True)  # (n, n): of the statements of one, in the pose of the other
     own = share.diagonal()
     return own.numpy(), ((share.sum(0) - own) / max(1, len(speaking) - 1)).numpy()

@@ -77,6 +77,29 @@ def test_frechet_interval_is_as_wide_as_the_distance_varies():
     assert ((low < 3) & (3 < high)).mean() > .85  # the true distance
 
 
+class OnApple(torch.Tensor):
+    """A tensor that, as on Apple's GPUs, cannot be float64 before it is moved to the CPU."""
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        made = super().__torch_function__(function, types, args, kwargs or {})
+        if function is torch.Tensor.cpu:
+            return made.as_subclass(torch.Tensor)
+        if torch.is_tensor(made) and made.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return made
+
+
+def test_measures_in_float64_are_taken_on_the_cpu():
+    rng, g = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    split, x, y = make_split(sample_poses(9, rng), rng, images=False), *torch.randn(2, 30, 4, generator=g)
+    examples = metrics.eval_examples(split, "text2pose", 9)
+    for measure in (lambda there: metrics.frechet_interval(there(x), there(y)),
+                    lambda there: metrics.statements_held(examples, there(split.rotmats[:, None])),
+                    lambda there: floors.ridge(there(x), there(y), there(x[:5])).numpy(force=True)):
+        here, there = (np.stack(measure(place)) for place in (lambda x: x, lambda x: x.as_subclass(OnApple)))
+        np.testing.assert_array_equal(here, there)
+
+
 def test_own_statements_beside_those_of_others():
     """By the definition: pairs of a caption and a pose, one by one."""
     rng = np.random.default_rng(3)
