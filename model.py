@@ -84,7 +84,7 @@ class PosePolicy(nn.Module):
         self.freeze_encoders()
 
     def freeze_encoders(self) -> None:
-        """From here on only the language model (or its adapter), projector and head are trained, as in the paper."""
+        """From here on only the language model (or its adapter), the pose features' projector and head are trained."""
         self.requires_grad_(False)
         whole = () if self.has_adapter else (self.vlm.get_decoder(), self.vlm.get_output_embeddings())
         for module in (*whole, self.pose_projector, self.pose_head):
@@ -237,8 +237,9 @@ class PoseHead(nn.Module):
     def __init__(self, hidden_size: int, covariance: str = "diag", rank: int = 8, sigma_floor: float = 0.02):
         super().__init__()
         sizes = {"diag": 0, "lowrank": POSE_DIM * rank, "full": POSE_DIM * (POSE_DIM - 1) // 2}
-        if covariance not in sizes or not 0 <= sigma_floor <= 10:
-            raise ValueError(f"covariance must be diag, lowrank or full, not {covariance!r}, sigma_floor 0 to 10")
+        if covariance not in sizes or not 0 <= sigma_floor < 10:
+            raise ValueError(f"need covariance diag, lowrank or full, and 0 <= sigma_floor < 10; got {covariance!r}, "
+                             f"{sigma_floor!r}")
         self.covariance, self.rank, self.sigma_floor = covariance, rank, sigma_floor
         width, self.rate = 2 * hidden_size, 128 / hidden_size
         self.trunk = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, width), nn.GELU())

@@ -33,7 +33,7 @@ from engine.lock import hold
 from engine.log import Part, Steps, print_results
 from engine.runtime import pick_device, run, versions
 from engine.saving import load_policy, save_policy
-from engine.settings import Count, CountOrNone, Limit, Number, check_settings, read_settings
+from engine.settings import Count, CountOrNone, Floor, Limit, Number, check_settings, read_settings
 from engine.start_from import check_run, find_same, notes_of, take
 from engine.world import WorldConfig, check_world, load_world
 from lab import pathwise, pictures, summed
@@ -83,7 +83,7 @@ class RFTConfig:
     aggregation: Literal["grpo", "bnpo", "dr_grpo"] = field(
         default="grpo", metadata={"help": "how the losses of tokens become one: see hygrpo.aggregate"})
     sigma: Literal["learned", "frozen"] = field(default="learned", metadata={"help": "frozen: one a number, untaught"})
-    sigma_floor: Number = field(default=0.02, metadata={"help": "what the head adds to each standard deviation"})
+    sigma_floor: Floor = field(default=0.02, metadata={"help": "what the head adds to each standard deviation"})
     pose_weight: Number = field(default=1.0, metadata={"help": "weight of the pose's half of the loss; 0: words alone"})
     reward_weights: list[str] | None = field(default=None, metadata={
         "help": "weights that differ from the table in rewards.py, as statements=2 joint=1"})

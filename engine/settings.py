@@ -77,6 +77,7 @@ SeedNumber = Annotated[int, at_least(0, 2 ** 62)]
 Port = Annotated[int, at_least(1, 2 ** 16), free_port]
 Number = Annotated[float, at_least(0)]  # finite
 Limit = Annotated[float, not_negative]  # infinity: no limit
+Floor = Annotated[float, at_least(0, 10)]  # of a standard deviation, as model.PoseHead takes one
 OutputFile, OutputPicture = Annotated[str, output_file], Annotated[str, output_picture]
 OutputFolder = Annotated[str, output_folder]
 

@@ -383,7 +383,8 @@ def test_words_alone_leave_the_pose_head_as_it_was_and_a_reward_left_out_must_ex
     (("--prompts", "2", "--accumulate", "3"), "a batch of 2 cannot be split"),
     (("--sft_batch", "2", "--sft_accumulate", "3"), "a batch of 2 cannot be split"),
     (("--accumulate", "2", "--aggregation", "bnpo"), "look at a whole batch at once"),
-    (("--without", "nothing"), "there is no reward 'nothing'")])
+    (("--without", "nothing"), "there is no reward 'nothing'"),
+    (("--sigma_floor", "10"), "--sigma_floor 10.0: must be 0 or more and less than 10")])  # no policy could be read
 def test_settings_that_cannot_be_followed_are_refused_before_anything_is_made(monkeypatch, tmp_path, flags, fault):
     with pytest.raises(ValueError, match=fault):
         run(monkeypatch, train_rft, "--out", str(tmp_path / "runs"), *flags)
