@@ -76,8 +76,8 @@ def matrix_to_rot6d(matrix: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------- the skeleton
 
-# Rest joints (24, 3), a T-pose with the pelvis at the origin. Heights, limb lengths and widths are the segment
-# proportions of Drillis & Contini (1966; in Winter, Biomechanics, 2009) for a stature of 1.70 m, to the centimetre.
+# Rest joints (24, 3), a T-pose with the pelvis at the origin. Heights, legs and forearms are, to about 2 cm, those
+# of Drillis & Contini (1966; in Winter, Biomechanics, 2009) for 1.70 m; hips, shoulders and elbows are further inward.
 REST_JOINTS = torch.tensor([
     (0, 0, 0), (.06, -.09, 0), (-.06, -.09, 0), (0, .11, -.02), (.10, -.49, 0), (-.10, -.49, 0), (0, .24, -.02),
     (.09, -.91, -.02), (-.09, -.91, -.02), (0, .30, 0), (.11, -.97, .11), (-.11, -.97, .11), (0, .49, -.02),

@@ -2,9 +2,9 @@
 
     python evaluate.py --model runs/rft [--poses DIR] [--json FILE]
 Text to pose: the share of a caption's statements that hold in a sampled pose; recall under a retrieval model that never
-gave a reward, beside the recall of true poses (ceiling) and of shuffled ones (floor). Image to pose: joint and vertex
-errors, pelvis aligned, of the mean pose and of sampled poses. Descriptions and questions: is it true, what is said? All
-on poses and pictures never trained on; beside each row stands what one has without looking (lab/floors.py).
+gave a reward, beside the recall of true poses (ceiling) and of the sampled ones shuffled (floor). Image to pose: joint
+and vertex errors, pelvis aligned, of the mean pose and of sampled poses. Descriptions and questions: is it true, what
+is said? All on poses and pictures never trained on, and each beside what one has without looking (lab/floors.py).
 The field's protocols, on real data too, are a command of their own: python -m real.protocols.
 Read next: predict.py, which asks a policy. The measures themselves are in lab/metrics.py, the rows in lab/table.py.
 """
@@ -96,8 +96,8 @@ def questions(policy: PosePolicy, split: Split, count: int, seed: int) -> tuple[
 
 def evaluate(policy: PosePolicy, split: Split, judge: Retriever, body, count: int = 500, seed: int = 0) -> dict:
     """All metrics of a policy on a split, with the 95 % `intervals` of those in the table. An answer without a pose
-    counts with the pose head's guess at its place (and against `format_rate`, the mean of the four tasks'). Lengths in
-    mm, shares in [0, 1]."""
+    counts with what the pose head makes of a hidden state of zeros (and against `format_rate`, the mean of the four
+    tasks'). Lengths in mm, shares in [0, 1]."""
     policy.eval()
     (text, image, said, asked), parts = zip(
         text_to_pose(policy, split, judge, count, seed), image_to_pose(policy, split, body, count, seed),

@@ -245,14 +245,14 @@ def loss(new, old_log_prob: Tensor, old_terms: Tensor, reference, rollout, F: Te
          beta_pose: float, pose_ratio: str = "per_joint", pose_weight: float = 1.0, text_share: float = 1.0,
          pose_share: float = 1.0, slope: Tensor | None = None, **how) -> tuple[Tensor, dict[str, Tensor]]:
     """Eq. 6, negated: the discrete half plus `pose_weight` times the continuous half. Returns it and diagnostics of
-    both halves, `valid`, the share of answers with a pose, and `flat_groups`, of prompts with nothing to compare.
+    both halves: `valid` is the share of answers with a pose, `*_flat_groups` of prompts with nothing to compare.
 
     new, reference: scores with `log_prob` (B, G, T), `log_softmax` (B, G, T, W) and `pose`, a Gaussian of batch shape
     (B, G). old_log_prob (B, G, T), old_terms (B, G, K, D): under the policy that sampled. rollout: `tokens`,
     `token_mask` (B, G, T), `pose` (B, G, K, D) raw samples, `has_pose` (B, G). F: (B, G). Delta: (B, G, K) or
     (B, G, K, 24); slope: of `pose_loss`. pose_clip_low, pose_clip_high: of poses; None: as of words. text_share,
-    pose_share: where these prompts are a part of a batch, their share of its B G answers and of its V poses: the losses
-    of the parts, and so their gradients, then add up to those of the batch (but for `bnpo`). how: of `aggregate`.
+    pose_share: where these prompts are a part of a batch, their share of its B G answers and of the V with a pose: the
+    losses of the parts, and their gradients, then add up to those of the batch (but for `bnpo`). how: of `aggregate`.
     """
     text, text_metrics = text_loss(
         new.log_prob, old_log_prob, categorical_kl(new.log_softmax, reference.log_softmax), F, rollout.token_mask,

@@ -132,7 +132,7 @@ def statements_reward(c: Context) -> Tensor:
 
 
 class Reward(NamedTuple):
-    weight: float  # of its advantage, which is in units of the group's spread: of votes, whatever the reward's unit
+    weight: float  # of its advantage, in units of the group's spread: a number of votes, whatever the reward's unit
     of: Literal["words", "poses"]  # one number an answer, (n, G), or one a pose, (n, G, K)
     tasks: tuple[str, ...]  # the tasks that have it
     function: Callable[[Context], Tensor | list]
