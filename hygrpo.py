@@ -263,7 +263,7 @@ def loss(new, old_log_prob: Tensor, old_terms: Tensor, reference, rollout, F: Te
         clip_high=clip_high if pose_clip_high is None else pose_clip_high)
     entropy = -(new.log_softmax.detach().exp() * new.log_softmax.detach()).sum(-1)  # (B, G, T) nats
     words = rollout.tokens.masked_fill(~rollout.token_mask, -1)  # (B, G, T)
-    alike = (words == words[:, :1]).flatten(1).all(-1)  # (B,): F compares the luck of their poses, and moves no word
+    alike = (words == words[:, :1]).flatten(1).all(-1)  # (B,): then F compares the luck of poses, and moves no word
     metrics = {"loss_text": text, "loss_pose": pose} | text_metrics | pose_metrics | {
         "text_entropy": entropy[rollout.token_mask].mean(), "valid": rollout.has_pose.float().mean(),
         "text_flat_groups": ((F == 0).all(-1) | alike).float().mean(),

@@ -136,7 +136,7 @@ class Reward(NamedTuple):
     of: Literal["words", "poses"]  # one number an answer, (n, G), or one a pose, (n, G, K)
     tasks: tuple[str, ...]  # the tasks that have it
     function: Callable[[Context], Tensor | list]
-    needs: Callable[[Example], bool] = lambda example: True  # an example that lacks it has no such reward: NaN
+    needs: Callable[[Example], bool] = lambda example: True  # for an example that lacks it the function gives NaN
     by_joint: Callable[[Context], Tensor] | None = None  # (n, G, K, 24): the part that each joint of a pose decides
     has_slope: bool = False  # torch can differentiate it by the pose, and `--pose_gradient pathwise` follow that
 

@@ -25,7 +25,7 @@ import torch
 import evaluate
 import hygrpo
 import rewards
-from builtin.retriever import RETRIEVERS, Retriever, load_or_train_retrievers, retrieval_files
+from builtin.retriever import RETRIEVERS, Retriever, load_or_train_retrievers, retrieval_files  # rates: for notes_of
 from data import Split, draw_batch
 from engine.checkpoint import TrainingState, atomic_write, warm_up_and_decay
 from engine.distributed import is_first, own_parts, processes, start, wait

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from body import forward_kinematics, matrix_to_rot6d, rot6d_to_matrix
-from builtin.tiny_encoders import ENCODERS, train_encoders
+from builtin.tiny_encoders import ENCODERS, train_encoders  # weights and rates: for notes_of
 from data import Example, Split, draw_batch
 from engine.checkpoint import TrainingState, warm_up_and_decay
 from engine.muon import MuonAdamW
