@@ -7,9 +7,9 @@
     statements  share of what the sentence says that holds in the pose   text to pose        (ours: verifiable)
     description what the answer says that holds, beyond a blind guess    image to text       (ours: verifiable)
     correct     1 if the answer is the true one, else 0                  questions           (ours: verifiable)
-E of eq. 10 (the paper's is BGE-M3) is the retrieval model's own text tower. A reward must not judge itself: a second
-retrieval model, trained on other poses, is used by evaluate.py alone. How to add a reward: docs/your_own_reward.md.
-Read next: captions.py, for what `statements` and `description` check.
+J: joints of the neutral skeleton, metres, whatever the true shape. E (the paper's is BGE-M3): the retrieval model's own
+text tower. A reward must not judge itself: a second retrieval model, trained on other poses, is used by evaluate.py
+alone. How to add a reward: docs/your_own_reward.md. Read next: captions.py, for `statements` and `description`.
 """
 
 import re
