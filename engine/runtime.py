@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -39,7 +40,7 @@ def half_precision(device: torch.device) -> torch.dtype:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory was short: of a GPU torch says so by an error of its own, of the CPU by a plain RuntimeError."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error))
+        isinstance(error, RuntimeError) and re.search("(not enough|can't allocate) memory", str(error)) is not None)
 
 
 def decide_threads() -> None:
@@ -124,5 +125,6 @@ def run(main: Callable[[], None]) -> None:
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             sys.exit(f"{Path(sys.argv[0]).name}: out of memory; in training raise --sft_accumulate and "
-                     "--accumulate, or lower --sft_batch, --prompts, --group_size or --poses_per_answer")
+                     "--accumulate, or lower --sft_batch, --prompts, --group_size or --poses_per_answer; in predict.py "
+                     "lower --samples")
         raise
