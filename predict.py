@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("sentence", nargs="*", default=SUPPRESS, help="a pose in words (with --image: a question)")
     config, *rest = parser.parse_args_into_dataclasses()  # what is no field of the dataclass comes in a namespace
     words = " ".join(rest[0].sentence) if rest else ""
-    if words and (config.prompt or config.interactive):
+    if bool(words) + bool(config.prompt) + config.interactive > 1:
         raise ValueError("give a sentence, or --prompt, or --interactive: one of them")
     if config.samples < 1:
         raise ValueError(f"--samples must be 1 or more, not {config.samples}")

@@ -277,6 +277,7 @@ def test_mistakes_of_the_command_line(make, monkeypatch, tmp_path, capsys):
     assert "describe a pose" in stop(monkeypatch, capsys)
     assert "--samples must be 1 or more" in stop(monkeypatch, capsys, SENTENCE, "--samples", 0)
     assert "one of them" in stop(monkeypatch, capsys, SENTENCE, "--prompt", "What?")
+    assert "one of them" in stop(monkeypatch, capsys, "--prompt", "What?", "--interactive")
     (tmp_path / "file").write_text("")
     assert "cannot be written to" in stop(monkeypatch, capsys, SENTENCE, "--model", make("diag"), "--out",
                                           tmp_path / "file")
