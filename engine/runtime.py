@@ -21,7 +21,9 @@ def pick_device(name: str | None = None) -> torch.device:
     """`name`, or the best device there is. ValueError for one that is not there."""
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        return torch.zeros(1, device=name or best).device
+        there = torch.zeros(1, device=name or best)
+        there.cpu()  # what is computed must be read, too: on "meta" nothing can be
+        return there.device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         if name in (None, best):  # there is one, but for this torch it is too old or too new
