@@ -122,7 +122,8 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}; what was kept before is whole: mend this and call the same "
                  "command again")
     except KeyboardInterrupt as stop:
-        print(f"\n{Path(sys.argv[0]).name}: {stop}", file=sys.stderr)
+        said = str(stop) or "stopped; the same command, called again, takes what was kept, if anything was"
+        print(f"\n{Path(sys.argv[0]).name}: {said}", file=sys.stderr)
         sys.exit(130)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
