@@ -274,8 +274,8 @@ def test_without_a_checkpoint_it_says_which_command_makes_one(monkeypatch, tmp_p
     for stage in ("rft", "sft"):  # who names the run is told its policies
         (tmp_path / stage).mkdir()
         (tmp_path / stage / "pose.json").write_text("")
-    assert f"name a policy in it, {tmp_path}/rft or {tmp_path}/sft" in stop(monkeypatch, capsys, SENTENCE, "--model",
-                                                                            tmp_path)
+    message = stop(monkeypatch, capsys, SENTENCE, "--model", tmp_path)
+    assert f"name a policy in it, {tmp_path}/rft or {tmp_path}/sft" in message
 
 
 def test_mistakes_of_the_command_line(make, monkeypatch, tmp_path, capsys):

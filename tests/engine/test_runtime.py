@@ -106,7 +106,7 @@ def test_what_is_wrong_with_the_output_itself_is_said(monkeypatch):
         runtime.run(lambda: print("a line"))
 
 
-@pytest.mark.parametrize("told, says", [("SFT stopped after step 3", "SFT stopped after step 3"), ("", "stopped; the same command")])
+@pytest.mark.parametrize("told, says", [("SFT stopped after", "SFT stopped after"), ("", "stopped; the same command")])
 def test_ctrl_c_at_any_moment_says_how_to_go_on(told, says, capsys):
     with pytest.raises(SystemExit) as end:
         runtime.run(lambda: (_ for _ in ()).throw(KeyboardInterrupt(*[told] * bool(told))))
