@@ -106,7 +106,7 @@ def test_what_is_missing_is_said_before_anything_is_loaded(monkeypatch, runs, tm
     with monkeypatch.context() as missing:
         missing.setitem(sys.modules, "gradio", None)
         assert "pip install plotly gradio" in stop(monkeypatch, "--runs", runs)
-    for folder in (tmp_path, Path(runs) / "rft"):  # the latter is a policy, and no run
+    for folder in (tmp_path, runs / "runs_a" / "rft"):  # the latter is a policy, and no run
         with pytest.raises(FileNotFoundError, match="neither a run nor a folder of runs; python train_rft.py"):
             demo.policies(str(folder))
     with socket.create_server(("127.0.0.1", 0)) as other:
