@@ -18,7 +18,7 @@ import rewards
 from data import Example
 from engine.checkpoint import TrainingState, append, read_log
 from engine.distributed import add_gradients, own_parts, total, wait
-from lab.table import table
+from lab.table import read_metrics, table
 from model import PosePolicy, Prompt, Rollout, Scores
 from real.answers import as_read
 
@@ -200,7 +200,7 @@ def not_risen(rows: Sequence[dict], weights: dict[str, float]) -> list[str]:
 
 def print_results(out: Path, config) -> None:
     """The tables of a finished run, from its metrics.json and its log, and remarks on the latter. config: RFTConfig."""
-    metrics, rows = json.loads((out / "metrics.json").read_text()), read_log(out / "log.jsonl", config.rft_steps)
+    metrics, rows = read_metrics(out), read_log(out / "log.jsonl", config.rft_steps)
     print(table({"blind": metrics["floors"], "SFT": metrics["sft"], "RFT": metrics["rft"]}))
     print("\n".join([rewards_table(rows), *remarks(rows, config)]))
 

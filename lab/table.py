@@ -4,6 +4,9 @@ A measure of your own is a number in what `evaluate.evaluate` returns and a row 
 Read next: floors.py, which fills the column `blind`.
 """
 
+import json
+from pathlib import Path
+
 from lab.metrics import QUESTIONS
 
 ROWS = (  # what it says, where it stands in the result
@@ -21,6 +24,19 @@ ROWS = (  # what it says, where it stands in the result
     ("image to text: said beyond a blind guess (truth: 1)", ("description", "informed")),
     ("questions: accuracy", ("vqa_accuracy",)),
     ("answers of the right form", ("format_rate",)))
+
+
+def read_metrics(run: Path) -> dict:
+    """What train_rft.py measured of a finished run. ValueError where its metrics.json holds something else, as after
+    evaluate.py --json."""
+    try:
+        made = dict(json.loads((run / "metrics.json").read_text()))
+        for stage in ("floors", "sft", "rft"):
+            made[stage]["text2pose"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{run}/metrics.json is not what train_rft.py writes there ({error!r}): move it elsewhere, and "
+                         "the command that made the run measures anew, without training") from error
+    return made
 
 
 def table(results: dict[str, dict]) -> str:
