@@ -121,15 +121,15 @@ def read_log(path: Path | None, last_step: int) -> list[dict]:
     """The rows of a `jsonl` file up to `last_step`. The file is cut there: what comes later is made again."""
     if path is None or not path.exists():
         return []
-    lines, rows = path.read_text().splitlines(), []
+    lines, rows = path.read_text(errors="replace").splitlines(), []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            row = json.loads(line)
+            rows += [row] if row["step"] <= last_step else []
+        except (ValueError, LookupError, TypeError) as error:
             if number < len(lines):  # a kill in the middle of a writing leaves half a line, but only at the end
-                raise ValueError(f"{path}, line {number} is not JSON ({error}); mend it, or move the file and "
+                raise ValueError(f"{path}, line {number} is not JSON of a step ({error}); mend it, or move the file and "
                                  f"{path.parent}/rft.state elsewhere to start stage two anew") from error
-    rows = [row for row in rows if row["step"] <= last_step]
     if is_first():
         atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows))
     return rows
