@@ -88,6 +88,7 @@ def test_zero_is_refused_where_something_is_divided_by_it_or_made_of_it(monkeypa
     (["--body", "none.pkl"], "none.pkl"),
     (["--out", "file"], "--out file: .*is a file; name a folder"),
     (["--out", "file/runs"], "--out file/runs: .*is a file; name a folder"),
+    (["--vlm", "none", "--lora_targets", "q_proj"], "--lora_targets .*: give --lora_rank too"),
     (["--device", "gpu"], "--device gpu is not available"), (["--device", "meta"], "--device meta is not available"),
     (["--sft_batch", "2", "--sft_accumulate", "3"], "a batch of 2 cannot be split.*--sft_batch")])
 def test_slips_are_refused_and_leave_nothing(monkeypatch, capsys, tmp_path, arguments, says):
