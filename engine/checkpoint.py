@@ -128,8 +128,8 @@ def read_log(path: Path | None, last_step: int) -> list[dict]:
             rows += [row] if row["step"] <= last_step else []
         except (ValueError, LookupError, TypeError) as error:
             if number < len(lines):  # a kill in the middle of a writing leaves half a line, but only at the end
-                raise ValueError(f"{path}, line {number} is not JSON of a step ({error}); mend it, or move the file and "
-                                 f"{path.parent}/rft.state elsewhere to start stage two anew") from error
+                raise ValueError(f"{path}, line {number} is not JSON of a step ({error}); mend it, or move the file "
+                                 f"and {path.parent}/rft.state elsewhere to start stage two anew") from error
     if is_first():
         atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows))
     return rows

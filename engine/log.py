@@ -55,7 +55,7 @@ class Steps:
             append(self.rows, {"step": 0, **validate(policy)}, self.log)
             wait()  # only the first process validates
         elif len(self.rows) <= state.step and is_first():  # a row for each step, and one before the first
-            print(f"{self.log} lacks rows of the first {state.step} steps: curves and table of this run are of the others")
+            print(f"{self.log} lacks rows of the first {state.step} steps: curves and tables are of the others")
 
     def __iter__(self) -> Iterator["Step"]:
         config, latest, names = self.config, {}, (*rewards.REWARDS, "sigma", "pose_kl")

@@ -35,8 +35,8 @@ def read_metrics(run: Path) -> dict:
     except (ValueError, LookupError, TypeError):
         is_whole = False
     if not is_whole:
-        raise ValueError(f"{run}/metrics.json is not what train_rft.py writes there: move it elsewhere, and the command "
-                         "that made the run measures anew, without training")
+        raise ValueError(f"{run}/metrics.json is not what train_rft.py writes there: move it elsewhere, and the "
+                         "command that made the run measures anew, without training")
     return made
 
 
