@@ -21,9 +21,9 @@ from builtin import renderer
 from builtin.retriever import Retriever
 from builtin.tiny import build_tiny
 from engine import world
+from lab.frozen_sigma import freeze_sigma
 from model import PosePolicy
 from builtin.denials import said
-from lab.frozen_sigma import freeze_sigma
 from real import formats, smpl, talk
 from real.amass import amass_rotmats
 
