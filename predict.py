@@ -25,7 +25,7 @@ from body import remove_heading, rot6d_to_matrix
 from builtin.free_text import make_prompt
 from engine.runtime import pick_device, run
 from engine.saving import load_policy
-from engine.settings import OutputFolder, Parser, SeedNumber
+from engine.settings import Count, OutputFolder, Parser, SeedNumber
 from lab.body_page import TURNED
 from lab.prediction_files import GHOSTS, SHOWN, check_statements, statement_lines, write
 from model import POSE_DIM, PosePolicy, draw_poses
@@ -63,7 +63,7 @@ class PredictConfig:
     body: str | None = field(default=None, metadata={"help": "SMPL: .pkl, .npz or a folder; default: built in"})
     model: str = field(default="runs/rft", metadata={"help": "folder of a policy"})
     out: OutputFolder = field(default="prediction", metadata={"help": "folder for picture.png and the files beside it"})
-    samples: int = field(default=64, metadata={
+    samples: Count = field(default=64, metadata={
         "help": f"poses drawn; {GHOSTS} are painted, {SHOWN} on their own, {TURNED} can be turned"})
     interactive: bool = field(default=False, metadata={"help": "read sentences or questions, one a line, until none"})
     seed: SeedNumber = field(default=0, metadata={"help": "seed of the samples"})
@@ -97,8 +97,6 @@ def main() -> None:
     words = " ".join(rest[0].sentence) if rest else ""
     if bool(words) + bool(config.prompt) + config.interactive > 1:
         raise ValueError("give a sentence, or --prompt, or --interactive: one of them")
-    if config.samples < 1:
-        raise ValueError(f"--samples must be 1 or more, not {config.samples}")
     image = read_image(config.image) if config.image is not None else None
     prompt = "" if config.interactive else config.prompt or make_prompt(words, image)
     policy, body = load_policy(config.model).to(pick_device(config.device)), load_body(config.body)

@@ -280,7 +280,7 @@ def test_without_a_checkpoint_it_says_which_command_makes_one(monkeypatch, tmp_p
 
 def test_mistakes_of_the_command_line(make, monkeypatch, tmp_path, capsys):
     assert "describe a pose" in stop(monkeypatch, capsys)
-    assert "--samples must be 1 or more" in stop(monkeypatch, capsys, SENTENCE, "--samples", 0)
+    assert "--samples 0: must be 1 or more" in stop(monkeypatch, capsys, SENTENCE, "--samples", 0)
     assert "one of them" in stop(monkeypatch, capsys, SENTENCE, "--prompt", "What?")
     assert "one of them" in stop(monkeypatch, capsys, "--prompt", "What?", "--interactive")
     (tmp_path / "file").write_text("")

@@ -80,6 +80,8 @@ def test_zero_is_refused_where_something_is_divided_by_it_or_made_of_it(monkeypa
 @pytest.mark.parametrize("arguments, says", [
     (["--without", "statement"], r"--without statement: there is no reward 'statement'.*statements"),
     (["--reward_weights", "joint=nan"], "--reward_weights joint=nan: must be NAME=NUMBER"),
+    (["--reward_weights", "joint=1", "joint=2"], "--reward_weights joint=2: joint was given a weight before"),
+    (["--reward_weights", "joint=1", "--without", "joint"], "--without joint: joint was given a weight before"),
     (["--reward_weights", "joint"], "--reward_weights joint: must be NAME=NUMBER"),
     (["--covariance", "round"], "--covariance: invalid choice: 'round'.*diag.*lowrank.*full"),
     (["--credit", "all"], "--credit: invalid choice: 'all'.*joint.*pose"),
