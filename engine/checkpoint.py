@@ -77,7 +77,10 @@ def system_fault(error: BaseException | None) -> int | None:
 
 def atomic_write(path: Path, data: str | dict) -> None:
     """Write text, or what torch.save takes, to `path`, which is then wholly new or, whatever happens, as it was.
-    Text also goes into a device or a pipe, such as /dev/stdout."""
+    Text also goes into a device or a pipe, and to /dev/stdout behind what was printed, be it a terminal or a file."""
+    if str(path) == "/dev/stdout" and isinstance(data, str):
+        print(data, end="")
+        return
     if path.exists() and not path.is_file() and isinstance(data, str):
         path.write_text(data)
         return

@@ -330,6 +330,20 @@ def test_text_goes_into_a_device_and_through_a_link_which_both_stay(tmp_path):
     os.close(reader)
 
 
+def test_text_for_dev_stdout_comes_after_what_was_printed_to_the_same_file(tmp_path, monkeypatch):
+    with open(tmp_path / "out.txt", "w") as out, monkeypatch.context() as patch:
+        saved = os.dup(1)
+        os.dup2(out.fileno(), 1)  # as `> out.txt`
+        try:
+            patch.setattr(sys, "stdout", out)
+            print("a table")
+            atomic_write(Path("/dev/stdout"), "{}\n")
+        finally:
+            os.dup2(saved, 1)
+            os.close(saved)
+    assert (tmp_path / "out.txt").read_text() == "a table\n{}\n"
+
+
 # ---------------------------------------------------------------- faults
 
 def train(state: TrainingState, layer: torch.nn.Module, steps: int, spoil) -> list[float]:
