@@ -22,7 +22,7 @@ COMMANDS = {
     "lab.pictures": "PicturesConfig", "real.protocols": "ProtocolConfig", "predict": "PredictConfig",
     "demo": "DemoConfig", "lab.exercises": "ExercisesConfig", "lab.figures": "FiguresConfig",
     "lab.paraphrases": "ParaphrasesConfig", "lab.pretrained": "PretrainedConfig", "lab.readout": "ReadoutConfig"}
-CHECKED_BY_THEMSELVES = ("claims", "samples")  # in lab/experiments.py, in predict.py
+CHECKED_BY_THEMSELVES = ("claims",)  # in lab/experiments.py
 NEEDED = {"lab.seeds": ["--runs", "none"], "real.protocols": ["--protocol", "smpl-24"],
           "lab.figures": ["--runs", "none"], "lab.pretrained": ["--gguf", "none"], "lab.readout": ["--model", "none"]}
 ROOT = Path(__file__).parent.parent.parent
