@@ -40,7 +40,7 @@ def policies(runs: str) -> list[str]:
     found = [path.parent for depth in ("", "*/") for name in ("rft", "sft") for path in
              Path(runs).glob(f"{depth}{name}/pose.json")]
     if not found:
-        raise FileNotFoundError(f"--runs {runs} holds no policy; python train_rft.py trains one")
+        raise FileNotFoundError(f"--runs {runs}: neither a run nor a folder of runs; python train_rft.py makes one")
     return [str(folder) for folder in sorted(found, key=lambda folder: (folder.name, folder))]
 
 

@@ -157,7 +157,7 @@ REWARDS = {
 
 def weights(changes: Sequence[str] | None = None, without: str | None = None) -> dict[str, float]:
     """The weight of each reward: the table's, but for `changes`, each "NAME=WEIGHT", and 0 for `without`."""
-    result = {name: reward.weight for name, reward in REWARDS.items()}
+    result = {}
     changed = [(f"--reward_weights {change}", change) for change in changes or ()]
     for flag, change in changed + ([(f"--without {without}", f"{without}=0")] if without is not None else []):
         name, _, number = change.partition("=")
@@ -165,8 +165,10 @@ def weights(changes: Sequence[str] | None = None, without: str | None = None) ->
             raise ValueError(f"{flag}: there is no reward {name!r} to weigh; the rewards are {', '.join(REWARDS)}")
         if not re.fullmatch(r"-?(\d+\.?|\d*\.\d+)(e[-+]?\d)?", number):
             raise ValueError(f"{flag}: must be NAME=NUMBER, such as {name}=1.5")
+        if name in result:
+            raise ValueError(f"{flag}: {name} was given a weight before; give it one")
         result[name] = float(number)
-    return result
+    return {name: reward.weight for name, reward in REWARDS.items()} | result
 
 
 def run_reward(name: str, function: Callable[[Context], Tensor | list], context: Context,

@@ -77,7 +77,10 @@ def system_fault(error: BaseException | None) -> int | None:
 
 def atomic_write(path: Path, data: str | dict) -> None:
     """Write text, or what torch.save takes, to `path`, which is then wholly new or, whatever happens, as it was.
-    Text also goes into a device or a pipe, such as /dev/stdout."""
+    Text also goes into a device or a pipe, and to /dev/stdout behind what was printed, be it a terminal or a file."""
+    if str(path) == "/dev/stdout" and isinstance(data, str):
+        print(data, end="")
+        return
     if path.exists() and not path.is_file() and isinstance(data, str):
         path.write_text(data)
         return
@@ -121,15 +124,15 @@ def read_log(path: Path | None, last_step: int) -> list[dict]:
     """The rows of a `jsonl` file up to `last_step`. The file is cut there: what comes later is made again."""
     if path is None or not path.exists():
         return []
-    lines, rows = path.read_text().splitlines(), []
+    lines, rows = path.read_text(errors="replace").splitlines(), []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            row = json.loads(line)
+            rows += [row] if row["step"] <= last_step else []
+        except (ValueError, LookupError, TypeError) as error:
             if number < len(lines):  # a kill in the middle of a writing leaves half a line, but only at the end
-                raise ValueError(f"{path}, line {number} is not JSON ({error}); mend it, or move the file and "
-                                 f"{path.parent}/rft.state elsewhere to start stage two anew") from error
-    rows = [row for row in rows if row["step"] <= last_step]
+                raise ValueError(f"{path}, line {number} is not JSON of a step ({error}); mend it, or move the file "
+                                 f"and {path.parent}/rft.state elsewhere to start stage two anew") from error
     if is_first():
         atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows))
     return rows

@@ -17,8 +17,8 @@ from torch import Tensor
 import rewards
 from data import Example
 from engine.checkpoint import TrainingState, append, read_log
-from engine.distributed import add_gradients, own_parts, total, wait
-from lab.table import table
+from engine.distributed import add_gradients, is_first, own_parts, total, wait
+from lab.table import read_metrics, table
 from model import PosePolicy, Prompt, Rollout, Scores
 from real.answers import as_read
 
@@ -51,9 +51,11 @@ class Steps:
         self.state, self.policy, self.config, self.validate = state, policy, config, validate
         self.log, self.samples_log = (out and out / name for name in ("log.jsonl", "samples.jsonl"))
         self.rows, self.shown = (read_log(file, state.step) for file in (self.log, self.samples_log))
-        if not self.rows:
+        if not state.step and not self.rows:
             append(self.rows, {"step": 0, **validate(policy)}, self.log)
             wait()  # only the first process validates
+        elif len(self.rows) <= state.step and is_first():  # a row for each step, and one before the first
+            print(f"{self.log} lacks rows of the first {state.step} steps: curves and tables are of the others")
 
     def __iter__(self) -> Iterator["Step"]:
         config, latest, names = self.config, {}, (*rewards.REWARDS, "sigma", "pose_kl")
@@ -200,7 +202,7 @@ def not_risen(rows: Sequence[dict], weights: dict[str, float]) -> list[str]:
 
 def print_results(out: Path, config) -> None:
     """The tables of a finished run, from its metrics.json and its log, and remarks on the latter. config: RFTConfig."""
-    metrics, rows = json.loads((out / "metrics.json").read_text()), read_log(out / "log.jsonl", config.rft_steps)
+    metrics, rows = read_metrics(out), read_log(out / "log.jsonl", config.rft_steps)
     print(table({"blind": metrics["floors"], "SFT": metrics["sft"], "RFT": metrics["rft"]}))
     print("\n".join([rewards_table(rows), *remarks(rows, config)]))
 

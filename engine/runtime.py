@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -20,7 +21,9 @@ def pick_device(name: str | None = None) -> torch.device:
     """`name`, or the best device there is. ValueError for one that is not there."""
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        return torch.zeros(1, device=name or best).device
+        there = torch.zeros(1, device=name or best)
+        there.cpu()  # what is computed must be read, too: on "meta" nothing can be
+        return there.device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         if name in (None, best):  # there is one, but for this torch it is too old or too new
@@ -39,7 +42,7 @@ def half_precision(device: torch.device) -> torch.dtype:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory was short: of a GPU torch says so by an error of its own, of the CPU by a plain RuntimeError."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error))
+        isinstance(error, RuntimeError) and re.search("(not enough|can't allocate) memory", str(error)) is not None)
 
 
 def decide_threads() -> None:
@@ -119,10 +122,12 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}; what was kept before is whole: mend this and call the same "
                  "command again")
     except KeyboardInterrupt as stop:
-        print(f"\n{Path(sys.argv[0]).name}: {stop}", file=sys.stderr)
+        said = str(stop) or "stopped; the same command, called again, takes what was kept, if anything was"
+        print(f"\n{Path(sys.argv[0]).name}: {said}", file=sys.stderr)
         sys.exit(130)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             sys.exit(f"{Path(sys.argv[0]).name}: out of memory; in training raise --sft_accumulate and "
-                     "--accumulate, or lower --sft_batch, --prompts, --group_size or --poses_per_answer")
+                     "--accumulate, or lower --sft_batch, --prompts, --group_size or --poses_per_answer; in predict.py "
+                     "lower --samples")
         raise

@@ -46,6 +46,8 @@ def load_policy(folder: str | Path) -> PosePolicy:
     ValueError where the parts are not of one policy, or where a model that it was taught on is not where it was."""
     folder = Path(folder)
     if not (folder / "pose.json").is_file():
+        if inside := [str(path.parent) for path in sorted(folder.glob("[rs]ft/pose.json"))]:  # it is a run
+            raise FileNotFoundError(f"{folder} is the folder of a run: name a policy in it, {' or '.join(inside)}")
         raise FileNotFoundError(f"{folder} holds no policy; python train_rft.py, or train_sft.py, trains one")
     try:
         settings = json.loads((folder / "pose.json").read_text())

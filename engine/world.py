@@ -74,6 +74,8 @@ def check_world(world: WorldConfig, config) -> None:
     pick_device(world.device)
     if config.vlm == "tiny" and (config.lora_rank or world.picture != 64):
         raise ValueError("tiny is trained whole, on pictures of 64 pixels: --lora_rank and --picture need --vlm")
+    if config.lora_targets and not config.lora_rank:
+        raise ValueError("--lora_targets names what LoRA adapts: give --lora_rank too, often 16, or all is trained")
     own_parts(config.sft_batch, config.sft_accumulate)
     if not (Path(world.out) / "encoders").exists():  # later all is read from there
         if config.pose_encoder:

@@ -292,6 +292,8 @@ def race(config: BenchmarkConfig, device: torch.device) -> dict:
 def main() -> None:
     config, = read_settings(__doc__, BenchmarkConfig)
     device = pick_device(config.device)
+    if config.soak and (config.against or config.soak < 10):
+        raise ValueError(f"--soak {config.soak}: must be 10 or more, and without --against")
     made = soak(config.soak, device) if config.soak else (race if config.against else compare)(config, device)
     if config.json:
         atomic_write(Path(config.json), json.dumps(made, indent=1) + "\n")

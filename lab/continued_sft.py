@@ -21,7 +21,7 @@ from engine.runtime import own_seed, pick_device, run
 from engine.saving import load_policy
 from engine.settings import Count, read_settings
 from engine.world import WorldConfig, keep_features, load_world
-from lab.table import table
+from lab.table import read_metrics, table
 from real.smpl import load_body
 from train_sft import SFTConfig, train_sft
 
@@ -39,6 +39,7 @@ def main() -> None:
     folder, device = Path(config.run), pick_device(config.device)
     if not (folder / "metrics.json").is_file():
         raise FileNotFoundError(f"{folder} holds no finished run; python train_rft.py --out {folder} makes one")
+    read_metrics(folder)  # or it says what is wrong, before the work
     noted = json.loads((folder / "sft_config.json").read_text())
     for name, value in constants(vars(stage_one)).items():
         if noted.get(name, value) != value:
@@ -58,7 +59,7 @@ def continue_sft(folder: Path, world: WorldConfig, sft_config: SFTConfig, device
     keep_features(policy, splits)
     train_sft(policy, splits.get("data", splits["train"]), sft_config, own_seed(world.seed, 14))
     result = evaluate.evaluate(policy, splits["test"], judge, body, world.eval_poses, world.seed)
-    made = json.loads((folder / "metrics.json").read_text())
+    made = read_metrics(folder)
     print(table({"blind": made["floors"], "SFT": made["sft"], "continued": result, "RFT": made["rft"]}))
     atomic_write(folder / "continued.json",
                  json.dumps({"continued": result, "steps": sft_config.sft_steps}, indent=1) + "\n")

@@ -28,7 +28,7 @@ def ridge(x: Tensor, y: Tensor, asked: Tensor) -> Tensor:
     x_mean, y_mean = x.mean(0), y.mean(0)
     x, y = (x - x_mean).double(), (y - y_mean).double()
     scatter = x.T @ x  # (F, F)
-    scatter.diagonal().add_(RIDGE * scatter.diagonal().mean())
+    scatter.diagonal().add_(RIDGE * scatter.diagonal().mean().clamp_min(1e-12))  # of one row the fit is that row
     weight = torch.cholesky_solve(x.T @ y, torch.linalg.cholesky(scatter))  # (F, D)
     return (y_mean + (asked - x_mean).double() @ weight).float().to(device)
 

@@ -7,14 +7,18 @@ import torch
 
 from data import Split, draw_batch
 from model import PosePolicy
+from real.mixture import Mixture
 
 
 @torch.no_grad()
-def freeze_sigma(policy: PosePolicy, split: Split, seed: int) -> None:
+def freeze_sigma(policy: PosePolicy, split: Split | Mixture, seed: int) -> None:
     """From here on each of the 144 numbers has one sigma, the mean of what the policy gives to some prompts, and no
-    correlations. To freeze the layers alone is not enough: sigma then moves with the hidden state it is read from."""
+    correlations. To freeze the layers alone is not enough: sigma then moves with the hidden state it is read from.
+    ValueError for data of neither task that is answered by a pose alone."""
     rng, head = np.random.default_rng([seed, 21]), policy.pose_head
-    examples = [e for task in ("text2pose", "image2pose") for e in draw_batch(split, {task: 1.0}, 64, rng)]
+    tasks = [task for task in ("text2pose", "image2pose")
+             if isinstance(split, Split) or any(task in source.tasks for source in split.sources)] or ["text2pose"]
+    examples = [e for task in tasks for e in draw_batch(split, {task: 1.0}, 64, rng)]
     sigma = policy.log_prob(policy.encode(examples), *policy.tokenize_answers(examples)).pose.stddev.mean((0, 1))
     for layer in filter(None, (head.sigma, head.correlation)):
         for parameter in layer.requires_grad_(False).parameters():

@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from body import matrix_to_rot6d, remove_heading, rot6d_to_matrix
 from builtin.splits import load_splits
 from engine.checkpoint import atomic_write
 from engine.runtime import own_seed, run
-from engine.settings import Count, OutputFile, SeedNumber, read_settings
+from engine.settings import Count, OutputFile, SeedNumber, at_least, read_settings
 from lab.floors import ridge
 from lab.metrics import compare, eval_examples
 from lab.paraphrases import held, read_paraphrases
@@ -83,7 +84,7 @@ def table(models: dict[str, list[dict]]) -> str:
 @dataclass
 class ReadoutConfig:
     model: list[str] = field(metadata={"help": "folders of VLMs, or of policies that own all their weights"})
-    captions: Count = field(default=2000, metadata={"help": "training captions for the fit"})
+    captions: Annotated[int, at_least(2)] = field(default=2000, metadata={"help": "training captions for the fit"})
     eval_poses: Count = field(default=500, metadata={"help": "test poses, whose captions are asked"})
     seed: SeedNumber = field(default=0, metadata={"help": "seed of the data and of random weights"})
     json: OutputFile | None = field(default=None, metadata={"help": "file to write the figures to"})

@@ -16,7 +16,7 @@ import numpy as np
 from engine.checkpoint import atomic_write
 from engine.runtime import run
 from engine.settings import OutputFile, read_settings
-from lab.table import ROWS
+from lab.table import ROWS, read_metrics
 
 COLUMNS = {"blind": "floors", "SFT": "sft", "SFT continued": "continued", "RFT": "rft"}  # as in metrics.json
 COMPARED = {"statements held, sampled pose": 1, "R@5 under the judge": 1, "MPJPE of sampled poses, mm": -1}
@@ -34,7 +34,7 @@ def read(folder: Path) -> dict:
     for name, command in (("metrics", "train_rft.py --out"), ("continued", "-m lab.continued_sft --run")):
         if not (folder / f"{name}.json").is_file():
             raise FileNotFoundError(f"{folder} holds no {name}.json; python {command} {folder} makes it")
-        results |= json.loads((folder / f"{name}.json").read_text())
+        results |= json.loads((folder / f"{name}.json").read_text()) if name == "continued" else read_metrics(folder)
     return results
 
 

@@ -4,6 +4,9 @@ A measure of your own is a number in what `evaluate.evaluate` returns and a row 
 Read next: floors.py, which fills the column `blind`.
 """
 
+import json
+from pathlib import Path
+
 from lab.metrics import QUESTIONS
 
 ROWS = (  # what it says, where it stands in the result
@@ -21,6 +24,20 @@ ROWS = (  # what it says, where it stands in the result
     ("image to text: said beyond a blind guess (truth: 1)", ("description", "informed")),
     ("questions: accuracy", ("vqa_accuracy",)),
     ("answers of the right form", ("format_rate",)))
+
+
+def read_metrics(run: Path) -> dict:
+    """What train_rft.py measured of a finished run. ValueError where its metrics.json holds something else, as after
+    evaluate.py --json."""
+    try:
+        made = json.loads((run / "metrics.json").read_text())
+        is_whole = all("text2pose" in made[stage] for stage in ("floors", "sft", "rft"))
+    except (ValueError, LookupError, TypeError):
+        is_whole = False
+    if not is_whole:
+        raise ValueError(f"{run}/metrics.json is not what train_rft.py writes there: move it elsewhere, and the "
+                         "command that made the run measures anew, without training")
+    return made
 
 
 def table(results: dict[str, dict]) -> str:

@@ -79,6 +79,14 @@ def frame_of(x: float, y: float, *names: str) -> tuple[int, int] | None:
     return (720, 1280) if any("closeup" in name for name in names) else None
 
 
+def whole_text(text: str) -> str:
+    """The text without spaces around it. JSON can hold half a sign, as "\\ud83d" of an emoji that was cut, of which no
+    tokenizer makes tokens."""
+    if text != text.encode(errors="replace").decode():
+        raise ValueError(f"half a sign is in {text!r}; write the whole sign, or none")
+    return text.strip()
+
+
 def caption_texts(value: object) -> tuple[str, ...]:
     """A caption or a list of them, none empty."""
     value = [value] if isinstance(value, str) else value
@@ -86,7 +94,7 @@ def caption_texts(value: object) -> tuple[str, ...]:
         raise ValueError("captions must be text or a list of texts")
     if not value or not all(text.strip() for text in value):
         raise ValueError("there is no caption, or an empty one")
-    return tuple(text.strip() for text in value)
+    return tuple(map(whole_text, value))
 
 
 def read_json(path: str | Path, kind: type):

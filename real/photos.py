@@ -8,6 +8,7 @@ is not asked for otherwise: pip install pillow-heif.
 Read next: mixture.py, which makes examples of them.
 """
 
+import math
 import re
 import warnings
 from contextlib import suppress
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 50_000_000  # of a photo; one larger than this would only fill the memory
+LONGEST = 9_000  # pixels a side of a square: the whole of a panorama is far larger than its pixels, most of it black
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # pillow knows more: one, EPS, is a program to be run
 HEIC = re.compile(rb".{4}ftyp(he|mif1|msf1)", re.DOTALL)  # how such a file begins
 with suppress(ImportError):
@@ -61,6 +63,9 @@ def advice(path: str | Path, error: Exception) -> str:
 def cut_square(photo: Image.Image, box: Box, size: int) -> np.ndarray:
     """The box of a photo, black where it leaves the photo: uint8 (size, size, 3)."""
     x, y, side = box
+    if side > LONGEST:
+        times = math.ceil(side / LONGEST)
+        photo, (x, y, side) = photo.reduce(times), (x / times, y / times, side / times)
     left, top, side = round(x - side / 2), round(y - side / 2), round(side)
     crop = photo.crop((left, top, left + side, top + side))
     return np.array(crop.resize((size, size), Image.Resampling.BILINEAR))

@@ -20,6 +20,7 @@ from transformers import (AutoBackbone, AutoConfig, AutoImageProcessor, CLIPImag
 
 from builtin.tiny import PoseEncoder
 from engine.runtime import run
+from engine.settings import output_folder
 from real.checks import load_tensors
 from real.hub import absolute, fetch
 from real.hub_faults import first_line
@@ -101,11 +102,13 @@ def convert_hmr2(checkpoint: str | Path, folder: str | Path, heads: int = 16) ->
     save a backbone, with the image processor that cuts as HMR2.0 does: 256 x 256, of which the middle 192 columns.
 
     The file is read without running what it may hold. ValueError if it is not such a checkpoint: every weight of the
-    backbone must find its place, and every place its weight.
+    backbone must find its place, and every place its weight. Before it is read, ValueError where no folder can be made.
     """
     checkpoint = Path(checkpoint)
     if not checkpoint.is_file():
         raise FileNotFoundError(f"{checkpoint}: no such file")
+    if fault := output_folder(folder):
+        raise ValueError(f"{folder} {fault}")
     loaded = load_tensors(checkpoint, "HMR2.0 checkpoint", SETTINGS)
     try:
         theirs = {key.removeprefix("backbone."): tensor for key, tensor in loaded["state_dict"].items()

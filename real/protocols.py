@@ -247,6 +247,8 @@ def check_flags(config: ProtocolConfig) -> None:
         raise ValueError(f"--protocol {config.protocol or 'NAME'}: choose from {', '.join(PROTOCOLS)}")
     if config.protocol == "rpe" and not all(spec.startswith("rpe:") for spec in config.data or [""]):
         raise ValueError("--protocol rpe asks the questions of RPE-Refined: give --data rpe:FILE.json,IMAGE_DIR")
+    if config.data and config.poses:
+        raise ValueError("--poses and --data are two sources of examples: give one of them")
     if config.plot and config.protocol != "calibration":
         raise ValueError("--plot draws calibration: use it with --protocol calibration")
 

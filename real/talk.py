@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 import captions
-from real.checks import caption_texts, find_image, frame_of, get, load_tensors, numbers, read_json, square_around
+from real.checks import (caption_texts, find_image, frame_of, get, load_tensors, numbers, read_json, square_around,
+                         whole_text)
 from real.mixture import Faults, Row
 from real.smpl_pickle import restricted_load
 
@@ -39,7 +40,7 @@ def turns(record: dict) -> list[tuple[str, str]]:
 
 def without_marks(pairs: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     """Questions and answers without the mark of the image's place."""
-    pairs = tuple(tuple(words.replace("<image>", "").strip() for words in pair) for pair in pairs)
+    pairs = tuple(tuple(whole_text(words.replace("<image>", "")) for words in pair) for pair in pairs)
     if not all(map(all, pairs)):
         raise ValueError("`conversations` has an empty turn")
     return pairs

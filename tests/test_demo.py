@@ -106,8 +106,9 @@ def test_what_is_missing_is_said_before_anything_is_loaded(monkeypatch, runs, tm
     with monkeypatch.context() as missing:
         missing.setitem(sys.modules, "gradio", None)
         assert "pip install plotly gradio" in stop(monkeypatch, "--runs", runs)
-    with pytest.raises(FileNotFoundError, match="python train_rft.py"):
-        demo.policies(str(tmp_path))
+    for folder in (tmp_path, runs / "runs_a" / "rft"):  # the latter is a policy, and no run
+        with pytest.raises(FileNotFoundError, match="neither a run nor a folder of runs; python train_rft.py"):
+            demo.policies(str(folder))
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         assert f"--port {port}: cannot be used (" in stop(monkeypatch, "--port", port)

@@ -159,6 +159,7 @@ def test_the_linear_probe_is_a_penalised_least_squares_fit():
     rows = torch.cat([centred, penalty.sqrt() * torch.eye(4)])
     weight = torch.linalg.lstsq(rows, torch.cat([(y - y.mean(0)).double(), torch.zeros(4, 2)])).solution
     torch.testing.assert_close(floors.ridge(x, y, x[:5]), (y.mean(0) + centred[:5] @ weight).float())
+    torch.testing.assert_close(floors.ridge(x[:1], y[:1], x[:5]), y[:1].expand(5, -1).float())
 
 
 def test_frechet_distance_of_known_gaussians():

@@ -271,6 +271,11 @@ def test_bad_images_are_refused_in_one_sentence(make, monkeypatch, tmp_path, cap
 def test_without_a_checkpoint_it_says_which_command_makes_one(monkeypatch, tmp_path, capsys):
     message = stop(monkeypatch, capsys, SENTENCE, "--model", tmp_path / "none")
     assert str(tmp_path / "none") in message and "python train_rft.py" in message
+    for stage in ("rft", "sft"):  # who names the run is told its policies
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "pose.json").write_text("")
+    message = stop(monkeypatch, capsys, SENTENCE, "--model", tmp_path)
+    assert f"name a policy in it, {tmp_path}/rft or {tmp_path}/sft" in message
 
 
 def test_mistakes_of_the_command_line(make, monkeypatch, tmp_path, capsys):

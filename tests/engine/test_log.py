@@ -1,9 +1,12 @@
-"""The remarks at the end of a run: each is made of the log that shows it, and of no other."""
+"""The remarks at the end of a run: each is made of the log that shows it, and of no other. And a log that was lost."""
+
+import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from engine.log import remarks
+from engine.log import Steps, remarks
 from train_rft import RFTConfig
 
 WORDS = {"ratio": "Every ratio was 1", "never": "No clip was ever active", "held": "of the ratios, which then teach nothing",
@@ -42,3 +45,11 @@ def test_rewards_that_did_not_rise_are_named_with_their_numbers_unless_they_have
     sentence, = remarks(log(rise=0.0), RFTConfig(inner_epochs=4, without="correct"))
     assert "correct" not in sentence and "statements (0." in sentence
     assert remarks(log(rise=0.0, steps=20), RFTConfig(inner_epochs=4)) == []
+
+
+@pytest.mark.parametrize("kept", [range(0), range(3), range(4)])
+def test_a_run_that_goes_on_without_its_log_does_not_call_a_later_policy_that_of_step_0(kept, tmp_path, capsys):
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in kept))
+    rows = Steps(SimpleNamespace(step=3), None, None, lambda policy: {"val_mpjpe_mean": 1.0}, tmp_path).rows
+    assert rows == [{"step": step} for step in kept]
+    assert ("lacks rows of the first 3 steps" in capsys.readouterr().out) == (len(kept) < 4)

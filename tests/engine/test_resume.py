@@ -253,9 +253,10 @@ def test_a_log_is_cut_where_the_state_was_kept_and_half_a_line_is_dropped(tmp_pa
     path.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(6)) + '{"step": 6, "val')
     assert [row["step"] for row in read_log(path, 4)] == [0, 1, 2, 3, 4]
     assert len(path.read_text().splitlines()) == 5
-    path.write_text('{"step": 0}\n{"st\n{"step": 2}\n')
-    with pytest.raises(ValueError, match="line 2 is not JSON"):
-        read_log(path, 4)
+    for line in (b'{"st', b"null", b"[3]", b'{"a": 1}', b'{"step": "1"}', b'{"step\xff'):
+        path.write_bytes(b'{"step": 0}\n' + line + b'\n{"step": 2}\n')
+        with pytest.raises(ValueError, match="log.jsonl, line 2 is not JSON of a step"):
+            read_log(path, 4)
 
 
 def small_state(path: Path | None, steps: int, rng=None) -> tuple[TrainingState, torch.nn.Module]:
@@ -327,6 +328,20 @@ def test_text_goes_into_a_device_and_through_a_link_which_both_stay(tmp_path):
     atomic_write(tmp_path / "pipe", "whole")
     assert os.read(reader, 9) == b"whole" and (tmp_path / "pipe").is_fifo()
     os.close(reader)
+
+
+def test_text_for_dev_stdout_comes_after_what_was_printed_to_the_same_file(tmp_path, monkeypatch):
+    with open(tmp_path / "out.txt", "w") as out, monkeypatch.context() as patch:
+        saved = os.dup(1)
+        os.dup2(out.fileno(), 1)  # as `> out.txt`
+        try:
+            patch.setattr(sys, "stdout", out)
+            print("a table")
+            atomic_write(Path("/dev/stdout"), "{}\n")
+        finally:
+            os.dup2(saved, 1)
+            os.close(saved)
+    assert (tmp_path / "out.txt").read_text() == "a table\n{}\n"
 
 
 # ---------------------------------------------------------------- faults

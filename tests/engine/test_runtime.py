@@ -106,6 +106,13 @@ def test_what_is_wrong_with_the_output_itself_is_said(monkeypatch):
         runtime.run(lambda: print("a line"))
 
 
+@pytest.mark.parametrize("told, says", [("SFT stopped after", "SFT stopped after"), ("", "stopped; the same command")])
+def test_ctrl_c_at_any_moment_says_how_to_go_on(told, says, capsys):
+    with pytest.raises(SystemExit) as end:
+        runtime.run(lambda: (_ for _ in ()).throw(KeyboardInterrupt(*[told] * bool(told))))
+    assert end.value.code == 130 and f": {says}" in capsys.readouterr().err
+
+
 def test_a_sign_that_the_terminal_lacks_is_spelled(monkeypatch):
     """cp1252, of Windows in the West, has the plus-minus of our tables and lacks their tick."""
     for name in ("stdout", "stderr"):

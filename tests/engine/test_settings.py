@@ -22,7 +22,7 @@ COMMANDS = {
     "lab.pictures": "PicturesConfig", "real.protocols": "ProtocolConfig", "predict": "PredictConfig",
     "demo": "DemoConfig", "lab.exercises": "ExercisesConfig", "lab.figures": "FiguresConfig",
     "lab.paraphrases": "ParaphrasesConfig", "lab.pretrained": "PretrainedConfig", "lab.readout": "ReadoutConfig"}
-CHECKED_BY_THEMSELVES = ("claims", "samples")  # in lab/experiments.py, in predict.py
+CHECKED_BY_THEMSELVES = ("claims",)  # in lab/experiments.py
 NEEDED = {"lab.seeds": ["--runs", "none"], "real.protocols": ["--protocol", "smpl-24"],
           "lab.figures": ["--runs", "none"], "lab.pretrained": ["--gguf", "none"], "lab.readout": ["--model", "none"]}
 ROOT = Path(__file__).parent.parent.parent
@@ -80,6 +80,8 @@ def test_zero_is_refused_where_something_is_divided_by_it_or_made_of_it(monkeypa
 @pytest.mark.parametrize("arguments, says", [
     (["--without", "statement"], r"--without statement: there is no reward 'statement'.*statements"),
     (["--reward_weights", "joint=nan"], "--reward_weights joint=nan: must be NAME=NUMBER"),
+    (["--reward_weights", "joint=1", "joint=2"], "--reward_weights joint=2: joint was given a weight before"),
+    (["--reward_weights", "joint=1", "--without", "joint"], "--without joint: joint was given a weight before"),
     (["--reward_weights", "joint"], "--reward_weights joint: must be NAME=NUMBER"),
     (["--covariance", "round"], "--covariance: invalid choice: 'round'.*diag.*lowrank.*full"),
     (["--credit", "all"], "--credit: invalid choice: 'all'.*joint.*pose"),
@@ -88,7 +90,8 @@ def test_zero_is_refused_where_something_is_divided_by_it_or_made_of_it(monkeypa
     (["--body", "none.pkl"], "none.pkl"),
     (["--out", "file"], "--out file: .*is a file; name a folder"),
     (["--out", "file/runs"], "--out file/runs: .*is a file; name a folder"),
-    (["--device", "gpu"], "--device gpu is not available"),
+    (["--vlm", "none", "--lora_targets", "q_proj"], "--lora_targets .*: give --lora_rank too"),
+    (["--device", "gpu"], "--device gpu is not available"), (["--device", "meta"], "--device meta is not available"),
     (["--sft_batch", "2", "--sft_accumulate", "3"], "a batch of 2 cannot be split.*--sft_batch")])
 def test_slips_are_refused_and_leave_nothing(monkeypatch, capsys, tmp_path, arguments, says):
     monkeypatch.chdir(tmp_path)

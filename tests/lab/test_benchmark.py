@@ -106,6 +106,13 @@ def test_a_wrong_folder_is_named(folders, monkeypatch, tmp_path):
         run(monkeypatch, "--repeats", "0")
 
 
+@pytest.mark.parametrize("flags", [("--soak", "9"), ("--soak", "20", "--against", "trl")])
+def test_a_long_run_is_long_and_measured_against_nothing(monkeypatch, flags):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *flags])
+    with pytest.raises(ValueError, match=f"--soak {flags[1]}: must be 10 or more, and without --against"):
+        benchmark.main()
+
+
 def test_a_long_run_is_watched(short_answers, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(soak, "build_tiny", partial(build_tiny, hidden_size=32, layers=1))
     monkeypatch.setattr(soak, "sample_poses", lambda count, rng: sample_poses(24, rng))

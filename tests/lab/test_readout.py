@@ -53,6 +53,12 @@ def test_the_command_compares_a_model_with_random_weights(tmp_path, monkeypatch,
     assert capsys.readouterr().out.count("| 1 |") == 2
 
 
+def test_one_caption_has_no_spread_and_is_refused(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["readout.py", "--model", "none", "--captions", "1"])
+    with pytest.raises(ValueError, match="--captions 1: must be 2 or more"):
+        readout.main()
+
+
 def test_a_folder_without_a_model_is_refused_before_the_first_one_is_run(tmp_path, monkeypatch):
     torch.manual_seed(0)
     save_policy(PosePolicy(*build_tiny(["A person."], hidden_size=32, layers=1)), tmp_path / "sft")

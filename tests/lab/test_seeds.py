@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from engine.log import print_results
 from lab.table import ROWS
 from lab import seeds
+from train_rft import RFTConfig
 
 
 def result(x: float, **more) -> dict:
@@ -42,6 +44,13 @@ def test_a_missing_control_and_a_seed_given_twice_are_named(tmp_path, monkeypatc
     monkeypatch.setattr("sys.argv", ["seeds.py", "--runs", run, run])
     with pytest.raises(ValueError, match="their seeds are 0, 0"):
         seeds.main()
+    metrics, whole = tmp_path / "a" / "metrics.json", (tmp_path / "a" / "metrics.json").read_text()
+    for content in ("", "[]", "{}", json.dumps(result(.4, floors=result(.1)))):  # the last: of evaluate.py --json
+        metrics.write_text(content)
+        for read in (seeds.main, lambda: print_results(tmp_path / "a", RFTConfig())):
+            with pytest.raises(ValueError, match="metrics.json is not what train_rft.py writes there: move it"):
+                read()
+    metrics.write_text(whole)
     (tmp_path / "a" / "continued.json").unlink()
     with pytest.raises(FileNotFoundError, match="holds no continued.json; python -m lab.continued_sft --run"):
         seeds.main()

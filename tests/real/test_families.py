@@ -405,9 +405,11 @@ def test_a_policy_of_another_vocabulary_or_covariance_is_refused(checkpoint, tmp
 
 
 @pytest.mark.parametrize("fault", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError(
-    "[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: not enough memory: you tried to allocate")])
+    "[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: not enough memory: you tried to allocate"), None])
 def test_out_of_memory_says_what_to_lower(fault):
     def main():
+        if fault is None:  # what torch itself says on this system
+            torch.empty(10 ** 15)
         raise fault
     with pytest.raises(SystemExit, match="out of memory; in training raise --sft_accumulate and --accumulate, or"):
         runtime.run(main)

@@ -21,6 +21,7 @@ from builtin import renderer
 from builtin.retriever import Retriever
 from builtin.tiny import build_tiny
 from engine import world
+from lab.frozen_sigma import freeze_sigma
 from model import PosePolicy
 from builtin.denials import said
 from real import formats, smpl, talk
@@ -715,6 +716,15 @@ def test_both_losses_take_examples_without_pose_or_statements(tmp_path, monkeypa
     loss, numbers = train_sft.sft_loss(policy, [*talk, *posed])  # only the one with <POSE> counts
     alone = train_sft.sft_loss(policy, [posed[1]])[1]
     assert numbers["pose"] == pytest.approx(alone["pose"], rel=1e-4)
+
+
+def test_sigma_is_frozen_on_the_tasks_that_the_data_have(tmp_path, monkeypatch):
+    policy = PosePolicy(*build_tiny(["The left knee is bent.", captions.POSE_ANSWER] * 20, hidden_size=32, layers=1))
+    with pytest.raises(ValueError, match="none of --data has examples of text2pose: llava"):
+        freeze_sigma(policy, read(tmp_path / "talk", monkeypatch, "llava"), 0)
+    assert policy.pose_head.sigma.weight.requires_grad
+    freeze_sigma(policy, read(tmp_path / "motion", monkeypatch, "amass"), 0)
+    assert not policy.pose_head.sigma.weight.requires_grad and policy.pose_head.sigma.bias.isfinite().all()
 
 
 def test_the_second_stage_trains_on_the_mix_too(tmp_path, monkeypatch):

@@ -20,6 +20,15 @@ def test_a_box_is_cut_out_padded_with_black_and_resized(tmp_path):
     assert (read_person(tmp_path / "grey.png", (20, 20, 30), 64) == 200).all()
 
 
+@pytest.mark.parametrize("size, shown", [((20_000, 2_000), (4, 40)), ((2_000, 20_000), (40, 4))])
+def test_a_panorama_is_read_whole_without_the_memory_of_its_square(tmp_path, size, shown):
+    Image.new("L", size, 255).save(tmp_path / "a.png")
+    bright = read_image(tmp_path / "a.png", 40)[..., 0] > 100
+    assert (bright.any(1).sum(), bright.any(0).sum()) == shown
+    bright = read_person(tmp_path / "a.png", (size[0] / 2, size[1] / 2, 40_000), 40)[..., 0] > 100
+    assert (bright.any(1).sum(), bright.any(0).sum()) == (shown[0] / 2, shown[1] / 2)
+
+
 def test_a_photo_is_turned_upright_unless_a_box_says_where_the_person_is_stored(tmp_path):
     """Boxes are of the pixels as they are stored; without one, training sees what predict.py sees."""
     pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)

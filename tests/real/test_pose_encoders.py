@@ -275,3 +275,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         with pytest.raises(ValueError, match=f"{name}.ckpt is no HMR2.0 checkpoint that can be read safely: ") as error:
             convert_hmr2(tmp_path / f"{name}.ckpt", tmp_path / "eye")
         assert str(error.value).isprintable()
+
+
+def test_a_place_where_no_folder_can_be_made_is_told_before_the_checkpoint_is_read(tmp_path):
+    (tmp_path / "any.ckpt").write_text("")
+    with pytest.raises(ValueError, match="any.ckpt/eye cannot be written to, since .*any.ckpt is a file"):
+        convert_hmr2(tmp_path / "any.ckpt", tmp_path / "any.ckpt" / "eye")

@@ -263,6 +263,7 @@ def test_a_protocol_on_real_layouts(name, protocol, policies, monkeypatch, tmp_p
     (["--protocol", "banana"], "choose from smpl-24"), (["--protocol", "rpe"], "give --data rpe:"),
     (["--protocol", "3dpw-14"], "3dpw-14 needs J_regressor"),
     (["--protocol", "smpl-24", "--plot", "x.png"], "--plot draws"),
+    (["--protocol", "smpl-24", "--poses", "mocap", "--data", "3dpw:DIR"], "--poses and --data .*: give one"),
     ([], "choose from smpl-24"), (["--protocol", "smpl-24", "--against", "nowhere"], "holds no policy"),
     (["--protocol", "smpl-24", "--data", "llava:talk.json,img"], "img is not a folder"),
     (["--protocol", "smpl-24", "--eval_poses", "0"], "must be 1 or more")])

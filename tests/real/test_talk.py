@@ -39,6 +39,12 @@ def test_an_image_may_be_null_or_a_list(image, shown, tmp_path, monkeypatch):
     assert (row.image is not None) == shown
 
 
+def test_half_a_sign_is_a_fault_of_its_row(tmp_path, monkeypatch):
+    half = [{"from": "human", "value": "Who \ud83d?"}, ANSWER]
+    with pytest.raises(ValueError, match=r"set.json, row 1: half a sign is in 'Who .ud83d"):
+        read(tmp_path, monkeypatch, json.dumps([{"conversations": said} for said in (MORE, half)]))
+
+
 RECORDS = [{"id": i, "conversations": [{"from": "human", "value": "One\u2028line?"}, ANSWER]} for i in range(3)]
 LINES = "\n".join(json.dumps(record, ensure_ascii=False) for record in RECORDS)
 
