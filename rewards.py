@@ -157,8 +157,7 @@ REWARDS = {
 
 def weights(changes: Sequence[str] | None = None, without: str | None = None) -> dict[str, float]:
     """The weight of each reward: the table's, but for `changes`, each "NAME=WEIGHT", and 0 for `without`."""
-    result = {}
-    changed = [(f"--reward_weights {change}", change) for change in changes or ()]
+    result, changed = {}, [(f"--reward_weights {change}", change) for change in changes or ()]
     for flag, change in changed + ([(f"--without {without}", f"{without}=0")] if without is not None else []):
         name, _, number = change.partition("=")
         if name not in REWARDS:
