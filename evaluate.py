@@ -1,12 +1,11 @@
 """How good a policy is, by measures that are not its rewards: one table.
 
     python evaluate.py --model runs/rft [--poses DIR] [--json FILE]
-Text to pose: the share of a caption's statements that hold in a sampled pose; recall under a retrieval model that never
-gave a reward, beside the recall of true poses (ceiling) and of the sampled ones shuffled (floor). Image to pose: joint
-and vertex errors, pelvis aligned, of the mean pose and of sampled poses. Descriptions and questions: is it true, what
-is said? All on poses and pictures never trained on, and each beside what one has without looking (lab/floors.py).
-The field's protocols, on real data too, are a command of their own: python -m real.protocols.
-Read next: predict.py, which asks a policy. The measures themselves are in lab/metrics.py, the rows in lab/table.py.
+Text to pose: the share of a caption's statements that hold in a sampled pose; recall under a retrieval model that gave
+no reward, beside that of true poses (ceiling) and of the sampled ones shuffled (floor). Image to pose: joint and vertex
+errors, pelvis aligned, of mean and sampled poses. Descriptions and questions: is it true, what is said? All on poses
+never trained on, each beside what one has without looking (lab/floors.py); lab/metrics.py has the measures,
+lab/table.py the rows; the field's protocols are a command, python -m real.protocols. Read next: predict.py.
 """
 
 import json
@@ -24,6 +23,7 @@ from engine.checkpoint import atomic_write
 from engine.runtime import pick_device, run
 from engine.saving import load_policy
 from engine.settings import Count, OutputFile, SeedNumber, read_settings
+from engine.start_from import tell_other_world
 from engine.world import WorldConfig
 from lab.floors import floors
 from lab.metrics import (QUESTIONS, best_of, bootstrap, commonest_answer_accuracy, description_scores, errors_24,
@@ -125,6 +125,7 @@ class EvaluateConfig:
 
 def main() -> None:
     config, = read_settings(__doc__, EvaluateConfig)
+    tell_other_world(config)
     device, count, seed = pick_device(config.device), config.eval_poses, config.seed
     policy, body = load_policy(config.model).to(device), load_body(config.body)
     judge = Retriever.from_pretrained(config.judge or Path(config.model).parent / "judge").to(device)

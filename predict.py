@@ -2,9 +2,8 @@
 
     python predict.py "kneeling on the left knee, right hand above the head"
     python predict.py --image photo.jpg [--prompt "Which hand is higher?"]
-The folder --out gets picture.png, body.obj, pose.npz and, with plotly, body.html, in which one turns the bodies;
-lab/prediction_files.py writes them and says what they hold.
-The built-in policy was trained on rendered people in 64 pixels, so a photo asks much of it: one person, filling it.
+The folder --out gets picture.png, body.obj, pose.npz and, with plotly, body.html; lab/prediction_files.py says what
+they hold. The built-in policy was trained on rendered people in 64 pixels: a photo should show one person who fills it.
 Read next: demo.py, which asks and shows in a browser.
 """
 

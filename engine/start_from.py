@@ -93,6 +93,16 @@ def find_same(source: str, out: Path, notes: dict[str, dict]) -> list[str]:
     return same
 
 
+def tell_other_world(config) -> None:
+    """Print in what the world that a policy is measured in differs from that of the run which made it. config: `model`,
+    the policy's folder, with `poses`, `body` and `seed`."""
+    noted = read_note(Path(config.model).parent / "sft_config.json") or {}
+    differ = differing(noted, {name: vars(config)[name] for name in ("poses", "body", "seed") if name in noted})
+    if differ:
+        print(f"{config.model} comes from a run with {'; '.join(differ.values())}: these are other test poses than "
+              "those of its metrics.json")
+
+
 def take(source: str, out: Path, names: Sequence[str]) -> None:
     """Copy these folders of the run `source`, but for those that `out` has already."""
     for name in names:

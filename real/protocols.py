@@ -28,6 +28,7 @@ from engine.checkpoint import atomic_write
 from engine.runtime import own_seed, pick_device, run
 from engine.saving import load_policy
 from engine.settings import Count, OutputFile, OutputPicture, SeedNumber, read_settings
+from engine.start_from import tell_other_world
 from lab.metrics import (CHUNK, RECALL_AT, best_of, bootstrap, compare, errors_24, eval_examples, frechet_distance,
                          hits, pa_mpjpe, respond)
 from model import PosePolicy
@@ -294,6 +295,8 @@ def report(config: ProtocolConfig, ids: Sequence[str], found: list[dict[str, Ten
 def main() -> None:
     config, = read_settings(__doc__, ProtocolConfig)
     check_flags(config)
+    if not config.data:
+        tell_other_world(config)
     ids, found = measure(config, pick_device(config.device))
     result = report(config, ids, found)
     if config.json:

@@ -26,7 +26,7 @@ from data import draw_batch, make_example
 from builtin.tiny import corpus
 from engine.log import numbers, rewards_table
 from engine.saving import load_policy
-from engine.start_from import check_run, find_same
+from engine.start_from import check_run, find_same, tell_other_world
 from lab.frozen_sigma import freeze_sigma
 from lab import continued_sft, pictures
 from model import PoseHead, PosePolicy
@@ -100,7 +100,14 @@ def test_evaluate_gives_the_metrics_of_the_run(chain, monkeypatch, tmp_path, cap
     assert got.keys() - {"floors"} == metrics["rft"].keys()
     assert got["text2pose"]["judge_r5"] == metrics["rft"]["text2pose"]["judge_r5"]
     assert got["image2pose"]["mpjpe_mean"] == pytest.approx(metrics["rft"]["image2pose"]["mpjpe_mean"], rel=1e-4)
-    assert "R@5" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "R@5" in printed and "other test poses" not in printed
+
+
+def test_that_a_policy_is_measured_in_another_world_than_its_runs_is_told(chain, capsys):
+    model = str(chain[0] / "rft")
+    tell_other_world(evaluate.EvaluateConfig(model, poses="mocap", seed=1))
+    assert "rft comes from a run with poses = None, not mocap; seed = 0, not 1:" in capsys.readouterr().out
 
 
 def test_a_folder_of_another_run_is_refused(chain, monkeypatch):
