@@ -22,7 +22,7 @@ ARMS = {
     "GRPO on words": ("gaussian", {"pose_weight": 0.0}),
     "no pose encoder": ("no pose encoder", None), "no pose encoder, hygrpo": ("no pose encoder", {}),
     **{f"without {name}": ("gaussian", {"without": name}) for name in
-       ("joint", "semantic", "statements", "format", "text", "correct")},
+       ("joint", "semantic", "format", "text", "correct")},  # without statements: "the paper's", below
     **{f"KL {beta}": ("gaussian", {"beta_pose": beta}) for beta in (0.0, 0.02, 0.2, 0.6)},
     **{f"K = {K}": ("gaussian", {"poses_per_answer": K, "pose_prompts": 16, "pose_answers": 3}) for K in (1, 8)},
     **{f"G = {G}": ("gaussian", {"group_size": G, "pose_prompts": 48 // G, "pose_answers": G}) for G in (2, 6)},
@@ -86,7 +86,7 @@ CLAIMS = {
         ("hygrpo", "no pose encoder, hygrpo", "statements", "~")]),
     4: ("Without one of the rewards its task gets worse", [
         ("hygrpo", "without joint", "MPJPE sampled, mm", ">"), ("hygrpo", "without joint", "PA-MPJPE, mm", ">"),
-        ("hygrpo", "without semantic", "judge R@5", ">"), ("hygrpo", "without statements", "statements", ">"),
+        ("hygrpo", "without semantic", "judge R@5", ">"), ("hygrpo", "the paper's", "statements", ">"),
         ("hygrpo", "without format", "form", ">"), ("hygrpo", "without text", "descriptions", ">"),
         ("hygrpo", "without correct", "questions", ">")]),
     5: ("The gain is seen by a retrieval model that gave no reward", [
@@ -144,7 +144,7 @@ CLAIMS = {
             "statements", "judge R@5", "MPJPE, mm", "MPJPE sampled, mm"))]),
 }
 SIDE_BY_SIDE = (7, 11, 12, 13)  # the claims whose arms are also shown with every measure beside them
-BESIDE = {7: COST, 12: WEIGHED}  # and the arms that stand there alone
+BESIDE = {7: ["sft", *COST], 12: WEIGHED}  # and the arms that stand there alone
 
 
 def value(result: dict, measure: str) -> float:
