@@ -9,7 +9,8 @@ model that judges is not the one that rewards.
 
 Each finished arm leaves OUT/seed_N/ARM.json and is not run again, so that a broken call goes on where it stopped, and
 calls for different seeds can share the work: `OMP_NUM_THREADS=1 python -m lab.experiments --seeds 0 & ...`. With one
-thread an arm's seconds are those of its own processor, whatever else is running; with more they are the clock's.
+thread an arm's seconds are those of its own processor, which busy neighbours lengthen by up to a fifth: arms of equal
+time need equal neighbours. With more threads they are the clock's.
 Read next: claims.py, which lists claims and arms.
 """
 
@@ -86,7 +87,7 @@ def sizes(config: ExperimentConfig) -> SimpleNamespace:
 
 
 def clock() -> float:
-    """Seconds: with one thread those that this process has computed, so that a busy neighbour does not count."""
+    """Seconds: with one thread those that this process has computed, without those in which it waited for a core."""
     return time.process_time() if torch.get_num_threads() == 1 else time.time()
 
 

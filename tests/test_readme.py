@@ -242,9 +242,10 @@ def new_claims_sentences() -> list[str]:
         f"{share(one, told)} of them hold and R@5 is {share(one, found)}; without it, pathwise, {share(slope, told)} and "
         f"{share(slope, found)}. `statements` alone comes to {share('statements alone', told)}",
         f"errs by {length('statements alone', mm)} mm instead of {length(sft, mm)} after SFT",
-        f"(statements {share(both, told)}, R@5 {share(both, found)}) and less at equal time "
-        f"({share(f'{both}, equal time', told)}, {share(f'{both}, equal time', found)}), and errors of sampled poses that "
-        f"are {now(both, sampled) - now(one, sampled):.1f} mm larger"]
+        f"(statements {share(both, told)}, R@5 {share(both, found)}) and the same at equal time "
+        f"({share(f'{both}, equal time', told)}, {share(f'{both}, equal time', found)}), with errors of sampled poses that "
+        f"are {now(both, sampled) - now(one, sampled):.1f} mm larger, at equal time "
+        f"{now(f'{both}, equal time', sampled) - now(one, sampled):.1f} mm."]
 
 
 def readme_sentences() -> list[str]:
