@@ -125,11 +125,11 @@ class EvaluateConfig:
 
 def main() -> None:
     config, = read_settings(__doc__, EvaluateConfig)
-    tell_other_world(config)
+    poses = tell_other_world(config).get("train_poses", WorldConfig.train_poses)
     device, count, seed = pick_device(config.device), config.eval_poses, config.seed
     policy, body = load_policy(config.model).to(device), load_body(config.body)
     judge = Retriever.from_pretrained(config.judge or Path(config.model).parent / "judge").to(device)
-    train = load_splits(config.poses, {"train": WorldConfig.train_poses}, seed, images=False)["train"]
+    train = load_splits(config.poses, {"train": poses}, seed, images=False)["train"]
     test = load_splits(config.poses, {"test": count}, seed, body_model=body, size=policy.image_size)["test"]
     result = evaluate(policy, test, judge, body.to(device), count, seed)
     blind = result["floors"] = floors(policy, train, test, judge, body, count, seed)

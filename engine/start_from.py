@@ -93,14 +93,15 @@ def find_same(source: str, out: Path, notes: dict[str, dict]) -> list[str]:
     return same
 
 
-def tell_other_world(config) -> None:
-    """Print in what the world that a policy is measured in differs from that of the run which made it. config: `model`,
-    the policy's folder, with `poses`, `body` and `seed`."""
+def tell_other_world(config) -> dict:
+    """Print in what the world that a policy is measured in differs from that of the run which made it, and return what
+    that run noted of its own. config: `model`, the policy's folder, with `poses`, `body` and `seed`."""
     noted = read_note(Path(config.model).parent / "sft_config.json") or {}
     differ = differing(noted, {name: vars(config)[name] for name in ("poses", "body", "seed") if name in noted})
     if differ:
         print(f"{config.model} comes from a run with {'; '.join(differ.values())}: these are other test poses than "
               "those of its metrics.json")
+    return noted
 
 
 def take(source: str, out: Path, names: Sequence[str]) -> None:

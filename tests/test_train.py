@@ -100,6 +100,7 @@ def test_evaluate_gives_the_metrics_of_the_run(chain, monkeypatch, tmp_path, cap
     assert got.keys() - {"floors"} == metrics["rft"].keys()
     assert got["text2pose"]["judge_r5"] == metrics["rft"]["text2pose"]["judge_r5"]
     assert got["image2pose"]["mpjpe_mean"] == pytest.approx(metrics["rft"]["image2pose"]["mpjpe_mean"], rel=1e-4)
+    assert all(got["floors"][task] == metrics["floors"][task] for task in ("text2pose", "description"))  # as many poses
     printed = capsys.readouterr().out
     assert "R@5" in printed and "other test poses" not in printed
 
