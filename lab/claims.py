@@ -144,7 +144,7 @@ CLAIMS = {
             "statements", "judge R@5", "MPJPE, mm", "MPJPE sampled, mm"))]),
 }
 SIDE_BY_SIDE = (7, 11, 12, 13)  # the claims whose arms are also shown with every measure beside them
-BESIDE = {7: ["sft", *COST], 12: WEIGHED}  # and the arms that stand there alone
+BESIDE = {7: ["sft", *COST], 12: WEIGHED, 13: ["discrete, GRPO", "discrete, GRPO as words"]}  # only shown there
 
 
 def value(result: dict, measure: str) -> float:
