@@ -25,7 +25,7 @@ ARMS = {
        ("joint", "semantic", "format", "text", "correct")},  # without statements: "the paper's", below
     **{f"KL {beta}": ("gaussian", {"beta_pose": beta}) for beta in (0.0, 0.02, 0.2, 0.6)},
     **{f"K = {K}": ("gaussian", {"poses_per_answer": K, "pose_prompts": 16, "pose_answers": 3}) for K in (1, 8)},
-    **{f"G = {G}": ("gaussian", {"group_size": G, "pose_prompts": 48 // G, "pose_answers": G}) for G in (2, 6)},
+    **{f"G = {G}": ("gaussian", {"group_size": G, "pose_prompts": 48 // G, "pose_answers": G}) for G in (2, 3, 6)},
     **{f"4 epochs, {ratio}": ("gaussian", {"inner_epochs": 4, "pose_ratio": ratio})
        for ratio in ("joint", "per_joint", "mean")},
     **{f"divided by {what}": ("gaussian", {"normalize": what}) for what in ("batch", "none")},
@@ -143,8 +143,9 @@ CLAIMS = {
         *(("discrete, GRPO, equal time", "discrete", measure, ">") for measure in (
             "statements", "judge R@5", "MPJPE, mm", "MPJPE sampled, mm"))]),
 }
-SIDE_BY_SIDE = (7, 11, 12, 13)  # the claims whose arms are also shown with every measure beside them
-BESIDE = {7: ["sft", *COST], 12: WEIGHED, 13: ["discrete, GRPO", "discrete, GRPO as words"]}  # only shown there
+SIDE_BY_SIDE = (6, 7, 11, 12, 13)  # the claims whose arms are also shown with every measure beside them
+BESIDE = {6: ["G = 3"], 7: ["sft", *COST], 12: WEIGHED,  # and the arms that are only shown there
+          13: ["discrete, GRPO", "discrete, GRPO as words"]}
 
 
 def value(result: dict, measure: str) -> float:

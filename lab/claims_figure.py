@@ -36,7 +36,8 @@ def draw(path: Path, results: dict[str, list[dict]]) -> None:
                          ha="center", **note)
     axes[2].set(title="KL weight: quality against diversity", xlabel="diversity of samples (mm)")
     axes[2].legend(frameon=False, loc="lower left", fontsize=12)
-    for arm, label in {"K = 1": "K=1", "K = 8": "K=8", "hygrpo": "G=3, K=64", "G = 2": "G=2", "G = 6": "G=6"}.items():
+    for arm, label in {"K = 1": "G=3, K=1", "K = 8": "G=3, K=8", "hygrpo": "G=1, K=64",
+                       **{f"G = {G}": f"G={G}, K=64" for G in (2, 3, 6)}}.items():
         if arm in results:
             place, y = np.mean([r["seconds"] for r in results[arm]]), mean(arm, "statements")
             axes[3].plot(place, y, "o", color=BLUE)

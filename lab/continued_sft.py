@@ -39,7 +39,7 @@ def main() -> None:
     folder, device = Path(config.run), pick_device(config.device)
     if not (folder / "metrics.json").is_file():
         raise FileNotFoundError(f"{folder} holds no finished run; python train_rft.py --out {folder} makes one")
-    read_metrics(folder)  # or it says what is wrong, before the work
+    made = read_metrics(folder)  # or it says what is wrong, before the work
     noted = json.loads((folder / "sft_config.json").read_text())
     for name, value in constants(vars(stage_one)).items():
         if noted.get(name, value) != value:
@@ -49,17 +49,16 @@ def main() -> None:
                          for kind in (WorldConfig, SFTConfig))
     world, sft_config = replace(world, out=str(folder)), replace(sft_config, sft_steps=config.steps)
     with hold(folder):
-        continue_sft(folder, world, sft_config, device)
+        continue_sft(folder, made, world, sft_config, device)
 
 
-def continue_sft(folder: Path, world: WorldConfig, sft_config: SFTConfig, device: torch.device) -> None:
-    """Train the SFT policy of the run in `folder` on, print the table, and write continued.json."""
+def continue_sft(folder: Path, made: dict, world: WorldConfig, sft_config: SFTConfig, device: torch.device) -> None:
+    """Train the SFT policy of the run in `folder` on, print the table beside what the run made, write continued.json."""
     judge, body = Retriever.from_pretrained(folder / "judge").to(device), load_body(world.body).to(device)
     splits, policy = load_world(world, sft_config), load_policy(folder / "sft").to(device)
     keep_features(policy, splits)
     train_sft(policy, splits.get("data", splits["train"]), sft_config, own_seed(world.seed, 14))
     result = evaluate.evaluate(policy, splits["test"], judge, body, world.eval_poses, world.seed)
-    made = read_metrics(folder)
     print(table({"blind": made["floors"], "SFT": made["sft"], "continued": result, "RFT": made["rft"]}))
     atomic_write(folder / "continued.json",
                  json.dumps({"continued": result, "steps": sft_config.sft_steps}, indent=1) + "\n")
