@@ -13,7 +13,7 @@ from train_rft import RFTConfig
 
 
 def draw(path: Path, results: dict[str, list[dict]]) -> None:
-    """Rewards over steps with and without the pose's half of the loss; the trade-off over KL; quality against cost."""
+    """Rewards over steps with and without the pose's half of the loss; the trade-off over KL; what K and G bring."""
     figure = Figure(figsize=(19, 4.8), layout="constrained")
     axes = figure.subplots(1, 4)
     for axis, name, title in zip(axes, ("statements", "joint"), ("reward: statements held", "reward: joints (1/m)")):
@@ -36,13 +36,14 @@ def draw(path: Path, results: dict[str, list[dict]]) -> None:
                          ha="center", **note)
     axes[2].set(title="KL weight: quality against diversity", xlabel="diversity of samples (mm)")
     axes[2].legend(frameon=False, loc="lower left", fontsize=12)
-    for arm, label in {"K = 1": "G=3, K=1", "K = 8": "G=3, K=8", "hygrpo": "G=1, K=64",
-                       **{f"G = {G}": f"G={G}, K=64" for G in (2, 3, 6)}}.items():
+    held = {1: "K = 1", 8: "K = 8", 64: "G = 3"}
+    Ks = [K for K, arm in held.items() if arm in results]
+    axes[3].semilogx(Ks, [mean(held[K], "statements") for K in Ks], "o-", base=2, color=BLUE)
+    for arm in ("hygrpo", "G = 2", "G = 3", "G = 6"):
         if arm in results:
-            place, y = np.mean([r["seconds"] for r in results[arm]]), mean(arm, "statements")
-            axes[3].plot(place, y, "o", color=BLUE)
-            axes[3].annotate(label, (place, y), (7, -4), **note)
-    axes[3].set(title="statements held against time", xlabel="training (s)")
+            axes[3].plot(64, mean(arm, "statements"), "o", color=BLUE)
+            axes[3].annotate({"hygrpo": "G = 1"}.get(arm, arm), (64, mean(arm, "statements")), (8, -4), **note)
+    axes[3].set(title="statements held, line: G = 3", xlabel="poses an answer (K)", xticks=Ks, xticklabels=Ks)
     axes[2].margins(y=0.1)
     axes[3].margins(0.2)
     finish(figure, path)

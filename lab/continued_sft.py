@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def continue_sft(folder: Path, made: dict, world: WorldConfig, sft_config: SFTConfig, device: torch.device) -> None:
-    """Train the SFT policy of the run in `folder` on, print the table beside what the run made, write continued.json."""
+    """Train the SFT policy of the run in `folder` on, print the table beside what it made, write continued.json."""
     judge, body = Retriever.from_pretrained(folder / "judge").to(device), load_body(world.body).to(device)
     splits, policy = load_world(world, sft_config), load_policy(folder / "sft").to(device)
     keep_features(policy, splits)
