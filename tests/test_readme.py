@@ -210,10 +210,9 @@ def older_claims_sentences() -> list[str]:
 def claims_sentences() -> list[str]:
     told, found, wide, sampled = "statements", "judge R@5", "diversity, mm", "MPJPE sampled, mm"
     rewarding, batch = "reward model's R@5", "divided by batch"
-    now = lambda name, measure: arm(name, measure, "claims.json")
-    share = lambda name, measure=told: brief(now(name, measure))
-    length = lambda name, measure=sampled: f"{now(name, measure):.1f}"
-    whole = lambda name, measure: f"{now(name, measure):.0f}"
+    share = lambda name, measure=told: brief(arm(name, measure))
+    length = lambda name, measure=sampled: f"{arm(name, measure):.1f}"
+    whole = lambda name, measure: f"{arm(name, measure):.0f}"
     epochs = [f"4 epochs, {ratio}" for ratio in ("joint", "per_joint", "mean")]
     fixed, blind, mm, mean = "deterministic", "no pose encoder", "MPJPE, mm", "statements, mean pose"
     return [
@@ -236,23 +235,22 @@ def claims_sentences() -> list[str]:
         f"and six.",
         f"do gain by it: {share('G = 6', 'descriptions')} with six answers, {share('G = 2', 'descriptions')} with two",
         f"descriptions {share('without text', 'descriptions')} without it, {share('hygrpo', 'descriptions')} with it",
-        f"already answers in form ({100 * now('sft', 'form'):.0f} %), and the KL of the words keeps it there: "
+        f"already answers in form ({100 * arm('sft', 'form'):.0f} %), and the KL of the words keeps it there: "
         f"{share('without format', 'form')} without the reward, {share('hygrpo', 'form')} with it.",
         f"the model that rewards rises from {share('hygrpo', rewarding)} to {share('KL 0.0', rewarding)}, that of the judge "
         f"from {share('hygrpo', found)} to {share('KL 0.0', found)}.",
         f"diversity, {whole('KL 0.0', wide)} mm instead of {whole('hygrpo', wide)} (SFT: {whole('sft', wide)}).",
         f"`--beta_pose 0.02` gives {share('KL 0.02')} of the statements at {whole('KL 0.02', wide)} mm",
         f"as many statements hold ({share(batch)} and {share('hygrpo')}), but the mean pose of images errs by "
-        f"{length(batch, 'MPJPE, mm')} instead of {length('hygrpo', 'MPJPE, mm')} mm, and sampled poses by {length(batch)} "
+        f"{length(batch, mm)} instead of {length('hygrpo', mm)} mm, and sampled poses by {length(batch)} "
         f"instead of {length('hygrpo')} mm. Not divided, {share('divided by none')} of the statements hold.",
         f"{share('sigma frozen')} hold, and sampled poses err by {length('sigma frozen')} mm."]
 
 
 def new_claims_sentences() -> list[str]:
     told, found, mm, sampled, asked = "statements", "judge R@5", "MPJPE, mm", "MPJPE sampled, mm", "questions"
-    now = lambda name, measure: arm(name, measure, "claims.json")
-    share = lambda name, measure: brief(now(name, measure))
-    length = lambda name, measure: f"{now(name, measure):.1f}"
+    share = lambda name, measure: brief(arm(name, measure))
+    length = lambda name, measure: f"{arm(name, measure):.1f}"
     sft, longer, fifty, one = "sft", "sft continued", "hygrpo, 50 steps", "hygrpo"
     arms = written("claims.json")["arms"]
     assert all(sign * (a - b) > 0 for measure, sign in ((told, 1), (found, 1), (sampled, -1))
@@ -261,8 +259,8 @@ def new_claims_sentences() -> list[str]:
     return [
         f"brings statements from {share(sft, told)} to {share(longer, told)}, R@5 from {share(sft, found)} to "
         f"{share(longer, found)} and the error of sampled poses from {length(sft, sampled)} to {length(longer, sampled)} "
-        f"mm, by {now(longer, 'prompts'):,.0f} prompts in {now(longer, 'seconds'):.0f} s.",
-        f"by {now(fifty, 'prompts'):,.0f} prompts in {now(fifty, 'seconds'):.0f} s: {share(fifty, told)}, "
+        f"mm, by {arm(longer, 'prompts'):,.0f} prompts in {arm(longer, 'seconds'):.0f} s.",
+        f"by {arm(fifty, 'prompts'):,.0f} prompts in {arm(fifty, 'seconds'):.0f} s: {share(fifty, told)}, "
         f"{share(fifty, found)} and {length(fifty, sampled)} mm.",
         f"({length(longer, mm)} mm against {length(one, mm)} mm after 450 steps; {share(longer, asked)} against "
         f"{share(one, asked)})",
@@ -270,25 +268,25 @@ def new_claims_sentences() -> list[str]:
         f"errs by {length(slope, mm)} and {length(score, mm)} mm, sampled poses by {length(slope, sampled)} and "
         f"{length(score, sampled)} mm.",
         f"pathwise comes to {share(f'{score}, K = 1, pathwise', told)}, in "
-        f"{now(f'{score}, K = 1, pathwise', 'seconds'):.0f} s instead of {now(score, 'seconds'):.0f} s; HyGRPO to "
+        f"{arm(f'{score}, K = 1, pathwise', 'seconds'):.0f} s instead of {arm(score, 'seconds'):.0f} s; HyGRPO to "
         f"{share(f'{score}, K = 1', told)}, which is not above SFT ({share(sft, told)})",
         f"{length(f'{score}, K = 1', sampled)} instead of {length(f'{score}, K = 1, pathwise', sampled)} mm",
         f"a mean pose that errs by {length(f'{score}, K = 1, pathwise', mm)} mm, where K = 64 has {length(score, mm)} by "
-        f"HyGRPO, and diversity of {now(f'{score}, K = 1, pathwise', 'diversity, mm'):.0f} instead of "
-        f"{now(score, 'diversity, mm'):.0f} mm.",
+        f"HyGRPO, and diversity of {arm(f'{score}, K = 1, pathwise', 'diversity, mm'):.0f} instead of "
+        f"{arm(score, 'diversity, mm'):.0f} mm.",
         f"{share(one, told)} of them hold and R@5 is {share(one, found)}; without it, pathwise, {share(slope, told)} and "
         f"{share(slope, found)}. `statements` alone comes to {share('statements alone', told)}",
         f"errs by {length('statements alone', mm)} mm instead of {length(sft, mm)} after SFT",
         f"(statements {share(both, told)}, R@5 {share(both, found)}) and the same at equal time "
         f"({share(f'{both}, equal time', told)}, {share(f'{both}, equal time', found)}), with errors of sampled poses that "
-        f"are {now(both, sampled) - now(one, sampled):.1f} mm larger, at equal time "
-        f"{now(f'{both}, equal time', sampled) - now(one, sampled):.1f} mm."]
+        f"are {arm(both, sampled) - arm(one, sampled):.1f} mm larger, at equal time "
+        f"{arm(f'{both}, equal time', sampled) - arm(one, sampled):.1f} mm."]
 
 
 def discrete_sentences() -> list[str]:
-    share = lambda name, measure: brief(arm(name, measure, "claims.json"))
-    length = lambda name: f"{arm(name, 'MPJPE sampled, mm', 'claims.json'):.1f}"
-    seconds = lambda name: f"{arm(name, 'seconds', 'claims.json'):.0f}"
+    share = lambda name, measure: brief(arm(name, measure))
+    length = lambda name: f"{arm(name, 'MPJPE sampled, mm'):.1f}"
+    seconds = lambda name: f"{arm(name, 'seconds'):.0f}"
     coded = lambda measure: statistics.mean(x[measure] for x in written("claims.json")["quantisation"])
     told, found, arms = "statements", "judge R@5", written("claims.json")["arms"]
     like_poses, like_words = (f"discrete, GRPO{how}, equal time" for how in ("", " as words"))
@@ -308,7 +306,7 @@ def discrete_sentences() -> list[str]:
 
 def readme_sentences() -> list[str]:
     long = written("metrics_long.json")["rft"]
-    told, slope = lambda name: brief(arm(name, "statements", "claims.json"), 2), "the paper's, pathwise"
+    told, slope = lambda name: brief(arm(name, "statements"), 2), "the paper's, pathwise"
     return [f"needs HyGRPO: {told('hygrpo')} of them hold, not {told(slope)}",
             f"one seed: statements {brief(long['text2pose']['statements_sampled'])}, MPJPE "
             f"{long['image2pose']['mpjpe_mean']:.1f} mm, of sampled poses {long['image2pose']['mpjpe_sampled']:.1f} mm"]
@@ -320,7 +318,7 @@ def variants_sentences() -> list[str]:
     listed = lambda write, names, *more: ", ".join(write(arm(name, *more)) for name in names)
     whole = "{:.0f}".format
     correlated = [f"{kind}, hygrpo" for kind in ("lowrank", "full")]
-    today = lambda name, measure=told: arm(name, measure, "claims.json")
+    today = lambda name, measure=told: arm(name, measure)
     without = "the paper's"  # as claim 11 names it
     return [
         f"has statements {brief(today('hygrpo'))}, MPJPE of sampled poses {today('hygrpo', 'MPJPE sampled, mm'):.0f} mm, "
@@ -339,7 +337,7 @@ def variants_sentences() -> list[str]:
         f"`--normalize none` | statements {brief(today('divided by none'))}, diversity "
         f"{today('divided by none', wide):.0f} mm",
         f"`--pose_weight 0` | poses stay as they were: {brief(today('GRPO on words'))}",
-        f"statements {listed(brief, three, told, 'claims.json')}; diversity {listed(whole, three, wide, 'claims.json')} mm |",
+        f"statements {listed(brief, three, told)}; diversity {listed(whole, three, wide)} mm |",
         f"MPJPE of the mean pose {today('no pose encoder, hygrpo', 'MPJPE, mm'):.0f} instead of "
         f"{today('hygrpo', 'MPJPE, mm'):.0f} mm",
         f"statements {listed(brief, correlated, told, 'older_covariance.json')}; diversity "
