@@ -15,8 +15,8 @@ R_n that joint j decides, or R_n itself where it has no parts.
 Two advantages: a lucky sample of a pose is no merit of the words before it, and K poses of one answer differ in nothing
 else. Two clips: a ratio of one token hardly moves, that of a Gaussian's many numbers does at once, so that the product
 r_d r_c of eq. 3-4 would clip the words for what the pose did. "Old" is the policy that sampled; its densities are those
-of the first epoch's own pass. With one inner epoch, the default, every ratio is therefore exactly 1, no clip does
-anything, and only the gradient matters: that of F log pi + Delta log N.
+of the first epoch's own pass. With one inner epoch, the default, every ratio is therefore exactly 1 and no clip does
+anything. Advantages add up to 0: J is then its KL terms alone, its gradient theirs and that of F log pi + Delta log N.
 Related: a choice with numbers that go with it is a parameterised action (Masson et al. 2016). P-DQN (Xiong et al. 2018)
 learns values of them; H-PPO (Fan et al. 2019) and HyLaR (arXiv 2604.20328) have a clip for each half, too. HPO
 (2605.14297) takes the pathwise gradient for the numbers, here `--pose_gradient pathwise` (lab/pathwise.py). Why many

@@ -91,8 +91,8 @@ def main() -> None:
         force_answers(policy)  # random weights hardly ever say <POSE>
         retriever = Retriever(policy.tokenizer.backend_tokenizer).to(device).eval().requires_grad_(False)
         began = time.time()
-        train_rft.train_rft(policy, split, retriever, train_rft.RFTConfig(rft_steps=1, prompts=2, group_size=4), 0,
-                            lambda policy: {})
+        few = train_rft.RFTConfig(rft_steps=1, pose_prompts=2, pose_answers=4)
+        train_rft.train_rft(policy, split, retriever, few, 0, lambda policy: {})
         note("HyGRPO step, 2 prompts, G = 4, K = 64")
     print(f"{size[0] / 1e6:.0f} M parameters, {size[1] / 1e6:.1f} M of them taught; {tokens} tokens an image; "
           f"{device}, {torch.get_num_threads()} threads")

@@ -69,7 +69,8 @@ def soak(steps: int, device: torch.device) -> dict:
             reset_peak_memory(device)
             memory.append(peak_memory(device))  # just reset: what is held now
         return {}
-    config = RFTConfig(rft_steps=steps, prompts=8, group_size=2, poses_per_answer=8, eval_every=1)
+    config = RFTConfig(rft_steps=steps, prompts=8, pose_prompts=8, group_size=2, pose_answers=2, poses_per_answer=8,
+                       eval_every=1)
     with tempfile.TemporaryDirectory() as folder:
         rows = train_rft(policy, split, retriever, config, 0, watch, Path(folder))[1:]
         logged = sum((Path(folder) / f"{name}.jsonl").stat().st_size for name in ("log", "samples")) / steps
