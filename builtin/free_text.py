@@ -8,6 +8,7 @@ Sent as a fragment, many would be answered without a pose. What cannot be made a
 Read next: ../predict.py, which sends these prompts.
 """
 
+import os
 import re
 
 import numpy as np
@@ -38,6 +39,8 @@ def make_prompt(words: str, image: np.ndarray | None) -> str:
     made sentences in an instruction, those of the table where all that is said is in it. ValueError where there is
     nothing to ask."""
     words = " ".join(words.split())
+    if os.path.isfile(words):
+        raise ValueError(f"{words} is a file: a photo is given as --image {words}")
     if not words and image is None:
         raise ValueError('describe a pose, as in python predict.py "kneeling on the left knee", or give --image FILE')
     if image is not None or "?" in words or "smpl pose" in words.lower():

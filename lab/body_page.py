@@ -75,7 +75,6 @@ def write_page(path: Path, body, asked: str, image: np.ndarray | None, answer: s
                rotmats: Tensor) -> bool:
     """The page. checked: what the words say, and of which poses (1 + K,) it holds; rotmats: (1 + K, 24, 3, 3), the mean
     pose first. Returns False, and writes none, where plotly is missing."""
-    path.unlink(missing_ok=True)  # that of another prediction
     vertices = body_vertices(body, rotmats, torch.zeros(len(rotmats), 10))[0]  # (1 + K, V, 3)
     spread = 100 * vertices[1:].var(0, correction=0).sum(-1).sqrt()  # (V,) cm
     try:

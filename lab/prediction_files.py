@@ -16,9 +16,11 @@ that what it makes of these is R transposed (`.mT` is R); SPIN and HMR2 have R00
 Read next: body_page.py, the page.
 """
 
+import os
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -46,13 +48,16 @@ def write(folder: Path, body, prediction, asked: str, image: np.ndarray | None, 
     ValueError where the folder cannot be written to, or another process is writing there."""
     names = ["picture.png", "pose.npz", "body.obj"]
     try:
-        with hold(folder):
-            write_pose(folder, body, *prediction[2:])
-            draw(folder / "picture.png", body, asked, image, prediction.answer, statement_lines(checked), rotmats)
-            if write_page(folder / "body.html", body, asked, image, prediction.answer, checked, rotmats):
+        with hold(folder), TemporaryDirectory(dir=folder, prefix=".") as new:  # until all is written the last stays
+            write_pose(Path(new), body, *prediction[2:])
+            draw(Path(new, "picture.png"), body, asked, image, prediction.answer, statement_lines(checked), rotmats)
+            if write_page(Path(new, "body.html"), body, asked, image, prediction.answer, checked, rotmats):
                 names.append("body.html")
             else:
+                (folder / "body.html").unlink(missing_ok=True)  # that of another prediction
                 say("body.html is left out: pip install plotly, then bodies can be turned in a browser.")
+            for name in names:
+                os.replace(Path(new, name), folder / name)
     except OSError as error:
         raise ValueError(f"--out {folder} cannot be written to: {error}") from error
     return [folder / name for name in names]

