@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from body import forward_kinematics, remove_heading
-from builtin.retriever import Retriever
+from builtin.retriever import Retriever, load_judge
 from builtin.splits import load_splits
 from data import Split
 from engine.checkpoint import atomic_write
@@ -128,7 +128,7 @@ def main() -> None:
     poses = tell_other_world(config).get("train_poses", WorldConfig.train_poses)
     device, count, seed = pick_device(config.device), config.eval_poses, config.seed
     policy, body = load_policy(config.model).to(device), load_body(config.body)
-    judge = Retriever.from_pretrained(config.judge or Path(config.model).parent / "judge").to(device)
+    judge = load_judge(config.judge or Path(config.model).parent / "judge", [Path(config.model).parent]).to(device)
     train = load_splits(config.poses, {"train": poses}, seed, images=False)["train"]
     test = load_splits(config.poses, {"test": count}, seed, body_model=body, size=policy.image_size)["test"]
     result = evaluate(policy, test, judge, body.to(device), count, seed)

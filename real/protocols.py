@@ -81,11 +81,17 @@ def read_regressor(path: str | None) -> Tensor:
     return regressor
 
 
-def errors_14(out: dict, true: Tensor, betas: Tensor, body, regressor: Tensor) -> dict[str, Tensor]:
-    """3DPW's protocol: 14 joints that Human3.6M's regressor (17, V) finds among the vertices, its pelvis the root."""
+def check_regressor(regressor: Tensor, body) -> Tensor:
+    """The regressor. ValueError where it is for another body."""
     if regressor.shape != (17, len(body.v_template)):
         raise ValueError(f"the regressor must be (17, {len(body.v_template)}), a column a vertex of the body, "
                          f"found {tuple(regressor.shape)}; Human3.6M's is for SMPL itself (--body)")
+    return regressor
+
+
+def errors_14(out: dict, true: Tensor, betas: Tensor, body, regressor: Tensor) -> dict[str, Tensor]:
+    """3DPW's protocol: 14 joints that Human3.6M's regressor (17, V) finds among the vertices, its pelvis the root."""
+    check_regressor(regressor, body)
     joints, true_joints = (regressor @ body_vertices(body, rotmats, betas)[0] for rotmats in (out["mean"], true))
     joints, true_joints = ((j - j[:, :1])[:, H36M_TO_14] for j in (joints, true_joints))  # (N, 14, 3)
     return {"mpjpe_mean": 1000 * (joints - true_joints).norm(dim=-1).mean(-1),
@@ -257,7 +263,9 @@ def check_flags(config: ProtocolConfig) -> None:
 def measure(config: ProtocolConfig, device: torch.device) -> tuple[list[str], list[dict[str, Tensor]]]:
     """The ids of the examples, and each policy's numbers for them: name -> (n, ..). --against comes second."""
     body = load_body(config.body).to(device)
-    instrument = read_regressor(config.regressor).to(device) if config.protocol == "3dpw-14" else None
+    instrument = None
+    if config.protocol == "3dpw-14":
+        instrument = check_regressor(read_regressor(config.regressor), body).to(device)
     if config.protocol == "posescript":
         runs = sorted({Path(path).resolve().parent for path in (config.model, config.against) if path})
         instrument = load_judge(config.judge or Path(config.model).parent / "judge", runs).to(device)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.distributions import Independent, MultivariateNormal, Normal
 
+import evaluate
 from engine.saving import load_policy, save_policy
 from real import formats
 from lab import metrics
@@ -324,6 +325,19 @@ def test_a_regressor_that_is_not_finite_is_refused(policies, monkeypatch, tmp_pa
     np.save(tmp_path / "h36m.npy", np.full((17, len(BODY.v_template)), np.nan))
     with pytest.raises(ValueError, match="h36m.npy.*NaN"):
         call(monkeypatch, policies, "--protocol", "3dpw-14", "--regressor", tmp_path / "h36m.npy")
+
+
+def test_a_regressor_of_another_body_is_refused_before_anything_is_sampled(policies, monkeypatch, tmp_path):
+    np.save(tmp_path / "h36m.npy", np.zeros((17, 6890)))
+    monkeypatch.setattr(PosePolicy, "sample", lambda *_: pytest.fail("it was sampled"))
+    with pytest.raises(ValueError, match=r"regressor must be \(17, .*found \(17, 6890\)"):
+        call(monkeypatch, policies, "--protocol", "3dpw-14", "--regressor", tmp_path / "h36m.npy")
+
+
+def test_nor_may_it_judge_in_evaluate(policies, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--model", str(policies / "rft"), "--judge", str(policies / "reward")])
+    with pytest.raises(ValueError, match="gave the rewards"):
+        evaluate.main()
 
 
 def test_part_of_the_rows_is_spread_over_all_of_them(policies, monkeypatch, tmp_path, capsys):
