@@ -102,7 +102,8 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """A folder to write in, which is given the name `folder` when all of it is written. One that had the name before
     is then removed; until then it is untouched."""
     folder = Path(folder)
-    partial, old = (folder.with_name(folder.name + ending) for ending in (".partial", ".old"))
+    # Not NAME.old: so a user may have called a copy of theirs, which would be removed.
+    partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(f".{folder.name}.replaced")
     if old.exists() and not folder.exists():  # killed between the two renamings below
         old.rename(folder)
     for left_over in filter(Path.exists, (partial, old)):
@@ -205,8 +206,9 @@ class TrainingState:
                         self._write()
                         kept_at = monotonic()
                     if self.asked_to_stop:
+                        again = "to go on" if self.path else "to begin it anew: nothing of it is kept"
                         raise KeyboardInterrupt(f"{name} stopped after step {self.step} of {count}; call the same "
-                                                "command again to go on")
+                                                f"command again {again}")
         finally:
             if in_main:
                 signal.signal(signal.SIGINT, handler)

@@ -48,7 +48,8 @@ def load_policy(folder: str | Path) -> PosePolicy:
     if not (folder / "pose.json").is_file():
         if inside := [str(path.parent) for path in sorted(folder.glob("[rs]ft/pose.json"))]:  # it is a run
             raise FileNotFoundError(f"{folder} is the folder of a run: name a policy in it, {' or '.join(inside)}")
-        raise FileNotFoundError(f"{folder} holds no policy; python train_rft.py, or train_sft.py, trains one")
+        first = f"remove {folder}, which is in the way, and " if folder.exists() else ""
+        raise FileNotFoundError(f"{folder} holds no policy; {first}python train_rft.py, or train_sft.py, trains one")
     try:
         settings = json.loads((folder / "pose.json").read_text())
         with _expected_at(folder, "vlm", settings.get("vlm")):
@@ -69,7 +70,8 @@ def load_policy(folder: str | Path) -> PosePolicy:
         policy.load_state_dict(saved, strict=False)
     except Exception as error:  # json, safetensors, transformers, jinja and torch each raise their own
         reason = first_line(error) if isinstance(error, (ValueError, OSError)) else repr(error)
-        raise ValueError(f"{folder} cannot be read as a policy: {reason}") from error
+        raise ValueError(f"{folder} cannot be read as a policy: {reason}; if it was copied, copy it again, else move "
+                         "it elsewhere and the command that made it makes it anew") from error
     return policy.eval()
 
 

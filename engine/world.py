@@ -77,6 +77,9 @@ def check_world(world: WorldConfig, config) -> None:
     if config.lora_targets and not config.lora_rank:
         raise ValueError("--lora_targets names what LoRA adapts: give --lora_rank too, often 16, or all is trained")
     own_parts(config.sft_batch, config.sft_accumulate)
+    for made in (Path(world.out) / name for name in ("encoders", "sft", "rft")):
+        if made.exists() and not (made / "pose.json").is_file():
+            raise ValueError(f"{made} is in the way: it holds no policy; remove it, and it is made anew")
     if not (Path(world.out) / "encoders").exists():  # later all is read from there
         if config.pose_encoder:
             fetch(transformers.AutoConfig, config.pose_encoder)

@@ -85,7 +85,7 @@ def assert_same_run(out: Path, whole: Path) -> None:
             assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
     for name in ("log.jsonl", "samples.jsonl", "metrics.json"):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
-    assert not list(out.glob("*.state")) and not list(out.rglob("*.partial")) and not list(out.rglob("*.old"))
+    assert not list(out.glob("*.state")) and not list(out.rglob("*.partial")) and not list(out.glob(".*"))
 
 
 def test_a_process_that_has_set_its_threads_ends_in_the_bits_of_a_fresh_one(whole, monkeypatch, tmp_path):
@@ -246,6 +246,24 @@ def test_a_folder_killed_between_its_renamings_is_found_again(monkeypatch, tmp_p
     with pytest.raises(KeyError), atomic_folder(folder):
         raise KeyError  # whatever becomes of the next writing
     assert (folder / "a").read_text() == "first"
+
+
+def test_a_copy_that_a_user_calls_old_or_new_stays(tmp_path):
+    for name in ("rft", "rft.old", "rft.new"):
+        (tmp_path / name).mkdir()
+    with atomic_folder(tmp_path / "rft") as partial:
+        (partial / "a").write_text("second")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["rft", "rft.new", "rft.old"]
+
+
+def test_ctrl_c_says_whether_there_is_something_to_go_on_from(tmp_path):
+    layer = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+    parts = layer, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer), np.random.default_rng(0)
+    for path, says in ((tmp_path / "a.state", "again to go on"), (None, "again to begin it anew: nothing of it is kept")):
+        with pytest.raises(KeyboardInterrupt, match=f"step 1 of 3; call the same command {says}"):
+            for _ in TrainingState(path, *parts).steps(3, "SFT"):
+                signal.raise_signal(signal.SIGINT)
 
 
 def test_a_log_is_cut_where_the_state_was_kept_and_half_a_line_is_dropped(tmp_path):
