@@ -24,7 +24,7 @@ def pick_device(name: str | None = None) -> torch.device:
         there = torch.zeros(1, device=name or best)
         there.cpu()  # what is computed must be read, too: on "meta" nothing can be
         return there.device
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         if name in (None, best):  # there is one, but for this torch it is too old or too new
             raise ValueError(f"the torch that is installed does not serve the {best} device here ({reason}); add "

@@ -31,6 +31,10 @@ def not_negative(value: float) -> str:
     return "" if value >= 0 else "must be 0 or more"
 
 
+def not_huge(value: float) -> str:
+    return "" if value < 2 ** 31 else "must be less than 2147483648"
+
+
 def output_file(value: str) -> str:
     """A file can be written there, as far as that can be told without doing so. FileNotFoundError without a folder."""
     path = Path(value)
@@ -38,7 +42,10 @@ def output_file(value: str) -> str:
         raise FileNotFoundError(f"there is no folder {path.parent}; make it, or name another file")
     if path.is_dir():
         return "is a folder; name a file in it"
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    if path.is_symlink() and not path.resolve().parent.is_dir():
+        return f"is a link into {path.resolve().parent}, which is not there; name another file"
+    is_device = path.exists() and not path.is_file()  # else it is written beside, and then replaced
+    if not os.access(path if is_device else path.resolve().parent, os.W_OK):
         return "cannot be written to; name another file"
     return ""
 
@@ -46,7 +53,8 @@ def output_file(value: str) -> str:
 def output_picture(value: str) -> str:
     """An output file whose ending is one that Matplotlib knows; without an ending it adds its own."""
     from matplotlib.figure import Figure  # slow, and only where something is drawn
-    endings, ending = Figure().canvas.get_supported_filetypes(), Path(value).suffix.removeprefix(".").lower()
+    endings = Figure().canvas.get_supported_filetypes().keys() - {"pgf"}  # which needs LaTeX
+    ending = Path(value).suffix.removeprefix(".").lower()
     return output_file(value) or ("" if not ending or ending in endings else
                                   f"must end in one of .{', .'.join(sorted(endings))}")
 
@@ -71,8 +79,8 @@ def free_port(value: int) -> str:
     return ""
 
 
-Count = Annotated[int, at_least(1)]
-CountOrNone = Annotated[int, at_least(0)]  # 0: none of it
+Count = Annotated[int, at_least(1), not_huge]
+CountOrNone = Annotated[int, at_least(0), not_huge]  # 0: none of it
 SeedNumber = Annotated[int, at_least(0, 2 ** 62)]
 Port = Annotated[int, at_least(1, 2 ** 16), free_port]
 Number = Annotated[float, at_least(0)]  # finite

@@ -92,12 +92,21 @@ def test_zero_is_refused_where_something_is_divided_by_it_or_made_of_it(monkeypa
     (["--out", "file/runs"], "--out file/runs: .*is a file; name a folder"),
     (["--vlm", "none", "--lora_targets", "q_proj"], "--lora_targets .*: give --lora_rank too"),
     (["--device", "gpu"], "--device gpu is not available"), (["--device", "meta"], "--device meta is not available"),
+    (["--device", "hpu"], "--device hpu is not available"),
     (["--sft_batch", "2", "--sft_accumulate", "3"], "a batch of 2 cannot be split.*--sft_batch")])
 def test_slips_are_refused_and_leave_nothing(monkeypatch, capsys, tmp_path, arguments, says):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     assert re.search(says, stop(monkeypatch, capsys, "train_rft", *arguments))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_holds_no_policy_is_told_before_anything_is_made(monkeypatch, capsys, tmp_path):
+    (tmp_path / "runs" / "sft").mkdir(parents=True)
+    for module in ("train_sft", "train_rft"):
+        assert f"{tmp_path}/runs/sft is in the way: it holds no policy; remove it" in stop(
+            monkeypatch, capsys, module, "--out", str(tmp_path / "runs"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["runs", "sft"]
 
 
 @pytest.mark.parametrize("module, flag", [("evaluate", "json"), ("real.protocols", "json"), ("lab.benchmark", "json"),
@@ -113,7 +122,10 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(monkeypatch,
     assert f"--{flag} folder: is a folder" in say("folder")
     if flag != "json":
         assert re.search(rf"--{flag} x.bad: must end in one of .*\.png", say("x.bad"))
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+        assert f"--{flag} x.pgf: must end in one of" in say("x.pgf")  # Matplotlib knows it, if LaTeX is there
+    (tmp_path / "link.png").symlink_to(tmp_path / "none" / "m.json")
+    assert f"--{flag} link.png: is a link into {tmp_path}/none, which is not there" in say("link.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "link.png"]
 
 
 @dataclass
@@ -138,7 +150,8 @@ def test_what_is_possible_is_not_refused(monkeypatch, tmp_path, good):
 
 
 @pytest.mark.parametrize("bad, says", [
-    ({"count": 0}, "--count 0: must be 1 or more"), ({"perhaps": -1}, "--perhaps -1: must be 0 or more"),
+    ({"count": 0}, "--count 0: must be 1 or more"), ({"count": 10 ** 20}, "--count 10*: must be less than 2147483648"),
+    ({"perhaps": -1}, "--perhaps -1: must be 0 or more"),
     ({"several": [3, 0]}, "--several 0: must be 1 or more"), ({"weight": float("inf")}, "--weight inf: must be 0 or more"),
     ({"clip": float("nan")}, "--clip nan: must be 0 or more"), ({"seed": 2 ** 62}, "--seed .* less than 4611686018427387904"),
     ({"file": ""}, "--file : is a folder")])
@@ -150,8 +163,9 @@ def test_a_configuration_made_in_code_is_checked_alike(monkeypatch, tmp_path, ba
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_place_where_nothing_may_be_written_is_told(tmp_path):
+    (tmp_path / "old.json").write_text("")  # it could be written to, and not be replaced
     tmp_path.chmod(0o555)
-    for bad in ({"file": str(tmp_path / "m.json")}, {"out": str(tmp_path / "runs")}):
+    for bad in ({"file": str(tmp_path / "m.json")}, {"file": str(tmp_path / "old.json")}, {"out": str(tmp_path / "runs")}):
         with pytest.raises(ValueError, match="cannot be written to"):
             check_settings(Example(**bad))
 
