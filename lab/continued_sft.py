@@ -15,7 +15,7 @@ import torch
 import evaluate
 import train_sft as stage_one
 from builtin.retriever import Retriever
-from engine.checkpoint import atomic_write, constants
+from engine.checkpoint import atomic_write, constants, read_note
 from engine.lock import hold
 from engine.runtime import own_seed, pick_device, run
 from engine.saving import load_policy
@@ -37,10 +37,10 @@ class ContinuedConfig:
 def main() -> None:
     config, = read_settings(__doc__, ContinuedConfig)
     folder, device = Path(config.run), pick_device(config.device)
-    if not (folder / "metrics.json").is_file():
+    if not all((folder / name).is_file() for name in ("metrics.json", "sft_config.json")):
         raise FileNotFoundError(f"{folder} holds no finished run; python train_rft.py --out {folder} makes one")
     made = read_metrics(folder)  # or it says what is wrong, before the work
-    noted = json.loads((folder / "sft_config.json").read_text())
+    noted = read_note(folder / "sft_config.json")
     for name, value in constants(vars(stage_one)).items():
         if noted.get(name, value) != value:
             raise ValueError(f"{folder} was made with {name} = {noted[name]}, which now is {value} in the code: it is "

@@ -36,7 +36,7 @@ from builtin.retriever import load_or_train_retrievers
 from builtin.tiny import PoseEncoder
 from builtin.tiny_encoders import train_encoders
 from data import Split
-from engine.checkpoint import atomic_folder, atomic_write, check_folder, constants
+from engine.checkpoint import atomic_folder, atomic_write, check_folder, constants, read_note
 from engine.lock import hold
 from engine.runtime import own_seed, pick_device, run
 from engine.saving import load_policy, save_policy
@@ -117,7 +117,7 @@ class Seed:
             raise ValueError(f"--start_from {run}: {missing[0]} is not there; name a run of train_rft.py that has come "
                              "to stage two")
         asked = asdict(replace(self.world, eval_poses=0)) | asdict(self.config) | constants(vars(stage_one))
-        noted = json.loads((run / "sft_config.json").read_text()) | {"eval_poses": 0}
+        noted = read_note(run / "sft_config.json") | {"eval_poses": 0}
         other = [f"{name} {noted.get(name)}, not {value}" for name, value in asked.items()
                  if name not in ("out", "device", "skip_bad") and noted.get(name) != value]
         if other:

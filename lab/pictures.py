@@ -22,6 +22,7 @@ import captions
 from body import forward_kinematics, remove_heading, rot6d_to_matrix
 from builtin.splits import load_splits
 from data import Example, Split
+from engine.checkpoint import read_note
 from engine.runtime import pick_device, run
 from engine.saving import load_policy
 from engine.settings import OutputFolder, read_settings
@@ -121,9 +122,9 @@ class PicturesConfig:
 
 def draw(folder: Path, out: Path) -> None:
     """All pictures of a finished run. FileNotFoundError, in one sentence, where it is not finished."""
-    if not (folder / "metrics.json").exists():
-        raise FileNotFoundError(f"{folder} holds no finished run (no metrics.json): python train_rft.py --out {folder}")
-    settings = json.loads((folder / "sft_config.json").read_text())
+    if missing := [name for name in ("metrics.json", "sft_config.json") if not (folder / name).is_file()]:
+        raise FileNotFoundError(f"{folder} holds no finished run (no {missing[0]}): python train_rft.py --out {folder}")
+    settings = read_note(folder / "sft_config.json")
     seed, count, body = settings["seed"], settings["eval_poses"], load_body(settings["body"])
     splits = load_splits(settings["poses"], {"val": count, "test": count}, seed, body_model=body,
                          size=settings["picture"])

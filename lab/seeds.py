@@ -34,7 +34,10 @@ def read(folder: Path) -> dict:
     for name, command in (("metrics", "train_rft.py --out"), ("continued", "-m lab.continued_sft --run")):
         if not (folder / f"{name}.json").is_file():
             raise FileNotFoundError(f"{folder} holds no {name}.json; python {command} {folder} makes it")
-        results |= json.loads((folder / f"{name}.json").read_text()) if name == "continued" else read_metrics(folder)
+        try:
+            results |= read_metrics(folder) if name == "metrics" else json.loads((folder / f"{name}.json").read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{folder}/{name}.json cannot be read: python {command} {folder} makes it anew") from error
     return results
 
 

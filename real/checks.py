@@ -5,6 +5,7 @@ Read next: talk.py and formats.py, the readers.
 """
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,8 +51,8 @@ def finite(array: np.ndarray, name: str, most: float = np.inf) -> np.ndarray:
 
 def find_image(root: str | Path, name: str) -> Path:
     """The path of an image in root."""
-    if not name or not (Path(root) / name).is_file():
-        raise ValueError(f"no image {name!r} in {root}")
+    if not name or not os.path.isfile(Path(root) / name):  # of a name too long Path.is_file raises an OSError
+        raise ValueError(f"no image {name[:200]!r} in {root}")
     return Path(root) / name
 
 

@@ -109,6 +109,8 @@ def convert_hmr2(checkpoint: str | Path, folder: str | Path, heads: int = 16) ->
         raise FileNotFoundError(f"{checkpoint}: no such file")
     if fault := output_folder(folder):
         raise ValueError(f"{folder} {fault}")
+    if (Path(folder) / "config.json").exists():
+        raise ValueError(f"{folder} holds a model already; name another folder")
     loaded = load_tensors(checkpoint, "HMR2.0 checkpoint", SETTINGS)
     try:
         theirs = {key.removeprefix("backbone."): tensor for key, tensor in loaded["state_dict"].items()

@@ -189,7 +189,7 @@ def read_smpl(path: str | Path) -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"{path}: no such file; give SMPL_NEUTRAL.pkl from smpl.is.tue.mpg.de, an .npz of its "
                                 "arrays, the folder of either, the folder that SMPL's archive unpacks to, the file of "
                                 "a man's or a woman's body, or no path for the built-in body")
-    if path.suffix == ".pkl":
+    if path.suffix.lower() != ".npz":
         found = restricted_load(path)
     else:
         try:

@@ -5,6 +5,7 @@ import socket
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -109,6 +110,10 @@ def test_what_is_missing_is_said_before_anything_is_loaded(monkeypatch, runs, tm
     for folder in (tmp_path, runs / "runs_a" / "rft"):  # the latter is a policy, and no run
         with pytest.raises(FileNotFoundError, match="neither a run nor a folder of runs; python train_rft.py"):
             demo.policies(str(folder))
+    with monkeypatch.context() as quiet:
+        quiet.setattr(demo, "find_spec", bool)  # as if gradio were there
+        quiet.setattr(demo, "make_page", lambda *_: SimpleNamespace(launch=lambda **_: pytest.fail("it was served")))
+        assert "nosuch.pkl: no such file" in stop(monkeypatch, "--runs", runs, "--body", "nosuch.pkl")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         assert f"--port {port}: cannot be used (" in stop(monkeypatch, "--port", port)

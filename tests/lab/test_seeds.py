@@ -51,6 +51,9 @@ def test_a_missing_control_and_a_seed_given_twice_are_named(tmp_path, monkeypatc
             with pytest.raises(ValueError, match="metrics.json is not what train_rft.py writes there: move it"):
                 read()
     metrics.write_text(whole)
+    (tmp_path / "a" / "continued.json").write_text("{")
+    with pytest.raises(ValueError, match="a/continued.json cannot be read: python -m lab.continued_sft --run .*anew"):
+        seeds.main()
     (tmp_path / "a" / "continued.json").unlink()
     with pytest.raises(FileNotFoundError, match="holds no continued.json; python -m lab.continued_sft --run"):
         seeds.main()

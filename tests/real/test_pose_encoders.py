@@ -277,6 +277,15 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         assert str(error.value).isprintable()
 
 
+def test_a_model_is_not_written_over(vit, tmp_path):
+    torch.save({"state_dict": state(vit)}, tmp_path / "hmr2.ckpt")
+    (tmp_path / "rft").mkdir()
+    (tmp_path / "rft" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="rft holds a model already; name another folder"):
+        convert_hmr2(tmp_path / "hmr2.ckpt", tmp_path / "rft", heads=4)
+    assert [path.name for path in (tmp_path / "rft").iterdir()] == ["config.json"]
+
+
 def test_a_place_where_no_folder_can_be_made_is_told_before_the_checkpoint_is_read(tmp_path):
     (tmp_path / "any.ckpt").write_text("")
     with pytest.raises(ValueError, match="any.ckpt/eye cannot be written to, since .*any.ckpt is a file"):

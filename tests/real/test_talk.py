@@ -45,6 +45,11 @@ def test_half_a_sign_is_a_fault_of_its_row(tmp_path, monkeypatch):
         read(tmp_path, monkeypatch, json.dumps([{"conversations": said} for said in (MORE, half)]))
 
 
+def test_an_image_of_too_long_a_name_is_a_fault_of_its_row(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="set.json, row 0: .*no image 'x{200}' in img"):  # as when it holds the picture
+        read(tmp_path, monkeypatch, json.dumps([{"image": "x" * 9_000, "conversations": MORE}]))
+
+
 RECORDS = [{"id": i, "conversations": [{"from": "human", "value": "One\u2028line?"}, ANSWER]} for i in range(3)]
 LINES = "\n".join(json.dumps(record, ensure_ascii=False) for record in RECORDS)
 
