@@ -91,7 +91,7 @@ def main() -> None:
         raise ValueError("the page needs gradio: pip install plotly gradio")
     with TemporaryDirectory() as out:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": out}
-        page = make_page(config, policies(config.runs), out)
+        page, _ = make_page(config, policies(config.runs), out), load_body(config.body)  # or it says what is missing
         print(f"Open http://127.0.0.1:{config.port} in a browser; Ctrl+C ends it.")
         page.launch(server_name="127.0.0.1", server_port=config.port, quiet=True, footer_links=[])
 
