@@ -43,7 +43,10 @@ def hold(folder: str | Path) -> Iterator[None]:
 def lock(folder: Path) -> TextIO | None:
     """The locked file, or None where it was removed, by its holder before, between opening and locking it."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder / "lock", "w")
+    file = open(folder / "lock", "a")
+    if os.fstat(file.fileno()).st_size:
+        file.close()
+        raise ValueError(f"{folder}/lock is in the way, since a run's own is empty: move it, or name another folder")
     try:
         if fcntl is None:
             raise OSError("this system has no flock")

@@ -95,3 +95,10 @@ def test_of_several_processes_that_are_one_run_the_first_holds_the_folder(monkey
         with hold(tmp_path):
             pass
         assert (tmp_path / "lock").exists()
+
+
+def test_a_file_of_that_name_which_is_the_users_stays(tmp_path):
+    (tmp_path / "lock").write_text("mine")
+    with pytest.raises(ValueError, match="lock is in the way, since a run's own is empty"), hold(tmp_path):
+        pytest.fail("it was held")
+    assert (tmp_path / "lock").read_text() == "mine"
