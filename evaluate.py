@@ -1,11 +1,11 @@
-"""How good a policy is, by measures that are not its rewards: one table.
+"""How good a policy is on poses never trained on, beside what one has without looking: one table.
 
     python evaluate.py --model runs/rft [--poses DIR] [--json FILE]
 Text to pose: the share of a caption's statements that hold in a sampled pose; recall under a retrieval model that gave
-no reward, beside that of true poses (ceiling) and of the sampled ones shuffled (floor). Image to pose: joint and vertex
-errors, pelvis aligned, of mean and sampled poses. Descriptions and questions: is it true, what is said? All on poses
-never trained on, each beside what one has without looking (lab/floors.py); lab/metrics.py has the measures,
-lab/table.py the rows; the field's protocols are a command, python -m real.protocols. Read next: predict.py.
+no reward, beside that of true poses (ceiling) and of the sampled ones shuffled (floor). Image to pose: joint errors,
+pelvis aligned, of mean and sampled poses, vertex errors of the mean. Descriptions and questions: is it true, what is
+said? Statements, descriptions, form and answers were rewards, too; the judge was none. lab/floors.py fills the column `blind`,
+lab/metrics.py has the measures; the field's protocols: python -m real.protocols. Read next: predict.py.
 """
 
 import json

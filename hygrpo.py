@@ -89,7 +89,7 @@ def advantages(text_rewards: dict[str, Tensor], pose_rewards: dict[str, Tensor],
     text_rewards: name -> (B, G). pose_rewards: name -> (B, G, K), read only where `has_pose` (B, G). A NaN marks a
     reward that its task does not have. weights: name -> weight. how: `normalize` and `baseline` of `group_advantage`.
     by_joint: name -> (B, G, K, 24), the part of a reward that each joint decides, NaN where it decides nothing. Delta
-    (B, G, K, 24) then compares each joint by its own part, or by the whole of a reward without parts; else (B, G, K).
+    (B, G, K, 24 or 1) then compares each joint by its own part, or by all of a reward without parts; else (B, G, K).
     Delta's baseline is all V x K valid poses of the prompt: with K = 1 this is the paper's normalisation over V.
     F's baseline is all G answers, or those with a pose for the mean reward of an answer's poses.
     """

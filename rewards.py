@@ -8,7 +8,7 @@
     description what the answer says that holds, beyond a blind guess    image to text       (ours: verifiable)
     correct     1 if the answer is the true one, else 0                  questions           (ours: verifiable)
 J: joints of the neutral skeleton, metres, whatever the true shape. E (the paper's is BGE-M3): the retrieval model's own
-text tower. A reward must not judge itself: a second retrieval model, trained on other poses, is used by evaluate.py
+text tower. A model must not judge what it rewarded: a second retrieval model, of other poses, is used by evaluate.py
 alone. How to add a reward: docs/your_own_reward.md. Read next: captions.py, for `statements` and `description`.
 """
 
@@ -141,8 +141,8 @@ class Reward(NamedTuple):
     has_slope: bool = False  # torch can differentiate it by the pose, and `--pose_gradient pathwise` follow that
 
 
-# Of the form little is to be learned, but it must not be lost. An answer half right is already similar to the true one,
-# so that a large weight of `text` costs exact answers. A caption from outside may say nothing that can be measured.
+# Little of the form is to be learned, but it must not be lost; where a prompt has one answer, the KL alone keeps it. As
+# answers half right are similar to true ones, a large weight of `text` costs exact answers. A caption may say nothing.
 REWARDS = {
     "format": Reward(12.0, "words", ("text2pose", "image2pose", "image2text", "vqa"), format_reward),
     "text": Reward(0.5, "words", ("image2text", "vqa"), text_reward),

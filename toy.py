@@ -102,17 +102,17 @@ def draw(before: Policy, after: Policy) -> None:
 
 def main() -> None:
     torch.set_num_threads(torch.get_num_threads())  # else MKL chooses them anew for each product, and rounds by it
-    parser = ArgumentParser("toy.py", "toy.py [flags]", __doc__[:103], formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = ArgumentParser("toy.py", "toy.py [flags]", __doc__[:100], formatter_class=ArgumentDefaultsHelpFormatter)
     for name, default, about in (
             ("steps", 200, "steps of HyGRPO"), ("poses", 16, "points an answer (K)"), ("seed", 0, "of all chance"),
             ("beta", 0.1, "weight of the KL"), ("epochs", 1, "updates on the same answers; with 1 the ratio stays 1")):
         parser.add_argument(f"--{name}", type=type(default), default=default, help=about)
-    parser.add_argument("--ratio", choices=("mean", "joint"), default="mean", help="of the two numbers of a point")
+    parser.add_argument("--ratio", choices=("mean", "joint"), default="mean", help="of a point; inert with one epoch")
     parser.add_argument("--no_words", action="store_true", help="F = 0: the words are not taught")
     parser.add_argument("--no_poses", action="store_true", help="Delta = 0: the points are not taught")
     flags = parser.parse_args()
     if not (min(flags.steps, flags.poses, flags.epochs) > 0 <= flags.beta < 1e6 and 0 <= flags.seed < 2 ** 62):
-        parser.error("--steps, --poses and --epochs must be 1 or more, --beta and --seed 0 or more")
+        parser.error("--steps, --poses, --epochs: 1 or more; --beta: 0 to below 1e6; --seed: 0 to below 2 ** 62")
     draw(*train(flags)[:2])
 
 

@@ -58,7 +58,7 @@ class RFTConfig:
     group_size: Count = field(default=3, metadata={"help": "answers a prompt (G), likewise"})
     pose_prompts: Count = field(default=48, metadata={"help": "B of tasks that are answered by a pose alone"})
     pose_answers: Count = field(default=1, metadata={"help": "G likewise: all would be the same sentence"})
-    poses_per_answer: Count = field(default=64, metadata={"help": "poses an answer (K); the paper has 1"})
+    poses_per_answer: Count = field(default=64, metadata={"help": "K, poses an answer; 1 needs --pose_answers above 1"})
     inner_epochs: Count = field(default=1, metadata={"help": "updates on the same rollout; with 1 every ratio is 1"})
     rft_lr: Number = field(default=3e-4, metadata={"help": "peak learning rate of language model and projector"})
     head_lr: Number = field(default=1e-3, metadata={"help": "peak learning rate of the pose head"})
@@ -80,8 +80,7 @@ class RFTConfig:
         "help": "what advantages are taken of: each reward by itself (GDPO), or their weighed sum (GRPO)"})
     pose_gradient: Literal["score", "pathwise"] = field(default="score", metadata={
         "help": "pathwise: poses follow the slope of each reward that has one, and the score function of the others"})
-    aggregation: Literal["grpo", "bnpo", "dr_grpo"] = field(
-        default="grpo", metadata={"help": "how the losses of tokens become one: see hygrpo.aggregate"})
+    aggregation: Literal["grpo", "bnpo", "dr_grpo"] = field(default="grpo", metadata={"help": "see hygrpo.aggregate"})
     sigma: Literal["learned", "frozen"] = field(default="learned", metadata={"help": "frozen: one a number, untaught"})
     sigma_floor: Floor = field(default=0.02, metadata={"help": "what the head adds to each standard deviation"})
     pose_weight: Number = field(default=1.0, metadata={"help": "weight of the pose's half of the loss; 0: words alone"})
@@ -106,7 +105,7 @@ def train_rft(policy: PosePolicy, split: Split | Mixture, retriever: Retriever, 
     policy.pose_head.sigma_floor = config.sigma_floor
     if config.sigma == "frozen":
         freeze_sigma(policy, split, seed)
-    reference = policy.frozen_copy()  # the SFT policy: nothing below changes it
+    reference = policy.frozen_copy()  # the SFT policy, with sigma as these lines may have changed it; never taught
     # The language model serves all tasks: with steps as large as the head's, one task's rewards undo another's answers.
     groups = [{"params": [p for name, p in policy.named_parameters() if p.requires_grad and
                           name.startswith("pose_head.") == head], "lr": lr * policy.pose_head.rate}
@@ -125,7 +124,7 @@ def train_rft(policy: PosePolicy, split: Split | Mixture, retriever: Retriever, 
             rollout = policy.sample(prompt, G, K, seeds=seeds)
             # 3. Reward them: names -> (B, G) of words, (B, G, K) of poses, (B, G, K, 24) of what each joint decides.
             words, poses, by_joint = rewards.score(examples, rollout, retriever, base_rates)
-            # 4. Compare within each group: F (B, G) and Delta (B, G, K, 24), or (B, G, K) where a pose has one ratio.
+            # 4. Compare within each group: F (B, G) and Delta (B, G, K, 24), or (B, G, K): one for a pose.
             parts = (by_joint if of_joints else {}) | pathwise.without(followed, poses)
             F, Delta = compare(words, poses, rollout.has_pose, weights, parts, **how)
             slope = pathwise.slope(followed, examples, rollout, retriever, base_rates, poses, weights, **how)
@@ -168,8 +167,9 @@ def check(config: RFTConfig) -> dict[str, float]:
     check_settings(config)
     own_parts(min(config.prompts, config.pose_prompts), config.accumulate)  # or it says what is wrong, as below
     if (config.normalize == "batch" or config.aggregation == "bnpo") and processes() * config.accumulate > 1:
-        raise ValueError("--normalize batch and --aggregation bnpo look at a whole batch at once: not with "
-                         "--accumulate or several processes")
+        raise ValueError("--normalize batch and --aggregation bnpo look at a whole batch at once: 1 part, 1 process")
+    if config.pose_weight and config.pose_answers * config.poses_per_answer == 1:
+        raise ValueError("one pose a prompt has none to be compared with: raise --pose_answers or --poses_per_answer")
     pathwise.followed(config)
     return rewards.weights(config.reward_weights, config.without)
 

@@ -134,9 +134,9 @@ def train_sft(policy: PosePolicy, split: Split | Mixture, config: SFTConfig, see
             loss.backward()
             batch_loss += loss.item()
         add_gradients(parameters)
-        state.update(total(batch_loss, policy.device), max_norm=1.0)  # 5. update
-        if state.step % 10 == 0:
-            bar.set_postfix({name: f"{value:.3f}" for name, value in metrics.items()})
+        state.update(whole := total(batch_loss, policy.device), max_norm=1.0)  # 5. update
+        if state.step % 10 == 0:  # of a batch in parts, `metrics` are those of the last part
+            bar.set_postfix({name: f"{x:.3f}" for name, x in ({"loss": whole} if counts else metrics).items()})
     policy.eval()
 
 

@@ -33,7 +33,7 @@ def joint_by_joint(c) -> Tensor:
 
 def statements_by_joint(c) -> Tensor:
     """Of a rewards.Context: (n, G, K, 24)."""
-    decides = decides_statement().to(c.said)  # (24, S)
+    decides = decides_statement().to(c.said)  # (24, 2 S)
     return c.said_and_held @ decides.T / (c.said @ decides.T)[:, None, None]  # 0 / 0 where it decides none of them
 
 

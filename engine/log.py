@@ -34,7 +34,7 @@ class Part:
     words: dict[str, Tensor]  # rewards, name -> (B, G)
     poses: dict[str, Tensor]  # rewards, name -> (B, G, K)
     F: Tensor  # (B, G)
-    Delta: Tensor  # (B, G, K, 24), or (B, G, K) where a pose has one ratio
+    Delta: Tensor  # (B, G, K, 24), or (B, G, K) where a pose has one advantage
     reference: Scores
     slope: Tensor | None = None  # (B, G, K, 144), of lab/pathwise.py
     old: tuple[Tensor, Tensor] = ()  # of the policy that sampled: of `hygrpo.detached`
@@ -51,6 +51,7 @@ class Steps:
         self.state, self.policy, self.config, self.validate = state, policy, config, validate
         self.log, self.samples_log = (out and out / name for name in ("log.jsonl", "samples.jsonl"))
         self.rows, self.shown = (read_log(file, state.step) for file in (self.log, self.samples_log))
+        wait()  # all have read before the first one writes
         if not state.step and not self.rows:
             append(self.rows, {"step": 0, **validate(policy)}, self.log)
             wait()  # only the first process validates

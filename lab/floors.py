@@ -1,8 +1,9 @@
 """Floors: what each measure of evaluate.py gives to whoever does not look, and to a line through the frozen features.
 
 A column of its own in the table, `blind`: the best one pose for all sentences, one pose for all pictures, the best one
-description, the commonest answer to each question. Poses and description are chosen on training poses. Beside them a
-linear probe (ridge regression from the frozen features that the policy reads to the 6D pose: what needs no language
+statement, the commonest answer to each question. Poses and statement are chosen on training poses; what denies, as "The
+person is not upside down.", would hold in .99, and no description of the built-in world does so. Beside them a linear
+probe (ridge regression from the frozen features that the policy reads to the 6D pose: what needs no language
 model) and the Frechet distance of as many true poses (what is due to their number alone).
 Read next: ../evaluate.py, whose numbers stand beside these.
 """
@@ -42,7 +43,7 @@ def best_single_pose(train: Split, seed: int) -> Tensor:
 
 
 def image_features(policy: PosePolicy, images: np.ndarray) -> Tensor:
-    """What the policy reads of each picture, (N, F): its pose tokens, and the mean of the image's tokens."""
+    """What the policy reads of each picture, (N, F): its image and its pose tokens, or their means if they are many."""
     flat = lambda x: x.flatten().float() if x.numel() <= 4096 else x.mean(0).float()
     return torch.stack([torch.cat([flat(p.vlm), flat(p.pose)]) for p in policy.image_features(images)])
 

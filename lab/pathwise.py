@@ -7,9 +7,10 @@ normal, each sample by itself says, number by number, how a better pose is come 
 
     grad E[R / spread] = E[slope grad (mu + L z)],   slope = dR/dp / spread
 `spread` is what the advantage of the same reward is divided by (`--normalize`), of the same group, as a constant; where
-it is 0, nothing is learned by either. So both gradients are the same in expectation, weights, learning rates and
-KL mean what they meant, and only the noise differs. There is no ratio and no clip, and one inner epoch: a slope holds
-where the samples were drawn. `--credit` says nothing here, since the chain rule gives each joint its own part.
+it is 0, nothing is learned by either. So weights, learning rates and KL mean what they meant, and with `--credit pose`
+both gradients are the same in expectation: only the noise differs. By default the score function compares each joint by
+its own part of a reward, divided by the spread of that part: then the gradients have about one direction, that of the
+parts being longer. A slope has no ratio and no clip, and one inner epoch, since it holds where the samples were drawn.
 
 `statements` counts what holds and has no slope: such a reward keeps the score function. So do words: F is as it was.
 Read next: ../hygrpo.py, whose `pose_loss` takes the slope.

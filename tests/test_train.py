@@ -358,8 +358,8 @@ def test_a_run_with_every_option_changed(chain):
     rng = np.random.default_rng(0)
     split = make_split(sample_poses(16, rng), rng)
     config = train_rft.RFTConfig(
-        rft_steps=3, prompts=3, group_size=2, poses_per_answer=1, inner_epochs=2, beta_text=0.0, beta_pose=0.0,
-        pose_ratio="joint", normalize="batch", baseline="mean", aggregation="dr_grpo", pose_clip_low=1e-3,
+        rft_steps=3, prompts=3, group_size=2, pose_answers=2, poses_per_answer=1, inner_epochs=2, beta_text=0.0,
+        beta_pose=0.0, pose_ratio="joint", normalize="batch", baseline="mean", aggregation="dr_grpo", pose_clip_low=1e-3,
         pose_clip_high=1e-3, sigma="frozen", sigma_floor=.01)
     trunk = policy.pose_head.trunk[1].weight.clone()
     policy.vlm.get_output_embeddings().register_forward_hook(  # every token is <POSE>
@@ -391,6 +391,7 @@ def test_words_alone_leave_the_pose_head_as_it_was_and_a_reward_left_out_must_ex
     (("--prompts", "2", "--accumulate", "3"), "a batch of 2 cannot be split"),
     (("--sft_batch", "2", "--sft_accumulate", "3"), "a batch of 2 cannot be split"),
     (("--accumulate", "2", "--aggregation", "bnpo"), "look at a whole batch at once"),
+    (("--poses_per_answer", "1"), "one pose a prompt has none to be compared with: raise --pose_answers"),
     (("--without", "nothing"), "there is no reward 'nothing'"),
     (("--sigma_floor", "10"), "--sigma_floor 10.0: must be 0 or more and less than 10")])  # no policy could be read
 def test_settings_that_cannot_be_followed_are_refused_before_anything_is_made(monkeypatch, tmp_path, flags, fault):
