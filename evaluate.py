@@ -4,7 +4,7 @@
 Text to pose: the share of a caption's statements that hold in a sampled pose; recall under a retrieval model that gave
 no reward, beside that of true poses (ceiling) and of the sampled ones shuffled (floor). Image to pose: joint errors,
 pelvis aligned, of mean and sampled poses, vertex errors of the mean. Descriptions and questions: is it true, what is
-said? Statements, descriptions, form and answers were rewards, too; the judge was none. lab/floors.py fills the column `blind`,
+said? Statements, descriptions, form and answers were rewards, too; the judge was none. lab/floors.py fills `blind`,
 lab/metrics.py has the measures; the field's protocols: python -m real.protocols. Read next: predict.py.
 """
 
