@@ -243,7 +243,8 @@ def stability(world: Seed, path: Path) -> dict:
             if curves[measure]:  # a very short run may not have drawn this task
                 plot_smoothed(axis, curves[measure], 1 if measure.startswith("val_") else 30, color=color, label=name)
             axis.set(title=title, xlabel="HyGRPO step")
-            axis.set_ylim(bottom=0)
+    for axis in axes:  # when all is drawn: it ends the scaling
+        axis.set_ylim(bottom=0)
     axes[0].legend(frameon=False, fontsize=13)
     finish(figure, path)
     return report

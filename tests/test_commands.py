@@ -55,7 +55,7 @@ ELSEWHERE = {  # the test that runs it
         "lab/test_experiments.py::test_arms_from_finished_sft_policies_are_those_of_policies_made_here",
     "python -m lab.experiments --claims N":
         "lab/test_experiments.py::test_a_quick_run_makes_table_json_and_figure_and_is_kept",
-    "python -m lab.experiments --stability assets/stability.png --json assets/stability.json":
+    "python -m lab.experiments --stability assets/stability.png --seeds 0 --start_from runs_0 --json assets/stability.json":
         "lab/test_experiments.py::test_the_long_runs_are_drawn_and_the_furthest_fall_is_told",
     "python -m lab.benchmark --json assets/benchmark.json":
         "lab/test_benchmark.py::test_the_tables_are_printed_and_written",

@@ -161,7 +161,7 @@ def results_sentences() -> list[str]:
     kept, bare = (written("stability.json")[name] for name in ("hygrpo", "no KL, no floor"))
     curve = lambda run, name: [y for _, y in run["curves"][name]]
     held, lost = curve(kept, "val_statements_sampled"), curve(bare, "val_statements_sampled")
-    judge, error = curve(kept, "val_judge_r5"), curve(kept, "val_mpjpe_mean")
+    judge, error, worse = curve(kept, "val_judge_r5"), curve(kept, "val_mpjpe_mean"), curve(bare, "val_mpjpe_mean")
     return [
         f"(MPJPE {sft_seen['mpjpe_mean']:.0f} mm)",
         f"in {better['statements held, sampled pose']} of 3 seeds in statements, in {better['R@5 under the judge']} in "
@@ -190,11 +190,13 @@ def results_sentences() -> list[str]:
         f"statements held {held[0]:.3f} before, {held[-1]:.3f} at the end, never more than {kept['lost']:.3f} below the "
         "best before",
         f"The judge's R@5 rises from {judge[0]:.2f} to {judge[-1]:.2f}, the mean pose's error falls from {error[0]:.0f} "
-        f"to {error[-1]:.0f} mm, and diversity settles at {curve(kept, 'val_diversity_mm')[-1]:.0f} mm.",
+        f"to {error[-1]:.0f} mm (after a rise to {max(error):.0f} mm at step {150 * error.index(max(error))}), and "
+        f"diversity settles at {curve(kept, 'val_diversity_mm')[-1]:.0f} mm.",
         f"first rise faster ({max(lost):.3f} at best)",
         "the spread collapses ({:.0f} to {:.0f} mm)".format(
             *(curve(bare, "val_diversity_mm")[i] for i in (0, -1))),
-        f"statements end at {lost[-1]:.3f}, the judge at {curve(bare, 'val_judge_r5')[-1]:.2f}"]
+        "the mean pose's error rises from {:.0f} to {:.0f} mm".format(worse[0], max(worse)),
+        f"Statements end at {lost[-1]:.3f}, the judge at {curve(bare, 'val_judge_r5')[-1]:.2f}"]
 
 
 def older_claims_sentences() -> list[str]:

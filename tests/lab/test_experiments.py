@@ -116,7 +116,11 @@ def test_a_claim_has_a_row_for_each_of_its_comparisons_and_says_how_many_hold():
 def test_the_long_runs_are_drawn_and_the_furthest_fall_is_told(short_answers, runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["experiments.py", "--quick", "--seeds", "0", "--out", runs, "--stability",
                                      str(tmp_path / "s.png"), "--json", str(tmp_path / "s.json")])
+    drawn, finish = [], experiments.finish
+    monkeypatch.setattr(experiments, "finish", lambda figure, path: drawn.append(figure) or finish(figure, path))
     experiments.main()
+    for axis in drawn[0].axes:  # nothing is cut off
+        assert all(axis.get_ylim()[0] == 0 <= y <= axis.get_ylim()[1] for line in axis.lines for y in line.get_ydata())
     made = json.loads((tmp_path / "s.json").read_text())
     assert made.keys() == experiments.LONG.keys() and (tmp_path / "s.png").stat().st_size > 10_000
     for run in made.values():
