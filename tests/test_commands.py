@@ -49,11 +49,7 @@ ELSEWHERE = {  # the test that runs it
         "lab/test_figures.py::test_tables_numbers_and_pictures_are_those_of_the_runs_and_other_words_stay",
     "python demo.py": "test_demo.py::test_the_page_is_served_and_answers",
     "python train_rft.py --poses DIR --out runs_mocap": "test_train.py::test_the_chain_runs_on_motion_capture",
-    "python -m lab.experiments --claims 1 2 3 4 5 6 7 8 9 11 13 --start_from runs_0 runs_1 runs_2 --json assets/claims.json --figure assets/claims.png":
-        "lab/test_experiments.py::test_a_quick_run_makes_table_json_and_figure_and_is_kept",
-    "python -m lab.experiments --claims 12":
-        "lab/test_experiments.py::test_arms_from_finished_sft_policies_are_those_of_policies_made_here",
-    "python -m lab.experiments --claims N":
+    "python -m lab.experiments --start_from runs_0 runs_1 runs_2 --json assets/claims.json --figure assets/claims.png":
         "lab/test_experiments.py::test_a_quick_run_makes_table_json_and_figure_and_is_kept",
     "python -m lab.experiments --stability assets/stability.png --seeds 0 --start_from runs_0 --json assets/stability.json":
         "lab/test_experiments.py::test_the_long_runs_are_drawn_and_the_furthest_fall_is_told",

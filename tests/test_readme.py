@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import toy
-from lab import against_trl, benchmark, claims_table, experiments, figures, readout, seeds
+from lab import against_trl, agreement, benchmark, claims_table, experiments, figures, readout, seeds
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text()
@@ -30,9 +30,9 @@ def prose(page: str) -> str:
     return " ".join(PAGES[page].split())
 
 
-def arm(name: str, measure: str, file: str = "claims.json") -> float:
+def arm(name: str, measure: str) -> float:
     """The mean over seeds."""
-    values = written(file)["arms"][name][measure]
+    values = written("claims.json")["arms"][name][measure]
     return sum(values) / len(values)
 
 
@@ -83,15 +83,13 @@ def test_what_another_number_of_threads_changes_is_as_measured():
 
 
 def test_claims_are_those_that_the_experiments_found():
-    found, arms = written("claims.json")["claims"], written("claims.json")["arms"]
-    older = written("older_covariance.json")["claims"]
-    for made in (found, {number: comparisons for number, comparisons in older.items() if number not in found}):
-        claims = {int(number): comparisons for number, comparisons in made.items()}
-        assert claims.keys() <= experiments.CLAIMS.keys()
-        assert all(c["seeds"] == 3 for comparisons in claims.values() for c in comparisons)
-        assert claims_table.table(claims) in PAGES["docs/claims.md"]
-        assert claims_table.summary(claims) in PAGES["docs/claims.md"]
-    for number in (int(number) for number in found if int(number) in experiments.SIDE_BY_SIDE):
+    made = written("claims.json")
+    claims, arms = {int(number): comparisons for number, comparisons in made["claims"].items()}, made["arms"]
+    assert claims.keys() == experiments.CLAIMS.keys()
+    assert all(c["seeds"] == 3 for comparisons in claims.values() for c in comparisons)
+    for table in (claims_table.table(claims), claims_table.summary(claims), agreement.table(made["agreement"])):
+        assert table in PAGES["docs/claims.md"]
+    for number in experiments.SIDE_BY_SIDE:
         names = dict.fromkeys(arm for c in experiments.CLAIMS[number][1] for arm in c[:2])
         names |= dict.fromkeys(experiments.BESIDE.get(number, ()))
         assert claims_table.side_by_side({name: arms[name] for name in names}) in PAGES["docs/claims.md"]
@@ -199,16 +197,6 @@ def results_sentences() -> list[str]:
         f"Statements end at {lost[-1]:.3f}, the judge at {curve(bare, 'val_judge_r5')[-1]:.2f}"]
 
 
-def older_claims_sentences() -> list[str]:
-    mm, told = "MPJPE, mm", "statements"
-    correlated = lambda name, measure: arm(name, measure, "older_covariance.json")
-    gain = lambda kind: brief(correlated(f"{kind}hygrpo", told) - correlated(kind.rstrip(", ") or "sft", told))
-    return [
-        f"(MPJPE {correlated('lowrank', mm):.0f} and {correlated('full', mm):.0f} mm against "
-        f"{correlated('sft', mm):.0f})",
-        f"(statements {gain('lowrank, ')} and {gain('full, ')} against {gain('')})"]
-
-
 def claims_sentences() -> list[str]:
     told, found, wide, sampled = "statements", "judge R@5", "diversity, mm", "MPJPE sampled, mm"
     rewarding, batch = "reward model's R@5", "divided by batch"
@@ -285,6 +273,45 @@ def new_claims_sentences() -> list[str]:
         f"{arm(f'{both}, equal time', sampled) - arm(one, sampled):.1f} mm."]
 
 
+def weights_sentences() -> list[str]:
+    told, found, mm, sampled, wide = "statements", "judge R@5", "MPJPE, mm", "MPJPE sampled, mm", "diversity, mm"
+    share = lambda name, measure: brief(arm(name, measure))
+    length = lambda name, measure=sampled: f"{arm(name, measure):.1f}"
+    whole = lambda name: f"{arm(name, wide):.0f}"
+    three = lambda write, name, *measure: "{}, {} and {}".format(
+        *(write(which, *measure) for which in (f"{name} x 0.25", "hygrpo", f"{name} x 4")))
+    arms = written("claims.json")["arms"]
+    as_it_is = [arm(name, "descriptions") for name in arms if " x " in name and not name.startswith("description")]
+    seconds = [arm(name, "seconds") for name in arms if " x " in name or name == "rewards summed"]
+    poses = ("joint", "semantic", "statements")
+    cosine = lambda part, a, b: statistics.mean(one[part][a][b] for one in written("claims.json")["agreement"])
+    between = lambda values: f"{brief(min(values), 2)} to {brief(max(values), 2)}"
+    agree = lambda part: between([cosine(part, a, b) for i, a in enumerate(poses) for b in poses[:i]])
+    itself = lambda part: between([cosine(part, a, a) for a in poses])
+    correlated = lambda write, *measure: [write(name, *measure) for name in ("lowrank", "full", "sft")]
+    after = lambda write, *measure: [write(name, *measure) for name in ("lowrank, hygrpo", "full, hygrpo", "hygrpo")]
+    return [
+        f"their seconds, from {min(seconds):.0f} to {max(seconds):.0f}, differ by what ran beside them.",
+        f"`joint`, sampled poses err by {three(length, 'joint')} mm; `semantic`, the judge's R@5 is "
+        f"{three(share, 'semantic', found)}; `statements`, {three(share, 'statements', told)} hold.",
+        f"takes the statements from {share('hygrpo', told)} to {share('joint x 4', told)}, four times `statements` the error "
+        f"of the mean pose from {length('hygrpo', mm)} to {length('statements x 4', mm)} mm.",
+        f"{whole('statements x 4')} and {whole('semantic x 4')} mm with four times `statements` and `semantic`, instead of "
+        f"{whole('hygrpo')} mm.",
+        f"Descriptions are {three(share, 'description', 'descriptions')} with ever more weight",
+        f"(from {brief(min(as_it_is))} to {brief(max(as_it_is))}). Questions are {three(share, 'correct', 'questions')} with "
+        f"that of `correct`, the form is {three(share, 'format', 'form')} with that of `format`.",
+        f"{share('rewards summed', told)} of the statements hold, not {share('hygrpo', told)}, R@5 is "
+        f"{share('rewards summed', found)}, not {share('hygrpo', found)}, and sampled poses err by "
+        f"{length('rewards summed')} mm, not {length('hygrpo')}.",
+        f"agree by {agree('language model')}, where {itself('language model')} is the most; on the pose head by "
+        f"{agree('pose head')}, where {itself('pose head')} is the most.",
+        "errs by {} (`lowrank`) and {} mm (`full`) against {}".format(*correlated(length, mm)),
+        "samples that hold {} and {} of the statements against {}.".format(*correlated(share, told)),
+        "HyGRPO brings these to {} and {} (diagonal: {})".format(*after(share, told)),
+        "sampled poses err by {} and {} mm ({}).".format(*after(length))]
+
+
 def discrete_sentences() -> list[str]:
     share = lambda name, measure: brief(arm(name, measure))
     length = lambda name: f"{arm(name, 'MPJPE sampled, mm'):.1f}"
@@ -328,8 +355,6 @@ def variants_sentences() -> list[str]:
         f"has statements {brief(today('hygrpo'))}, MPJPE of sampled poses {today('hygrpo', 'MPJPE sampled, mm'):.0f} mm, "
         f"diversity {today('hygrpo', wide):.0f} mm; SFT: {brief(today('sft'))}, "
         f"{today('sft', 'MPJPE sampled, mm'):.0f} mm, {today('sft', wide):.0f} mm.",
-        f"the default has statements {brief(arm('hygrpo', told, 'older_covariance.json'))} and diversity "
-        f"{arm('hygrpo', wide, 'older_covariance.json'):.0f} mm.",
         f"`--poses_per_answer 1 --pose_answers 3 --pose_prompts 16` | statements {brief(today('K = 1'))} |",
         f"`--group_size 6 --pose_answers 6 --pose_prompts 8` | statements {brief(today('G = 6'))} against "
         f"{brief(today('G = 2'))} with 2",
@@ -344,8 +369,7 @@ def variants_sentences() -> list[str]:
         f"statements {listed(brief, three, told)}; diversity {listed(whole, three, wide)} mm |",
         f"MPJPE of the mean pose {today('no pose encoder, hygrpo', 'MPJPE, mm'):.0f} instead of "
         f"{today('hygrpo', 'MPJPE, mm'):.0f} mm",
-        f"statements {listed(brief, correlated, told, 'older_covariance.json')}; diversity "
-        f"{listed(whole, correlated, wide, 'older_covariance.json')} mm"]
+        f"statements {listed(brief, correlated, told)}; diversity {listed(whole, correlated, wide)} mm"]
 
 
 def soak_sentences() -> list[str]:
@@ -358,7 +382,7 @@ def soak_sentences() -> list[str]:
 
 @pytest.mark.parametrize("page, sentences", [
     ("docs/results.md", results_sentences), ("docs/claims.md", claims_sentences),
-    ("docs/claims.md", new_claims_sentences), ("docs/claims.md", older_claims_sentences),
+    ("docs/claims.md", new_claims_sentences), ("docs/claims.md", weights_sentences),
     ("docs/claims.md", discrete_sentences), ("docs/claims.md", variants_sentences),
     ("README.md", readme_sentences),
     ("docs/speed.md", soak_sentences)])
