@@ -48,8 +48,7 @@ def load_policy(folder: str | Path) -> PosePolicy:
     if not (folder / "pose.json").is_file():
         if inside := [str(path.parent) for path in sorted(folder.glob("[rs]ft/pose.json"))]:  # it is a run
             raise FileNotFoundError(f"{folder} is the folder of a run: name a policy in it, {' or '.join(inside)}")
-        first = f"remove {folder}, which is in the way, and " if folder.exists() else ""
-        raise FileNotFoundError(f"{folder} holds no policy; {first}python train_rft.py, or train_sft.py, trains one")
+        raise FileNotFoundError(f"{folder} holds no policy; python train_rft.py, or train_sft.py, trains one")
     try:
         settings = json.loads((folder / "pose.json").read_text())
         with _expected_at(folder, "vlm", settings.get("vlm")):

@@ -79,7 +79,7 @@ def check_world(world: WorldConfig, config) -> None:
     own_parts(config.sft_batch, config.sft_accumulate)
     for made in (Path(world.out) / name for name in ("encoders", "sft", "rft")):
         if made.exists() and not (made / "pose.json").is_file():
-            raise ValueError(f"{made} is in the way: it holds no policy; remove it, and it is made anew")
+            raise ValueError(f"{made} is in the way: it holds no policy; move it elsewhere, and it is made anew")
     if not (Path(world.out) / "encoders").exists():  # later all is read from there
         if config.pose_encoder:
             fetch(transformers.AutoConfig, config.pose_encoder)

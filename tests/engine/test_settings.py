@@ -104,7 +104,7 @@ def test_slips_are_refused_and_leave_nothing(monkeypatch, capsys, tmp_path, argu
 def test_a_folder_that_holds_no_policy_is_told_before_anything_is_made(monkeypatch, capsys, tmp_path):
     (tmp_path / "runs" / "sft").mkdir(parents=True)
     for module in ("train_sft", "train_rft"):
-        assert f"{tmp_path}/runs/sft is in the way: it holds no policy; remove it" in stop(
+        assert f"{tmp_path}/runs/sft is in the way: it holds no policy; move it elsewhere" in stop(
             monkeypatch, capsys, module, "--out", str(tmp_path / "runs"))
     assert [path.name for path in tmp_path.rglob("*")] == ["runs", "sft"]
 
