@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.distributed import distributed_c10d as c10d
 
-from engine import distributed, runtime
+from engine import checkpoint, distributed, runtime
 import train_rft
 import train_sft
 from builtin.splits import make_split
@@ -173,6 +173,19 @@ def test_where_the_first_is_killed_the_others_end_in_a_sentence(fork):
     code, printed, errors = other.end(timeout=120)
     assert code == 1 and "all are here" not in printed and "Traceback" not in errors
     assert "train_sft.py: another process of this run has ended" in errors
+
+
+def test_the_bar_shows_the_loss_of_the_whole_batch(start, monkeypatch):
+    split, shown, losses = make_split(sample_poses(24, rng := np.random.default_rng(1)), rng), [], []
+    update = checkpoint.TrainingState.update
+    monkeypatch.setattr(checkpoint.Bar, "set_postfix", lambda bar, numbers: shown.append(numbers))
+    monkeypatch.setattr(checkpoint.TrainingState, "update", lambda self, loss, **more: (
+        losses.append(loss), update(self, loss, **more)))
+    for parts in (1, 3):
+        config = train_sft.SFTConfig(sft_steps=10, sft_batch=9, sft_accumulate=parts)
+        train_sft.train_sft(load_policy(start / "policy"), split, config, seed=0)
+    assert losses[10] == pytest.approx(losses[0], rel=1e-4)  # the first batch, whole and in parts
+    assert "text" in shown[0] and shown[1] == {"loss": f"{losses[10]:.3f}"}
 
 
 def test_while_the_first_validates_the_others_wait(start, monkeypatch):
