@@ -8,7 +8,7 @@ Read next: scene.py, which chooses clothes, light, background and crop.
 import smplx
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import embedding_bag, normalize
 
 from body import JOINT
 
@@ -75,9 +75,13 @@ def render(vertices: Tensor, faces: Tensor, colors: Tensor, size: int, center: T
 
 def _shade(vertices: Tensor, faces: Tensor, colors: Tensor, light: Tensor) -> Tensor:
     """The colours (B, V, 3) in that light: ambient and Lambert."""
-    p, q, r = (vertices[:, faces[:, i]] for i in range(3))
-    cross = torch.linalg.cross(q - p, r - p).repeat(1, 3, 1)  # twice a triangle's area long, once for each corner
-    normals = torch.zeros_like(vertices).index_add_(1, faces.T.flatten(), cross)
+    p, q, r = vertices.transpose(0, 1).flatten(1)[faces.T].unflatten(-1, (-1, 3))  # (F, B, 3) each
+    cross = torch.linalg.cross(q - p, r - p).flatten(1)  # (F, 3 B), twice a triangle's area long
+    # A vertex's normal is the sum over the triangles around it: over the corners, sorted by vertex, of their triangles.
+    corners = faces.T.flatten()
+    order, count = corners.argsort(stable=True), corners.bincount(minlength=vertices.shape[1])
+    normals = embedding_bag(order % len(faces), cross, count.cumsum(0) - count, mode="sum")  # (V, 3 B)
+    normals = normals.unflatten(1, (-1, 3)).transpose(0, 1)
     normals, light = (normalize(v, dim=-1) for v in (normals, light))
     return colors * (.45 + .55 * (normals @ light[:, :, None]).clamp(min=0))
 
