@@ -94,8 +94,8 @@ CLAIMS = {
         ("KL 0.0", "hygrpo", "reward model's R@5", ">"), ("KL 0.0", "hygrpo", "judge R@5", ">"),
         ("hygrpo", "KL 0.0", "diversity, mm", ">"), ("hygrpo", "KL 0.6", "statements", ">")]),
     6: ("(asked by reviewers) More poses an answer, and more answers, teach more a step", [
-        ("hygrpo", "K = 8", "statements", ">"), ("K = 8", "K = 1", "statements", ">"),
-        ("hygrpo", "K = 1", "MPJPE sampled, mm", ">"), ("G = 6", "G = 2", "statements", ">"),
+        ("G = 3", "K = 8", "statements", ">"), ("K = 8", "K = 1", "statements", ">"),
+        ("G = 3", "K = 1", "MPJPE sampled, mm", ">"), ("G = 6", "G = 2", "statements", ">"),
         ("G = 6", "G = 2", "descriptions", ">")]),
     7: ("(the control that the paper lacks) RFT does what SFT continued for as long does not", [
         ("hygrpo", "sft continued", "statements", ">"), ("hygrpo", "sft continued", "judge R@5", ">"),
@@ -144,7 +144,7 @@ CLAIMS = {
             "statements", "judge R@5", "MPJPE, mm", "MPJPE sampled, mm"))]),
 }
 SIDE_BY_SIDE = (6, 7, 11, 12, 13)  # the claims whose arms are also shown with every measure beside them
-BESIDE = {6: ["G = 3"], 7: ["sft", *COST], 12: WEIGHED,  # and the arms that are only shown there
+BESIDE = {6: ["hygrpo"], 7: ["sft", *COST], 12: WEIGHED,  # and the arms that are only shown there
           13: ["discrete, GRPO", "discrete, GRPO as words"]}
 
 

@@ -337,7 +337,7 @@ def readme_sentences() -> list[str]:
     long = written("metrics_long.json")["rft"]
     told, slope = lambda name: brief(arm(name, "statements"), 2), "the paper's, pathwise"
     truth = written("metrics.json")["rft"]["text2pose"]["judge_ceiling"]["t2p_r5"]
-    return [f"needs HyGRPO: {told('hygrpo')} of them hold, without it {told(slope)}",
+    return [f"needs HyGRPO: with a reward of statements {told('hygrpo')} of them hold, without it {told(slope)}",
             f"True poses have R@5 {brief(truth, 2)} (seed 0)",
             f"one seed: statements {brief(long['text2pose']['statements_sampled'])}, MPJPE "
             f"{long['image2pose']['mpjpe_mean']:.1f} mm, of sampled poses {long['image2pose']['mpjpe_sampled']:.1f} mm"]
@@ -355,7 +355,8 @@ def variants_sentences() -> list[str]:
         f"has statements {brief(today('hygrpo'))}, MPJPE of sampled poses {today('hygrpo', 'MPJPE sampled, mm'):.0f} mm, "
         f"diversity {today('hygrpo', wide):.0f} mm; SFT: {brief(today('sft'))}, "
         f"{today('sft', 'MPJPE sampled, mm'):.0f} mm, {today('sft', wide):.0f} mm.",
-        f"`--poses_per_answer 1 --pose_answers 3 --pose_prompts 16` | statements {brief(today('K = 1'))} |",
+        f"`--poses_per_answer 1 --pose_answers 3 --pose_prompts 16` | statements {brief(today('K = 1'))}; "
+        f"{brief(today('G = 3'))} with 64 |",
         f"`--group_size 6 --pose_answers 6 --pose_prompts 8` | statements {brief(today('G = 6'))} against "
         f"{brief(today('G = 2'))} with 2",
         f"`--beta_pose 0` | judge's R@5 {brief(today('KL 0.0', 'judge R@5'))} instead of "
