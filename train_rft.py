@@ -11,7 +11,6 @@ rewarded for the exact answer; the pose head takes larger steps than the languag
 Read next: model.py, for `sample` and `log_prob`.
 """
 
-import copy
 import json
 import time
 from collections.abc import Callable
@@ -180,7 +179,7 @@ def main() -> None:
     """Check what was asked, then run the chain, alone in its folder."""
     world, sft_config, config = read_settings(__doc__, WorldConfig, SFTConfig, RFTConfig)
     out = Path(world.out)
-    start()
+    start(world.device)
     notes = notes_of(world, sft_config, config, check(config))
     check_run(out, notes)
     if (out / "metrics.json").exists():
@@ -206,8 +205,8 @@ def chain(world: WorldConfig, sft_config: SFTConfig, config: RFTConfig, notes: d
     wait()
     policy = load_or_train_sft(world, sft_config, splits)
     retrievers = load_or_train_retrievers(policy, world, config.retriever_steps)
-    drawn = load_body(world.body)  # pictures are made on the CPU
-    body, sft = copy.deepcopy(drawn).to(device), policy.frozen_copy()
+    drawn, body = load_body(world.body), load_body(world.body).to(device)  # pictures are made on the CPU
+    sft = policy.frozen_copy()
     judge, validation = retrievers["judge"], lambda policy: validate(policy, splits["val"], judge, body, world.seed)
     if not (out / "rft").exists():
         rows = train_rft(policy, splits.get("data", splits["train"]), retrievers["reward"], config, world.seed,

@@ -160,8 +160,8 @@ def load_or_train_sft(world: WorldConfig, config: SFTConfig, splits: dict[str, S
         keep_features(policy, splits)
         train_sft(policy, splits.get("data", splits["train"]), config, world.seed, out / "sft.state")
         if is_first():
-            if "data" in splits and splits["data"].faults.count:
-                print(f"{splits['data'].faults.count} rows of --data were left out in all")
+            if "data" in splits and splits["data"].left_out:
+                print(f"{splits['data'].left_out} rows of --data were left out since this start")
             save_policy(policy, out / "sft")
             for name in ("encoders.state", "sft.state"):
                 (out / name).unlink(missing_ok=True)
@@ -176,7 +176,7 @@ def load_or_train_sft(world: WorldConfig, config: SFTConfig, splits: dict[str, S
 def main() -> None:
     world, config = read_settings(__doc__, WorldConfig, SFTConfig)
     started, out, notes = time.time(), Path(world.out), notes_of(world, config)
-    start()
+    start(world.device)
     check_world(world, config)
     check_run(out, notes)
     with hold(out):
@@ -184,7 +184,7 @@ def main() -> None:
         check_run(out, notes, write=is_first())
         load_or_train_sft(world, config, splits)
     if is_first():
-        print(f"SFT policy in {world.out}/sft, {time.time() - started:.0f} s; next: train_rft.py --out {world.out}")
+        print(f"SFT policy in {world.out}/sft, {time.time() - started:.0f} s; next: train_rft.py, with these settings")
 
 
 if __name__ == "__main__":

@@ -26,13 +26,20 @@ PATIENCE = timedelta(days=30)  # how long the others wait while the first trains
 waiting = None  # the processes as a group that waits: asleep, where one of NCCL would keep a GPU busy
 
 
-def start() -> None:
-    """Join the processes that torchrun started."""
+def start(device: str | None) -> None:
+    """Join the processes that torchrun started. ValueError where `device` has not one for each of them. device: as
+    asked for; None is the best there is."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        on_gpu = torch.cuda.is_available()
+        asked, number = device or "cuda mps", int(os.environ["LOCAL_RANK"])
+        on_gpu = "cuda" in asked and torch.cuda.is_available()
+        if on_gpu and number >= torch.cuda.device_count():
+            raise ValueError("torchrun started more processes than the "
+                             f"{torch.cuda.device_count()} GPUs that are here: lower --nproc_per_node")
+        if "mps" in asked and torch.backends.mps.is_available():
+            raise ValueError("Apple's GPU cannot be shared by processes: run without torchrun, or add --device cpu")
         if on_gpu:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        distributed.init_process_group("nccl" if on_gpu else "gloo")
+            torch.cuda.set_device(number)
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
         global waiting
         waiting = distributed.new_group(backend="gloo", timeout=PATIENCE)
 

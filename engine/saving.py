@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from captions import POSE_TOKEN
 from engine.checkpoint import atomic_folder
+from engine.runtime import is_out_of_memory
 from model import PosePolicy
 from real.hub import load_vlm
 from real.hub_faults import first_line
@@ -68,10 +69,18 @@ def load_policy(folder: str | Path) -> PosePolicy:
             raise ValueError(f"pose.safetensors does not fit pose.json, or is not finite: {', '.join(wrong[:3])}")
         policy.load_state_dict(saved, strict=False)
     except Exception as error:  # json, safetensors, transformers, jinja and torch each raise their own
+        if is_out_of_memory(error):
+            raise
         reason = first_line(error) if isinstance(error, (ValueError, OSError)) else repr(error)
-        raise ValueError(f"{folder} cannot be read as a policy: {reason}; if it was copied, copy it again, else move "
-                         "it elsewhere and the command that made it makes it anew") from error
+        if not isinstance(error, ElsewhereError):
+            reason += ("; if it was copied, copy it again, else move it elsewhere and the command that made it makes "
+                       "it anew")
+        raise ValueError(f"{folder} cannot be read as a policy: {reason}") from error
     return policy.eval()
+
+
+class ElsewhereError(ValueError):
+    """What a policy is made of lies in another place, and that cannot be read: the policy itself may be sound."""
 
 
 @contextmanager
@@ -82,5 +91,5 @@ def _expected_at(folder: Path, entry: str, place: str | None) -> Iterator[None]:
     except ValueError as error:
         if place is None:
             raise
-        raise ValueError(f"its {entry} was expected at {error}; if it was moved, write where it is now in place of "
+        raise ElsewhereError(f"its {entry} was expected at {error}; if it was moved, write where it is now in place of "
                          f"{place} in {folder}/pose.json, and nothing is lost") from error

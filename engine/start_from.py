@@ -31,10 +31,11 @@ def notes_of(world, sft, rft=None, weights: dict[str, float] | None = None) -> d
     are imported there for this). world, sft, rft: the three configurations of train_rft.py."""
     code = lambda config: constants(vars(sys.modules[type(config).__module__]))
     notes = {"sft_config.json": asdict(world) | asdict(sft) | code(sft)}
-    for name in ("out", "device", "skip_bad"):
+    for name in ("out", "device", "skip_bad", "sft_accumulate"):  # of the same run, to rounding at most
         del notes["sft_config.json"][name]
     if rft is not None:
         notes[LATE] = asdict(rft) | {"start_from": None, "reward_weights": weights} | code(rft)
+        del notes[LATE]["accumulate"]
     return notes
 
 

@@ -20,10 +20,10 @@ from engine.settings import Count, OutputFolder, SeedNumber
 from model import PosePolicy
 from real.amass import SPLITS, amass_files
 from real.formats import read_data
-from real.hub import check_common_path, fetch, load_processor, load_vlm, served
+from real.hub import check_common_path, load_processor, load_vlm, served
 from real.lora import add_adapter, lora_targets
 from real.mixture import Mixture
-from real.pose_encoders import BackbonePoseEncoder
+from real.pose_encoders import BackbonePoseEncoder, backbone_of
 from real.smpl import load_body
 
 
@@ -82,7 +82,10 @@ def check_world(world: WorldConfig, config) -> None:
             raise ValueError(f"{made} is in the way: it holds no policy; move it elsewhere, and it is made anew")
     if not (Path(world.out) / "encoders").exists():  # later all is read from there
         if config.pose_encoder:
-            fetch(transformers.AutoConfig, config.pose_encoder)
+            backbone_of(config.pose_encoder)
+        elif world.picture < 64:
+            raise ValueError(f"--picture {world.picture}: the built-in pose encoder reads 64 pixels or more; raise "
+                             "it, or give --pose_encoder")
         if config.vlm != "tiny":
             architecture, _ = load_processor(config.vlm)
             if config.lora_rank and config.lora_targets:
@@ -109,11 +112,15 @@ def load_world(world: WorldConfig, config) -> dict[str, Split | Mixture]:
 
 
 def keep_features(policy: PosePolicy, splits: dict[str, Split | Mixture]) -> None:
-    """Encode all pictures that are to be trained on, where many go at once: every batch would leave some to do. Real
-    data are read as they are drawn: an example that the policy cannot read whole is then a fault of its row."""
+    """Encode the pictures that are to be trained on, where many go at once, until no more are kept: every batch would
+    leave some to do. Real data are read as they are drawn: an example that the policy cannot read whole is then a fault
+    of its row."""
     if "data" in splits:
         splits["data"].meet(policy)
     elif splits and (at_once := policy.images_at_once) > 1:
         images = splits["train"].images
         for start in range(0, len(images), at_once):  # a call holds all that it gives, however little may be kept
+            kept = len(policy.frozen_features)
             policy.image_features(images[start:start + at_once])
+            if len(policy.frozen_features) == kept:
+                break

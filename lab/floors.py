@@ -45,7 +45,9 @@ def best_single_pose(train: Split, seed: int) -> Tensor:
 def image_features(policy: PosePolicy, images: np.ndarray) -> Tensor:
     """What the policy reads of each picture, (N, F): its image and its pose tokens, or their means if they are many."""
     flat = lambda x: x.flatten().float() if x.numel() <= 4096 else x.mean(0).float()
-    return torch.stack([torch.cat([flat(p.vlm), flat(p.pose)]) for p in policy.image_features(images)])
+    at_once = policy.images_at_once  # a call holds all that it gives
+    return torch.stack([torch.cat([flat(p.vlm), flat(p.pose)]) for i in range(0, len(images), at_once)
+                        for p in policy.image_features(images[i:i + at_once])])
 
 
 @torch.no_grad()

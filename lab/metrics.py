@@ -19,7 +19,7 @@ from real.answers import as_read
 from real.smpl import body_vertices
 from rewards import has_form, informedness
 
-CHUNK = 100  # prompts run at a time
+CHUNK = 100  # prompts run at a time, at most
 RECALL_AT = (1, 5, 10, 20)
 QUESTIONS = 4  # asked about each picture
 
@@ -165,10 +165,11 @@ def respond(policy: PosePolicy, examples: Sequence[Example], samples: int, seed:
     (N, samples, 24, 3, 3)."""
     seeds = np.random.default_rng([seed, 78]).integers(2 ** 62, size=len(examples))
     rows = {"answers": [], "truths": [e.answer for e in as_read(policy, examples)], "mean": [], "samples": []}
-    for start in range(0, len(examples), CHUNK):
-        prompt = policy.encode(examples[start:start + CHUNK])
+    chunk = min(CHUNK, 8 * policy.images_at_once)  # of a large model as few as a step of training has in parts
+    for start in range(0, len(examples), chunk):
+        prompt = policy.encode(examples[start:start + chunk])
         rollout = policy.sample(prompt, 1, samples, temperature=0.0 if greedy else 1.0,
-                                seeds=seeds[start:start + CHUNK])
+                                seeds=seeds[start:start + chunk])
         rows["answers"] += [answers[0] for answers in rollout.answers]
         rows["mean"].append(rot6d_to_matrix(rollout.mean[:, 0].unflatten(-1, (24, 6))))
         rows["samples"].append(rot6d_to_matrix(rollout.pose[:, 0].unflatten(-1, (24, 6))))

@@ -102,6 +102,8 @@ def progression(path: Path, rows: list[dict], split: Split, body, seed: int = 0)
     examples = followed_examples(split, seed)
     columns = true_poses(examples)
     rows = [row for row in rows if "val_poses" in row]
+    if not rows:  # the log was lost, which was told
+        return
     for i in np.linspace(0, len(rows) - 1, 5).round().astype(int):  # a picture of a long run would hold too many
         columns[f"step {rows[i]['step']}"] = rot6d_to_matrix(torch.tensor(rows[i]["val_poses"]).unflatten(-1, (24, 6)))
     grid(path, examples, columns, body)

@@ -205,7 +205,7 @@ def read_data(specs: list[str], split: str = "train", image_size: int = 64, skip
     of that file in each. Pictures become image_size pixels square. skip_bad: leave out rows at fault, say how many and
     why the first, instead of stopping. Raises ValueError with one sentence.
     """
-    faults, sources, weights = Faults(skip_bad), [], []
+    left_out, sources, weights = 0, [], []
     for spec in specs:
         kind, _, rest = spec.partition(":")
         reader, usage, tasks = KINDS.get(kind, (None, "", ()))
@@ -223,6 +223,6 @@ def read_data(specs: list[str], split: str = "train", image_size: int = 64, skip
             print(f"--data {spec}: left out {found.count}, the first: {found.first}")
         if not rows:
             raise ValueError(f"--data {spec}: no usable row for the {split} split")
-        faults.found |= found.found
+        left_out += found.count
         sources.append(Source(spec, rows, tasks, image_size, split == "train" and kind != "llava"))
-    return Mixture(sources, weights, faults)
+    return Mixture(sources, weights, Faults(skip_bad), left_out)

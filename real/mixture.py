@@ -163,7 +163,13 @@ class Mixture:
 
     sources: list[Source]
     weights: list[float]  # of how many examples to come from each source
-    faults: Faults  # counts what was left out; its `first` is the first found when drawn
+    faults: Faults  # found when drawn
+    unread: int = 0  # how many rows were left out before, when their files were read
+
+    @property
+    def left_out(self) -> int:
+        """How many rows were left out, when read or when drawn."""
+        return self.unread + self.faults.count
 
     def meet(self, policy) -> None:
         """From now on an example must be one that this model.PosePolicy can read whole, or is a fault of its row."""
@@ -198,12 +204,13 @@ class Mixture:
     def _one(self, source: Source, task: str, rng: np.random.Generator) -> Example:
         """A row left out stays among those that are drawn from, and is found bad again: so what is drawn hangs on the
         random state alone, and a run that was stopped and goes on draws the same rows."""
-        bad = set()
+        bad = {}  # index: why
         while len(bad) < len(source):
             index, known = int(rng.integers(len(source))), self.faults.count
-            with self.faults.at(source.rows[index].where):
+            where = source.rows[index].where
+            with self.faults.at(where):
                 return source.example(index, task, rng)
-            bad.add(index)
+            bad[index] = self.faults.found[str(where)]
             if not known:
-                print(f"left out, as will be whatever else is found bad when drawn: {self.faults.first}")
-        raise ValueError(f"{source.name}: every row was left out, the first because of {self.faults.first}")
+                print(f"left out, as will be whatever else is found bad when drawn: {bad[index]}")
+        raise ValueError(f"{source.name}: every row was left out, the first because of {next(iter(bad.values()))}")

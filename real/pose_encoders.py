@@ -33,6 +33,20 @@ def build_pose_encoder(config: dict) -> nn.Module:
     return BackbonePoseEncoder(**config) if "name" in config else PoseEncoder(**config)
 
 
+def backbone_of(name: str) -> tuple:
+    """The configuration of the backbone called `name`, and its class: what can be told without its weights. ValueError
+    for what is no backbone."""
+    config = fetch(AutoConfig, name)
+    # A pose estimator keeps its backbone's config and weights under this name, beside a head that is not wanted.
+    config = getattr(config, "backbone_config", None) or config
+    try:
+        with torch.device("meta"):  # AutoBackbone.from_pretrained would ask the hub even for a folder
+            return config, type(AutoBackbone.from_config(config))
+    except ValueError as error:
+        raise ValueError(f"{name}: a {config.model_type} is no backbone that transformers know "
+                         f"({first_line(error)})") from error
+
+
 class BackbonePoseEncoder(nn.Module):
     """Images uint8 (N, H, W, 3) of one person to features (N, tokens, width): the last feature map of any backbone of
     transformers, behind its own image processor. `name`: on the hub, or a folder."""
@@ -40,18 +54,10 @@ class BackbonePoseEncoder(nn.Module):
     def __init__(self, name: str):
         super().__init__()
         self.config = {"name": (name := absolute(name))}
-        config = fetch(AutoConfig, name)
-        # A pose estimator keeps its backbone's config and weights under this name, beside a head that is not wanted.
-        config = getattr(config, "backbone_config", None) or config
-        try:
-            with torch.device("meta"):  # AutoBackbone.from_pretrained would ask the hub even for a folder
-                kind = type(AutoBackbone.from_config(config))
-        except ValueError as error:
-            raise ValueError(f"{name}: a {config.model_type} is no backbone that transformers know "
-                             f"({first_line(error)})") from error
+        config, kind = backbone_of(name)
         self.processor = fetch(AutoImageProcessor, name)
         self.backbone, info = fetch(kind, name, config=config, key_mapping={r"^backbone\.": ""}, use_safetensors=True,
-                                    output_loading_info=True)
+                                    dtype=torch.float32, output_loading_info=True)
         if info["missing_keys"]:
             raise ValueError(f"{name} lacks weights of its backbone ({sorted(info['missing_keys'])[0]})")
         self.width = self.backbone.channels[-1]

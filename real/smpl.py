@@ -4,6 +4,7 @@
 Read next: smpl_pickle.py, which reads the official files without chumpy, and builtin/mesh.py, the body in their place.
 """
 
+import copy
 import functools
 
 import numpy as np
@@ -15,12 +16,17 @@ from builtin.mesh import built_in_arrays
 from real.smpl_pickle import read_smpl
 
 
-@functools.lru_cache
 def load_body(path: str | None = None) -> smplx.SMPL:
     """SMPL (Loper et al. 2015) from its official pickle, an .npz of its arrays or a folder of either, as
-    `smpl_pickle.read_smpl` finds and checks them; without a path the built-in body in its place.
+    `smpl_pickle.read_smpl` finds and checks them; without a path the built-in body in its place. A file is read once;
+    each body is the caller's own, to be moved to a device.
 
     SMPL's own rest pose stands in this project's frame. Raises FileNotFoundError, or ValueError for any other file."""
+    return copy.deepcopy(_read_body(path))
+
+
+@functools.lru_cache
+def _read_body(path: str | None) -> smplx.SMPL:
     arrays = built_in_arrays() if path is None else read_smpl(path)
     if tuple(arrays["kintree_table"][0, 1:]) != PARENTS[1:]:
         raise ValueError(f"{path}: kintree_table is not that of SMPL's 24 joints")

@@ -127,7 +127,7 @@ def two_processes(fork, function, *arguments) -> list[Forked]:
 
 def both_stages(folder: Path, seeds: dict[str, int], threads: int) -> None:
     torch.set_num_threads(threads)
-    distributed.start()
+    distributed.start(None)
     for stage, seed in seeds.items():
         parameters, _ = run(folder, stage, seed)
         torch.save(parameters, folder / f"{stage}_{torch.distributed.get_rank()}.pt")
@@ -144,13 +144,31 @@ def test_two_processes_are_one_with_the_whole_batch(fork, start, whole):
         assert_same(first, whole[stage][1], start)
 
 
+@pytest.mark.parametrize("kind, device, words", [
+    ("cuda", None, "more processes than the 1 GPUs that are here: lower --nproc_per_node"),
+    ("mps", None, "Apple's GPU cannot be shared by processes: run without torchrun, or add --device cpu"),
+    ("cuda", "cpu", "gloo"), ("mps", "cpu", "gloo")])
+def test_processes_that_the_device_cannot_serve_are_refused(kind, device, words, monkeypatch):
+    """With stand-ins for the devices; the CPU serves any number."""
+    def init(backend):
+        raise ValueError(backend)
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: kind == "cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: kind == "mps")
+    monkeypatch.setattr(torch.distributed, "init_process_group", init)
+    with pytest.raises(ValueError, match=words):
+        distributed.start(device)
+
+
 def wait_for_the_first(seconds: float) -> None:
     """A script whose first process takes so long where the other only waits."""
     torch.distributed.init_process_group = partial(
         c10d.init_process_group, timeout=timedelta(seconds=3))  # not 30 minutes
 
     def main():
-        distributed.start()
+        distributed.start(None)
         if distributed.is_first():
             print("the first is at work")
             time.sleep(seconds)

@@ -23,6 +23,8 @@ import train_rft
 from builtin.splits import make_split
 from engine.saving import load_policy, save_policy
 from engine.world import keep_features
+from lab import floors
+from lab.metrics import eval_examples, respond
 from model import PosePolicy
 from builtin.poses import sample_poses
 from real import prompts
@@ -466,7 +468,18 @@ def test_pictures_that_are_encoded_ahead_are_held_no_longer_than_they_are_kept(c
     image_features = PosePolicy.image_features
     monkeypatch.setattr(PosePolicy, "image_features", lambda *args: held.append(image_features(*args)) or held[-1])
     keep_features(policy, {"train": world()[0]})
-    assert sum(map(len, held)) == 12 and max(map(len, held)) == 2 and len(policy.frozen_features) == 3
+    assert sum(map(len, held)) == 4 and max(map(len, held)) == 2 and len(policy.frozen_features) == 3  # then it is full
+
+
+def test_the_probe_and_the_answers_of_a_large_model_take_few_prompts_at_once(checkpoint, monkeypatch):
+    policy, pictures, prompts_run = built(checkpoint("llava 1.5")), [], []
+    images, encode = PosePolicy.image_features, PosePolicy.encode
+    monkeypatch.setattr(PosePolicy, "image_features", lambda *args: pictures.append(len(args[1])) or images(*args))
+    monkeypatch.setattr(PosePolicy, "encode", lambda *args: prompts_run.append(len(args[1])) or encode(*args))
+    policy.images_at_once = 2
+    assert len(floors.image_features(policy, world()[0].images)) == 12 and pictures == [2] * 6
+    examples = eval_examples(world()[0], "image2pose", 10, each=2)
+    assert len(respond(policy, examples, 1)["answers"]) == 20 and prompts_run == [16, 4]
 
 
 # ---------------------------------------------------------------- vocabularies with more rows than tokens

@@ -589,9 +589,9 @@ def test_what_is_wrong_stops_or_is_counted_and_left_out(name, kind, change, word
     capsys.readouterr()
     mixture = formats.read_data([FORMATS[name][1]], skip_bad=True)
     loaded = len(mixture.sources[0])
-    assert mixture.faults.count == (kind == "row")
+    assert mixture.left_out == (kind == "row")
     examples = draw(mixture)
-    assert len(examples) == 20 and mixture.faults.count == 1 and len(mixture.sources[0]) == loaded
+    assert len(examples) == 20 and mixture.left_out == 1 and len(mixture.sources[0]) == loaded
     told = capsys.readouterr().out
     assert words in told and told.count("\n") == 1 and "left out" in told
 
@@ -601,7 +601,23 @@ def test_a_bad_pickle_among_good_ones_is_left_out(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="bad.pkl is refused"):
         read(tmp_path, monkeypatch, "3dpw", files)
     mixture = formats.read_data(["3dpw:."], skip_bad=True)
-    assert len(mixture.sources[0]) == 2 and mixture.faults.count == 1
+    assert len(mixture.sources[0]) == 2 and mixture.left_out == 1
+
+
+def test_rows_left_out_in_reading_do_not_hide_those_of_other_files_that_are_left_out_when_drawn(
+        tmp_path, monkeypatch, capsys):
+    many = {"imgname": np.array(["a/0.png", "a/1.png"]), "center": np.tile(BOX[:2], (2, 1)),
+            "scale": np.full(2, BOX[2] / 200), "pose": RNG(0).normal(size=(2, 72)), "shape": np.zeros((2, 10))}
+    wrong = many | {"pose": np.array([[np.nan] * 72, [0.1] * 72])}
+    write(tmp_path, {"read.npz": wrong, "drawn.npz": many | {"imgname": np.array(["a/2.png", "a/3.png"])}}
+          | {f"img/a/{i}.png": PHOTOGRAPH if i < 2 else b"bad" for i in range(4)})
+    monkeypatch.chdir(tmp_path)
+    mixture = formats.read_data(["images:read.npz,img", "images:drawn.npz,img"], skip_bad=True)
+    assert mixture.left_out == 1 and "read.npz, row 0" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="drawn.npz,img: every row was left out, the first because of drawn.npz, row"):
+        mixture.draw({"image2pose": 1.0}, 20, RNG(0))
+    told = capsys.readouterr().out
+    assert told.count("\n") == 1 and "when drawn: drawn.npz, row" in told and mixture.left_out == 3
 
 
 def test_a_run_that_goes_on_draws_the_rows_that_it_would_have_drawn(tmp_path, monkeypatch):

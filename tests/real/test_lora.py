@@ -138,7 +138,7 @@ def test_a_policy_whose_vlm_was_moved_says_where_it_was_expected_and_how_to_poin
         load_policy(tmp_path / "policy")
     assert f"its vlm was expected at {base}: no such folder" in str(error.value) and "\n" not in str(error.value)
     assert f"write where it is now in place of {base} in {tmp_path / 'policy' / 'pose.json'}" in str(error.value)
-    assert "train" not in str(error.value)
+    assert "anew" not in str(error.value)  # it is sound
     note = tmp_path / "policy" / "pose.json"  # what the sentence says to do
     note.write_text(note.read_text().replace(str(base), str(moved)))
     for ours, theirs in zip(log_probs(policy), log_probs(load_policy(tmp_path / "policy"))):

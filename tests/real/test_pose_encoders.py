@@ -5,8 +5,10 @@ import pickle
 import sys
 import types
 from collections import defaultdict
+from dataclasses import replace
 from fractions import Fraction
 from importlib.util import find_spec
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from transformers import (CLIPImageProcessorPil, Dinov2Backbone, Dinov2Config, V
                           VitPoseForPoseEstimation, VitPoseImageProcessorPil)
 
 from engine.saving import load_policy, save_policy
+from engine.world import WorldConfig, check_world
 from model import PosePolicy
 from real.pose_encoders import BackbonePoseEncoder, convert_hmr2
 from test_families import CORPUS, build_tiny, built, log_probs, one_of_each_step, save_checkpoint
@@ -88,15 +91,29 @@ def test_a_backbone_that_is_not_whole_or_no_backbone_is_refused(tmp_path):
     policy = PosePolicy(*build_tiny(CORPUS)[:2], BackbonePoseEncoder(str(tmp_path / "eye")))
     save_policy(policy, tmp_path / "policy")
     (tmp_path / "eye").rename(tmp_path / "moved")
-    with pytest.raises(ValueError, match=f"its pose_encoder was expected at {tmp_path}/eye: no such.* write"):
+    with pytest.raises(ValueError, match=f"its pose_encoder was expected at {tmp_path}/eye: no such.* nothing is lost$"):
         load_policy(tmp_path / "policy")
     (tmp_path / "moved").rename(tmp_path / "eye")
+    copytree(tmp_path / "eye", tmp_path / "whole")
     (tmp_path / "eye" / "preprocessor_config.json").unlink()
     with pytest.raises(ValueError, match="no image processor"):
         BackbonePoseEncoder(str(tmp_path / "eye"))
     folder = save_checkpoint("llava 1.5", tmp_path / "vlm")
     with pytest.raises(ValueError, match="a llava is no backbone"):
         BackbonePoseEncoder(folder)
+    world = WorldConfig(device="cpu", out=str(tmp_path / "runs"))  # before a picture is drawn
+    with pytest.raises(ValueError, match="a llava is no backbone"):
+        check_world(world, SFTConfig(pose_encoder=folder))
+    with pytest.raises(ValueError, match="--picture 32: the built-in pose encoder reads 64 pixels or more"):
+        check_world(replace(world, picture=32), SFTConfig(vlm=folder))
+    check_world(replace(world, picture=32), SFTConfig(vlm=folder, pose_encoder=str(tmp_path / "whole")))
+
+
+def test_a_backbone_that_was_saved_in_half_precision_is_read_whole(tmp_path):
+    save_dinov2(tmp_path / "eye")
+    whole = BackbonePoseEncoder(str(tmp_path / "eye"))
+    whole.backbone.bfloat16().save_pretrained(tmp_path / "eye")
+    assert BackbonePoseEncoder(str(tmp_path / "eye"))(IMAGES).dtype == torch.float32
 
 
 def test_the_built_in_encoder_reads_larger_pictures_as_small_ones():

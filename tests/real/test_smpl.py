@@ -20,6 +20,13 @@ def test_body_vertices_refuses_wrong_shapes(body):
         body_vertices(body, EYE, torch.zeros(1, 16))
 
 
+def test_a_body_that_is_moved_to_a_device_leaves_the_others_where_they_are():
+    """A file is read once, but pictures are drawn on the CPU while measures are taken on a GPU."""
+    moved = load_body().to("meta")  # stands for a GPU
+    assert moved.v_template.device.type == "meta" and load_body().v_template.device.type == "cpu"
+    assert body_vertices(load_body(), EYE, torch.zeros(1, 10))[0].isfinite().all()
+
+
 def test_load_body_from_a_file(body, tmp_path, capsys):
     arrays = {"v_template": body.v_template, "shapedirs": body.shapedirs, "weights": body.lbs_weights,
               "posedirs": body.posedirs.T.reshape(-1, 3, 207), "J_regressor": body.J_regressor, "f": body.faces_tensor,
