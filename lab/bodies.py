@@ -39,6 +39,6 @@ def ask(axis: Axes, example: Example) -> None:
     """What was asked: the sentence, or the image."""
     axis.axis("off")
     if example.image is None:
-        axis.text(0, 0.5, textwrap.fill(example.caption, 24), fontsize=13, va="center", transform=axis.transAxes)
+        axis.text(0, 0.5, textwrap.fill(example.caption, 20), fontsize=15.5, va="center", transform=axis.transAxes)
     else:
         axis.imshow(example.image)

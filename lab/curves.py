@@ -48,7 +48,7 @@ def curves(path: Path, rows: list[dict]) -> None:
     panels = {
         "rewards of the poses": [name for name, reward in REWARDS.items() if reward.of == "poses"],
         "rewards of the words": [name for name, reward in REWARDS.items() if reward.of == "words"],
-        "prompts with nothing to compare": ("text_flat_groups", "pose_flat_groups"),
+        "nothing to compare (of words: 1 if G = 1)": ("text_flat_groups", "pose_flat_groups"),
         "KL to the SFT policy (nats a pose)": ("pose_kl",), "text KL (nats a token)": ("text_kl",),
         "sigma (of 6D numbers)": ("sigma",),
         "validation: share held, judge's R@5": ("val_statements_sampled", "val_judge_r5"),
@@ -65,5 +65,5 @@ def curves(path: Path, rows: list[dict]) -> None:
                 plot_smoothed(axis, points, 15, color=color, label=name)
         axis.set(title=title, xlabel="HyGRPO step")
         if axis.lines:
-            axis.legend(fontsize=12, frameon=False)
+            axis.legend(fontsize=12, edgecolor="none", framealpha=0.6, ncols=1 + (len(names) > 3))
     finish(figure, path)

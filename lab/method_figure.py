@@ -22,7 +22,7 @@ GREY = "#444444"
 G, K = 3, 3  # answers and poses shown
 
 BOXES = (  # x, y, width, height, colour, title, text; {prompt} is the one that was asked
-    (0.3, 4.5, 3.0, 3.7, GREY, "prompt q", "{prompt}\n\nor an image, or both"),
+    (0.3, 4.5, 3.0, 3.7, GREY, "prompt q", "{prompt}"),
     (4.1, 4.5, 3.0, 3.7, GREY, "policy", "vision-language model\n+ pose-aware encoder\nof images (frozen)\n\n"
      "q is run once\nfor all G answers"),
     (7.9, 4.5, 7.1, 3.7, GREY, f"G = {G} answers, each with K = {K} poses", ""),
@@ -56,8 +56,8 @@ def draw_answers(figure: Figure, canvas: Axes, rollout: Rollout, body) -> None:
     poses = rot6d_to_matrix(rollout.pose[0].unflatten(-1, (24, 6))).cpu()  # (G, K, 24, 3, 3)
     for g in range(G):
         middle = 7.18 - 1.0 * g
-        canvas.text(8.1, middle, textwrap.fill(textwrap.shorten(rollout.answers[0][g], 70), 30), va="center",
-                    fontsize=13.5, color=BLUE)
+        answer = textwrap.shorten(rollout.answers[0][g], 85, placeholder=" ... <POSE>.")
+        canvas.text(8.1, middle, textwrap.fill(answer, 31), va="center", fontsize=13.5, color=BLUE)
         bodies = picture(body, turned(remove_heading(poses[g])), torch.zeros(K, 10), 240)
         for k, pixels in enumerate(bodies if rollout.has_pose[0, g] else ()):
             axis = figure.add_axes(((11.95 + 1.0 * k) / 20, (middle - 0.47) / 8.6, 0.94 / 20, 0.94 / 8.6))
@@ -67,7 +67,7 @@ def draw_answers(figure: Figure, canvas: Axes, rollout: Rollout, body) -> None:
 
 def method(path: Path, policy: PosePolicy, split: Split, body, seed: int = 0) -> None:
     """HyGRPO from prompt to update, with answers and poses that the policy really gave."""
-    example = eval_examples(split, "text2pose", 1, seed)[0]
+    example = eval_examples(split, "image2text", 1, seed)[0]
     rollout = policy.sample(policy.encode([example]), G, K, seeds=[seed])
     figure = Figure(figsize=(20, 8.6))
     canvas = figure.add_axes((0, 0, 1, 1), xlim=(0, 20), ylim=(0, 8.6))
@@ -79,6 +79,9 @@ def method(path: Path, policy: PosePolicy, split: Split, body, seed: int = 0) ->
         canvas.text(x + width / 2, y + height - 0.15, title, fontsize=16, fontweight="bold", color=color, **top)
         canvas.text(x + width / 2, y + height - 0.6, text.format(prompt=textwrap.fill(example.prompt, 27)),
                     fontsize=13.5, linespacing=1.45, **top)
+    axis = figure.add_axes((0.95 / 20, 4.6 / 8.6, 1.7 / 20, 1.7 / 8.6))
+    axis.imshow(example.image)
+    axis.axis("off")
     draw_answers(figure, canvas, rollout, body)
     for x, y, text, color, size in LINES:
         canvas.text(x, y, text, fontsize=size, va="center", color=color)

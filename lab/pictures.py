@@ -57,22 +57,22 @@ def show(axis: Axes, body, rotmats: Tensor, example: Example, is_true: bool) -> 
         key = captions.STATEMENTS[i].key.replace("the person is ", "").replace("the ", "").replace(" is ", " ")
         lines += [(f"+ {key}", HOLDS) if holds[i] else (f"- {key}", FAILS)]
     for i, (text, color) in enumerate(lines):
-        axis.annotate(text, (0.5, 0), (0, -6 - 13 * i), "axes fraction", textcoords="offset points", ha="center",
-                      va="top", fontsize=10.5, color=color)
+        axis.annotate(text, (0.5, 0), (0, -6 - 17 * i), "axes fraction", textcoords="offset points", ha="center",
+                      va="top", fontsize=13.5, color=color)
 
 
 def grid(path: Path, examples: Sequence[Example], columns: dict[str, Tensor], body, blocks: int = 1) -> None:
     """A row an example, in `blocks` beside each other: what was asked, and the pose of each column (name ->
     (n, 24, 3, 3))."""
     wide, tall = 1 + len(columns), -(-len(examples) // blocks)
-    figure = Figure(figsize=(2.9 * wide * blocks, 4.0 * tall))
+    figure = Figure(figsize=(2.9 * wide * blocks, 4.2 * tall))
     axes = figure.subplots(tall, wide * blocks, squeeze=False)
-    figure.subplots_adjust(0.01, 0.1, 0.99, 0.95, wspace=0.06, hspace=0.45)
+    figure.subplots_adjust(0.01, 0.12, 0.99, 0.95, wspace=0.06, hspace=0.55)
     for axis in axes.flat:
         axis.axis("off")
     for axis, name in zip(axes[0], ["asked", *columns] * blocks):
         place = axis.get_subplotspec().get_position(figure)  # whatever its picture leaves of it
-        figure.text(place.x0 + place.width / 2, place.y1 + 0.012, name, ha="center", fontsize=16, fontweight="bold")
+        figure.text(place.x0 + place.width / 2, place.y1 + 0.012, name, ha="center", fontsize=18, fontweight="bold")
     for i, example in enumerate(examples):
         row = axes[i % tall][i // tall * wide:]
         ask(row[0], example)
