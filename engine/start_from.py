@@ -22,6 +22,7 @@ POLICY = {"lora_rank", "lora_alpha", "lora_targets", "pose_encoder", "covariance
 JUDGING = {"eval_poses", "retriever_steps", "RETRIEVERS"}
 UNTOUCHED = {"encoders": JUDGING | STAGE_ONE, "sft": JUDGING, "reward": {"eval_poses"} | STAGE_ONE | POLICY,
              "judge": {"eval_poses"} | STAGE_ONE | POLICY}
+PARTS = {"accumulate", "sft_accumulate"}  # change rounding at most: where memory was short, a run goes on with others
 LATE, REACH_BACK = "rft_config.json", {"retriever_steps", "RETRIEVERS"}  # of stage two's, what is used before it
 
 
@@ -31,11 +32,10 @@ def notes_of(world, sft, rft=None, weights: dict[str, float] | None = None) -> d
     are imported there for this). world, sft, rft: the three configurations of train_rft.py."""
     code = lambda config: constants(vars(sys.modules[type(config).__module__]))
     notes = {"sft_config.json": asdict(world) | asdict(sft) | code(sft)}
-    for name in ("out", "device", "skip_bad", "sft_accumulate"):  # of the same run, to rounding at most
+    for name in ("out", "device", "skip_bad"):
         del notes["sft_config.json"][name]
     if rft is not None:
         notes[LATE] = asdict(rft) | {"start_from": None, "reward_weights": weights} | code(rft)
-        del notes[LATE]["accumulate"]
     return notes
 
 
@@ -45,6 +45,7 @@ def differences(folder: Path, notes: dict[str, dict]) -> tuple[dict[str, str], s
     changed, early = {}, set()
     for note, settings in notes.items():
         differ = differing(found, settings) if (found := read_note(folder / note)) is not None else {}
+        differ = {name: values for name, values in differ.items() if name not in PARTS}
         changed |= differ
         early |= differ.keys() & REACH_BACK if note == LATE else differ.keys()
     return changed, early

@@ -3,6 +3,7 @@ same bits, test_resume.py shows."""
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -26,7 +27,7 @@ from data import draw_batch, make_example
 from builtin.tiny import corpus
 from engine.log import numbers, rewards_table
 from engine.saving import load_policy
-from engine.start_from import check_run, find_same, tell_other_world
+from engine.start_from import check_run, find_same, notes_of, tell_other_world
 from lab.frozen_sigma import freeze_sigma
 from lab import continued_sft, pictures
 from model import PoseHead, PosePolicy
@@ -115,6 +116,17 @@ def test_a_folder_of_another_run_is_refused(chain, monkeypatch):
     out, _ = chain
     with pytest.raises(ValueError, match="seed = 0, not 1.*--out"):
         run(monkeypatch, train_sft, "--out", str(out), "--seed", "1", *SMALL[:10])
+
+
+def test_a_run_goes_on_with_a_batch_in_more_parts_after_memory_was_short(tmp_path):
+    """Another number of parts changes rounding at most, so that it is no other run."""
+    world, sft, rft = train_sft.WorldConfig(), train_sft.SFTConfig(), train_rft.RFTConfig()
+    for name in ("sft.state", "rft.state"):
+        (tmp_path / name).write_text("{}")
+    check_run(tmp_path, notes_of(world, sft, rft, {}), write=True)
+    check_run(tmp_path, notes_of(world, replace(sft, sft_accumulate=2), replace(rft, accumulate=4), {}))
+    with pytest.raises(ValueError, match="a run with sft_batch"):
+        check_run(tmp_path, notes_of(world, replace(sft, sft_batch=16), rft, {}))
 
 
 def test_changed_weights_are_refused_whether_set_by_a_flag_or_in_the_table(chain, monkeypatch):

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import train_rft
+from engine import saving
 from engine.saving import load_policy, save_policy
 from engine.world import WorldConfig, check_world
 from model import PosePolicy
@@ -127,6 +128,15 @@ def test_a_policy_read_from_its_folder_learns_on(checkpoints, tmp_path):
     reinforce(loaded, rft_steps=1)
     changed = {name for name, p in loaded.named_parameters() if not torch.equal(p, before[name])}
     assert changed and changed <= teachable(policy)
+
+
+def test_memory_that_lacks_is_no_fault_of_the_policy(checkpoints, tmp_path, monkeypatch):
+    def too_large(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    save_policy(taught(checkpoints["llava 1.5"]), tmp_path / "policy")
+    monkeypatch.setattr(saving, "load_vlm", too_large)
+    with pytest.raises(torch.OutOfMemoryError):  # for which runtime.run has a sentence
+        load_policy(tmp_path / "policy")
 
 
 def test_a_policy_whose_vlm_was_moved_says_where_it_was_expected_and_how_to_point_to_it(checkpoints, tmp_path):
