@@ -17,7 +17,7 @@ from builtin.tiny import corpus
 from lab import floors, metrics
 from lab.table import ROWS, table
 from model import PosePolicy
-from real.smpl import load_body
+from real.smpl import body_vertices, load_body
 
 JOINTS = forward_kinematics(sample_poses(20, np.random.default_rng(0)))[0].double()
 
@@ -128,6 +128,7 @@ def test_who_does_not_look_earns_nothing_by_descriptions():
     everything = ". ".join(s.key for s in captions.STATEMENTS)
     for blind in ("The person is standing.", "", everything, "The left knee is bent. The hands are together."):
         assert score([blind] * 60).mean() == pytest.approx(0, abs=1e-12)
+    assert (metrics.description_scores(examples, [""] * 60)["statements_held"] == 0).all()
     truth = [e.answer for e in examples]
     assert score(truth).mean() == pytest.approx(1) and abs(score(truth[1:] + truth[:1]).mean()) < .2
     half = [a if i % 2 else "The person is standing." for i, a in enumerate(truth)]
@@ -174,6 +175,78 @@ def test_commonest_answer():
     examples = [SimpleNamespace(prompt=p, answer=a) for p, a in
                 [("q", "x"), ("q", "x"), ("q", "y"), ("r", "z"), ("r", "w")]]
     assert metrics.commonest_answer_accuracy(examples) == pytest.approx(3 / 5)
+
+
+def test_each_number_is_of_the_poses_and_the_words_that_it_names(monkeypatch):
+    """The mean pose is the true one, the first sample is that with another heading, the others are strangers'; one
+    question of four is answered wrongly, and every image in a wrong form."""
+    rng = np.random.default_rng(1)
+    split = make_split(sample_poses(12, rng), rng)
+    judge = Retriever(build_tiny(corpus(split, 20, rng))[1].tokenizer.backend_tokenizer).eval()
+    others, asked, was, body = sample_poses(12 * 16, rng).view(12, 16, 24, 3, 3), {}, [], load_body()
+
+    def known(policy, examples, samples, seed=0, greedy=False):
+        true = torch.stack([e.rotmats for e in examples])
+        asked[examples[0].task] = samples, greedy
+        drawn = torch.cat([true[:, None], others[:, 1:samples].repeat(len(true) // 12, 1, 1, 1, 1)], 1)
+        drawn[:, 0, 0] = axis_angle_to_matrix(torch.tensor([0, 1.1, 0])) @ drawn[:, 0, 0]
+        truths = [e.answer for e in examples]
+        words = ["Nothing" if e.task == "image2pose" or (e.task == "vqa" and i % 4 == 0) else e.answer
+                 for i, e in enumerate(examples)]
+        return {"answers": words, "truths": truths, "mean": true, "samples": drawn}
+    monkeypatch.setattr(evaluate, "respond", known)
+    policy = SimpleNamespace(eval=lambda: was.append("eval"), device=torch.device("cpu"))
+    with torch.no_grad():
+        got = evaluate.evaluate(policy, split, judge, body, 12)
+        examples = metrics.eval_examples(split, "text2pose", 12)
+        texts, truth = judge.encode_text([e.caption for e in examples]), judge.encode_pose(split.rotmats)
+    text, image, drawn = got["text2pose"], got["image2pose"], torch.cat([split.rotmats[:, None], others[:, 1:8]], 1)
+    own, strangers = metrics.statements_held(examples, drawn)
+    shuffled = metrics.statements_held(examples, split.rotmats.roll(1, 0)[:, None])[0]
+    assert text["statements_mean"] == 1 and text["statements_sampled"] == pytest.approx(own.mean()) and own.mean() < 1
+    assert text["own_minus_others"] == pytest.approx((own - strangers).mean())
+    assert text["statements_shuffled"] == pytest.approx(shuffled.mean())
+    assert text["judge"] == pytest.approx(metrics.recall(texts, truth)) == text["judge_ceiling"]
+    assert text["judge_floor"] == pytest.approx(metrics.recall(texts, truth.roll(1, 0)))
+    assert text["fid"] == pytest.approx(0, abs=1e-3)
+    joints = forward_kinematics(drawn)[0]
+    apart = [(joints[n, a] - joints[n, b]).norm(dim=-1).mean() for n in range(12) for a in range(8) for b in range(a)]
+    assert text["diversity_mm"] == pytest.approx(1000 * np.mean(apart), rel=1e-3)
+    out = known(None, metrics.eval_examples(split, "image2pose", 12), 16)
+    true = body_vertices(body, out["mean"], split.betas)[1]
+    each = [body_vertices(body, out["samples"][:, k], split.betas)[1] for k in range(16)]
+    for name, measure in (("mpjpe_sampled", metrics.mpjpe), ("pa_mpjpe_sampled", metrics.pa_mpjpe)):
+        errors = torch.stack([measure(joints, true) for joints in each])  # (16, 12)
+        assert image[name] == pytest.approx(errors.mean().item(), rel=1e-4) and errors.std() > 10
+    assert image["mpjpe_mean"] == pytest.approx(0, abs=1e-3)
+    assert got["vqa_accuracy"] == .75 and got["format_rate"] == pytest.approx((1 + 0 + 1 + .75) / 4)
+    assert asked == {"text2pose": (8, False), "image2pose": (16, False), "image2text": (1, False), "vqa": (1, True)}
+    assert was == ["eval"]
+
+
+@pytest.mark.parametrize("greedy", (False, True))
+def test_answers_do_not_depend_on_how_many_are_given_at_once(greedy, monkeypatch):
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    split = make_split(sample_poses(5, rng), rng, images=False)
+    policy = PosePolicy(*build_tiny(corpus(split, 30, rng), hidden_size=32, layers=1)).eval()
+    policy.vlm.get_output_embeddings().register_forward_hook(  # <POSE> half of the time
+        lambda module, inputs, logits: logits.index_fill(-1, torch.tensor([policy.pose_id]), 4.0))
+    examples, found = metrics.eval_examples(split, "text2pose", 5), []
+    for chunk in (100, 2):
+        monkeypatch.setattr(metrics, "CHUNK", chunk)
+        found.append(metrics.respond(policy, examples, 2, 3, greedy))
+    whole, parts = found
+    assert whole["answers"] == parts["answers"] and len(set(whole["answers"])) == (1 if greedy else 5)
+    torch.testing.assert_close(whole["samples"], parts["samples"], atol=1e-4, rtol=1e-4)
+
+
+def test_the_bootstrap_interval_is_that_of_a_mean_of_many():
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    low, high = metrics.bootstrap(values)
+    error = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - error, abs=.1 * error)
+    assert high == pytest.approx(values.mean() + error, abs=.1 * error)
 
 
 def test_who_answers_with_the_truth_has_full_marks(monkeypatch):

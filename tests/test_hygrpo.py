@@ -421,6 +421,12 @@ def test_poses_may_have_a_clip_of_their_own():
                         loss(clip_low=.2, clip_high=.28, pose_clip_low=.01, pose_clip_high=.02))
     assert both["loss_text"] == own["loss_text"] and other["loss_pose"] == own["loss_pose"]
     assert both["loss_pose"] != own["loss_pose"]
+    assert loss(clip_low=.2, clip_high=.28, pose_clip_low=0.0)["loss_pose"] != both["loss_pose"]  # 0 is a clip, too
+
+
+def test_the_loss_is_its_halves_by_their_weight_and_shares():
+    value, metrics, _ = full_loss(rollout(), shift=.05, pose_weight=.5, text_share=.3, pose_share=.2)
+    assert value.item() == pytest.approx((.3 * metrics["loss_text"] + .5 * .2 * metrics["loss_pose"]).item())
 
 
 @pytest.mark.parametrize("pose_ratio", RATIOS)

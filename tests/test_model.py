@@ -1,5 +1,6 @@
 """The policy: shared prompt = plain way, padding, tokens, the pose head, saving and loading."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -220,6 +221,48 @@ def test_pose_head_gives_a_gaussian_that_samples_follow(covariance, kind):
     torch.testing.assert_close(samples.std(-2), pose.stddev, atol=.02, rtol=.1)
     full = pose.covariance_matrix[0, 0] if covariance != "diag" else torch.diag(pose.variance[0, 0])
     torch.testing.assert_close(samples[0, 0].T.cov(), full, atol=.02, rtol=.1)
+
+
+@pytest.mark.parametrize("covariance", ("diag", "lowrank", "full"))
+def test_a_pose_head_that_knows_nothing_gives_the_rest_pose_with_the_sigma_of_its_bias(covariance):
+    head = PoseHead(16, covariance, sigma_floor=.05)
+    for parameter in (*head.mean.parameters(), *(head.correlation.parameters() if head.correlation else ())):
+        torch.nn.init.zeros_(parameter)
+    pose, sigma = head(torch.randn(1, 1, 16)), .05 + math.log1p(math.exp(-1.5))
+    assert torch.equal(pose.mean[0, 0].view(24, 6), matrix_to_rot6d(torch.eye(3).expand(24, 3, 3)))
+    torch.testing.assert_close(pose.stddev[0, 0], torch.full((144,), sigma))
+    if covariance == "lowrank":  # a shared direction adds to the variance
+        torch.nn.init.constant_(head.correlation.bias, .1)
+        variance = head(torch.randn(1, 1, 16)).variance[0, 0]
+        torch.testing.assert_close(variance, torch.full((144,), sigma ** 2 + head.rank * .1 ** 2))
+
+
+def test_the_reference_shares_what_is_frozen_and_copies_what_is_taught(policy):
+    reference, taught = policy.frozen_copy(), 0
+    for ours, theirs in zip(policy.parameters(), reference.parameters()):
+        assert (ours is theirs) == (not ours.requires_grad) and torch.equal(ours, theirs) and not theirs.requires_grad
+        taught += ours.requires_grad
+    assert taught and reference.frozen_features is policy.frozen_features and not reference.training
+
+
+def test_features_of_encoders_that_were_taught_again_are_forgotten():
+    policy = PosePolicy(*build_tiny(CORPUS)).eval()
+    policy.encode(EXAMPLES[1:3])
+    assert len(policy.frozen_features) == 2
+    policy.freeze_encoders()
+    assert not policy.frozen_features
+
+
+def test_a_pose_token_behind_the_end_of_an_answer_is_not_its_pose(policy):
+    prompt = policy.encode(EXAMPLES[:1])
+    tokens = torch.tensor([[[5, policy.pose_id, policy.tokenizer.eos_token_id],
+                            [policy.pose_id, policy.tokenizer.eos_token_id, policy.pose_id]]])
+    mask = torch.tensor([[[True, True, True], [False, True, True]]])
+    first, second = policy.log_prob(prompt, tokens, mask).pose.mean[0]
+    alone = policy.log_prob(prompt, tokens[:, 1:], mask[:, 1:]).pose.mean[0, 0]
+    whole = policy.log_prob(prompt, tokens[:, 1:], torch.ones(1, 1, 3, dtype=torch.bool)).pose.mean[0, 0]
+    torch.testing.assert_close(second, alone, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(alone, whole, atol=1e-3) and not torch.allclose(first, second, atol=1e-3)
 
 
 def test_an_unknown_covariance_is_named():
