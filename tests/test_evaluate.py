@@ -178,8 +178,8 @@ def test_commonest_answer():
 
 
 def test_each_number_is_of_the_poses_and_the_words_that_it_names(monkeypatch):
-    """The mean pose is the true one, the first sample is that with another heading, the others are strangers'; one
-    question of four is answered wrongly, and every image in a wrong form."""
+    """The mean pose is a stranger's, of an image the true one; the first sample is the true one with another heading, the
+    others are strangers'; one question of four is answered wrongly, and every image in a wrong form."""
     rng = np.random.default_rng(1)
     split = make_split(sample_poses(12, rng), rng)
     judge = Retriever(build_tiny(corpus(split, 20, rng))[1].tokenizer.backend_tokenizer).eval()
@@ -193,7 +193,8 @@ def test_each_number_is_of_the_poses_and_the_words_that_it_names(monkeypatch):
         truths = [e.answer for e in examples]
         words = ["Nothing" if e.task == "image2pose" or (e.task == "vqa" and i % 4 == 0) else e.answer
                  for i, e in enumerate(examples)]
-        return {"answers": words, "truths": truths, "mean": true, "samples": drawn}
+        mean = others[:, 0] if examples[0].task == "text2pose" else true
+        return {"answers": words, "truths": truths, "mean": mean, "samples": drawn}
     monkeypatch.setattr(evaluate, "respond", known)
     policy = SimpleNamespace(eval=lambda: was.append("eval"), device=torch.device("cpu"))
     with torch.no_grad():
@@ -203,7 +204,8 @@ def test_each_number_is_of_the_poses_and_the_words_that_it_names(monkeypatch):
     text, image, drawn = got["text2pose"], got["image2pose"], torch.cat([split.rotmats[:, None], others[:, 1:8]], 1)
     own, strangers = metrics.statements_held(examples, drawn)
     shuffled = metrics.statements_held(examples, split.rotmats.roll(1, 0)[:, None])[0]
-    assert text["statements_mean"] == 1 and text["statements_sampled"] == pytest.approx(own.mean()) and own.mean() < 1
+    assert text["statements_mean"] == pytest.approx(metrics.statements_held(examples, others[:, :1])[0].mean())
+    assert text["statements_sampled"] == pytest.approx(own.mean()) and own.mean() < 1
     assert text["own_minus_others"] == pytest.approx((own - strangers).mean())
     assert text["statements_shuffled"] == pytest.approx(shuffled.mean())
     assert text["judge"] == pytest.approx(metrics.recall(texts, truth)) == text["judge_ceiling"]
