@@ -58,7 +58,7 @@ def show(axis: Axes, body, rotmats: Tensor, example: Example, is_true: bool) -> 
         lines += [(f"+ {key}", HOLDS) if holds[i] else (f"- {key}", FAILS)]
     for i, (text, color) in enumerate(lines):
         axis.annotate(text, (0.5, 0), (0, -6 - 17 * i), "axes fraction", textcoords="offset points", ha="center",
-                      va="top", fontsize=13.5, color=color)
+                      va="top", fontsize=min(13.5, 350 / len(text)), color=color)
 
 
 def grid(path: Path, examples: Sequence[Example], columns: dict[str, Tensor], body, blocks: int = 1) -> None:
@@ -133,7 +133,7 @@ def draw(folder: Path, out: Path) -> None:
     policies = {name: load_policy(folder / name.lower()).to(pick_device()) for name in ("SFT", "RFT")}
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     out.mkdir(parents=True, exist_ok=True)
-    method(out / "method.png", policies["SFT"], splits["test"], body, seed)
+    method(out / "method.png", policies["RFT"], splits["test"], body, seed)
     before_after(out / "before_after.png", splits["test"], policies, body, seed=seed)
     curves(out / "curves.png", rows)
     progression(out / "progression.png", rows, splits["val"], body, seed)

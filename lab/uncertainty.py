@@ -69,7 +69,8 @@ def spread_by_group(std: Tensor, error: Tensor, groups: dict[str, Tensor]) -> di
 def draw_bars(axis: Axes, title: str, numbers: dict) -> None:
     bars = {name: bar for name, bar in numbers.items() if name != "rank_correlation"}
     y = np.arange(len(bars))[::-1]
-    axis.barh(y + 0.2, [bar["std_cm"] for bar in bars.values()], 0.38, color=BLUE, label="standard deviation",
+    axis.barh(y + 0.2, [bar["std_cm"] for bar in bars.values()], 0.38, color=BLUE,
+              label="standard deviation (and its error)",
               xerr=[bar["standard_error_cm"] for bar in bars.values()])
     axis.barh(y - 0.2, [bar["error_cm"] for bar in bars.values()], 0.38, color=ORANGE, label="error of the mean pose")
     axis.set(yticks=y, yticklabels=[f"{name}\n(n = {bar['n']})" for name, bar in bars.items()], xlabel="cm",
