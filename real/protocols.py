@@ -7,7 +7,6 @@ Read next: ../lab/metrics.py for the measures, formats.py for the files.
 """
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent
+from torch.distributions import Distribution, Independent, Normal
 
 import captions
 from body import axis_rotation, matrix_to_axis_angle, matrix_to_rot6d, remove_heading
@@ -134,16 +133,6 @@ def retrieval_beside_truth(each: dict[str, Tensor], seed: int) -> dict[str, floa
 
 # ---------------------------------------------------------------- calibration
 
-def chi_square_quantile(share: float, degrees: int) -> float:
-    """The value below which `share` of a chi-square variable of that many degrees of freedom lies, by bisection."""
-    low, high, half = 0.0, 10.0 * degrees + 100, torch.tensor(degrees / 2, dtype=torch.float64)
-    for _ in range(100):
-        middle = (low + high) / 2
-        below = torch.special.gammainc(half, torch.tensor(middle / 2, dtype=torch.float64)).item() < share
-        low, high = (middle, high) if below else (low, middle)
-    return (low + high) / 2
-
-
 def calibration(pose: Distribution, true: Tensor) -> dict[str, Tensor]:
     """Does sigma tell the truth? pose: N Gaussians; true: (N, D) raw. `nll`: nats a number; `inside_50`, `inside_90`:
     is the truth in the smallest region of that probability; `pit` (N, D): the share of each number's Gaussian below it,
@@ -153,9 +142,10 @@ def calibration(pose: Distribution, true: Tensor) -> dict[str, Tensor]:
         white = (true - pose.mean) / pose.stddev
     else:
         white = torch.linalg.solve_triangular(pose.scale_tril, (true - pose.mean)[..., None], upper=False)[..., 0]
-    far = white.square().sum(-1)  # (N,) squared Mahalanobis distance
-    inside = {f"inside_{share}": (far < chi_square_quantile(share / 100, D)).float() for share in (50, 90)}
-    pit = 0.5 + 0.5 * torch.erf((true - pose.mean) / pose.stddev / math.sqrt(2))
+    far = white.square().sum(-1).cpu().double()  # (N,) squared Mahalanobis distance, chi-square of D degrees of freedom
+    nearer = torch.special.gammainc(torch.full_like(far, D / 2), far / 2).to(true)  # (N,) probability of what is nearer
+    inside = {f"inside_{share}": (nearer < share / 100).float() for share in (50, 90)}
+    pit = Normal(pose.mean, pose.stddev).cdf(true)
     return {"nll": -pose.log_prob(true) / D, **inside, "pit": pit}
 
 

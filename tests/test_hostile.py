@@ -131,7 +131,7 @@ def small_body() -> dict[str, np.ndarray]:
 
 
 def read_body(path: Path) -> torch.Tensor:
-    model = smpl.load_body.__wrapped__(str(path))  # without its cache: the name is the same at each call
+    model = smpl._read_body.__wrapped__(str(path))  # without its cache: the name is the same at each call
     vertices = smpl.body_vertices(model, torch.eye(3).repeat(1, 24, 1, 1), torch.zeros(1, 10))[0]
     assert vertices.shape[1] == len(model.v_template) and len(vertices[0, model.faces_tensor]) == len(model.faces)
     return vertices

@@ -235,6 +235,11 @@ def test_a_pose_head_that_knows_nothing_gives_the_rest_pose_with_the_sigma_of_it
         torch.nn.init.constant_(head.correlation.bias, .1)
         variance = head(torch.randn(1, 1, 16)).variance[0, 0]
         torch.testing.assert_close(variance, torch.full((144,), sigma ** 2 + head.rank * .1 ** 2))
+    if covariance == "full":  # its factor is in units of sigma
+        torch.nn.init.constant_(head.correlation.bias, .1)
+        row, column = torch.tril_indices(144, 144, offset=-1)
+        factor = head(torch.randn(1, 1, 16)).scale_tril[0, 0, row, column]
+        torch.testing.assert_close(factor, torch.full_like(factor, .1 * sigma))
 
 
 def test_the_reference_shares_what_is_frozen_and_copies_what_is_taught(policy):

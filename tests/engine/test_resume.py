@@ -264,6 +264,36 @@ def test_ctrl_c_says_whether_there_is_something_to_go_on_from(tmp_path):
         with pytest.raises(KeyboardInterrupt, match=f"step 1 of 3; call the same command {says}"):
             for _ in TrainingState(path, *parts).steps(3, "SFT"):
                 signal.raise_signal(signal.SIGINT)
+        assert path is None or path.exists()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    state, _ = small_state(tmp_path / "a.state", 3)
+    with pytest.raises(KeyboardInterrupt, match="stopped at once"):
+        for _ in state.steps(3, "SFT"):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            pytest.fail("the step went on")
+
+
+def test_the_gradient_is_clipped_and_its_norm_before_is_told(tmp_path):
+    layer = torch.nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(layer.parameters(), 1.0)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    state, before = TrainingState(None, layer, optimizer, schedule, np.random.default_rng(0)), layer.weight.item()
+    (100 * layer.weight.sum()).backward()
+    assert state.update(0.0, max_norm=1.0) == pytest.approx(100)
+    assert before - layer.weight.item() == pytest.approx(1, abs=1e-4)
+
+
+def test_updates_that_could_not_be_made_count_only_in_a_row():
+    state, layer = small_state(None, 100)
+    for _ in range(checkpoint.MAX_SKIPPED + 2):
+        for loss in (float("nan"), 1.0):
+            layer.weight.sum().backward()
+            state.update(loss)
+    assert state.skipped == checkpoint.MAX_SKIPPED + 2
 
 
 def test_a_log_is_cut_where_the_state_was_kept_and_half_a_line_is_dropped(tmp_path):

@@ -154,10 +154,15 @@ def test_two_policies_are_compared_in_pairs():
     assert -1 <= got["interval"][0] < -.75 < got["interval"][1] <= 0  # far narrower than of unpaired values
 
 
-@pytest.mark.parametrize("share, degrees, value", [  # of tables
-    (.5, 2, 1.386294), (.9, 2, 4.605170), (.95, 1, 3.841459), (.9, 10, 15.987179), (.5, 100, 99.334129)])
-def test_quantiles_of_chi_square(share, degrees, value):
-    assert protocols.chi_square_quantile(share, degrees) == pytest.approx(value, rel=1e-6)
+@pytest.mark.parametrize("share, D, quantile", [  # of chi-square tables
+    (50, 2, 1.386294), (90, 2, 4.605170), (90, 10, 15.987179), (50, 100, 99.334129)])
+def test_a_region_ends_where_the_tables_of_chi_square_say(share, D, quantile):
+    true = torch.zeros(2, D)
+    true[:, 0] = 3 * (quantile * torch.tensor([1 - 1e-4, 1 + 1e-4])).sqrt()
+    got = protocols.calibration(Independent(Normal(torch.zeros(2, D), torch.full((2, D), 3.0)), 1), true)
+    assert got[f"inside_{share}"].tolist() == [1, 0]
+    nats = .5 * quantile / D + np.log(3 * np.sqrt(2 * np.pi))
+    np.testing.assert_allclose(got["nll"], nats, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["diag", "full"])
@@ -312,6 +317,9 @@ def test_a_picture_at_fault_is_left_out_only_when_asked(policies, monkeypatch, t
     got = on_files(monkeypatch, policies, tmp_path, files, "--protocol", "smpl-24", "--data", "3dpw:.", "--skip_bad")
     assert got["n"] == 1 and list(got["mpjpe_mean"]["each"])[0].endswith("frame 1")
     assert "left out 1 when drawn" in capsys.readouterr().out
+    files |= {"imageFiles/walk_00/image_00001.jpg": b"no picture"}
+    with pytest.raises(ValueError, match="--data 3dpw:.: every row was left out"):
+        on_files(monkeypatch, policies, tmp_path, files, "--protocol", "smpl-24", "--data", "3dpw:.", "--skip_bad")
 
 
 def test_ids_must_be_unique(policies, monkeypatch, tmp_path):
