@@ -1,8 +1,8 @@
 """What the pages show of finished runs, made again: numbers and pictures in assets/, and tables in the pages.
 
-    python -m lab.figures --runs runs_0 runs_1 runs_2 [--mocap runs_mocap] [--long runs_long]
-runs_0 ... are runs of train_rft.py, with `python -m lab.continued_sft --run` after each; the first one is drawn. A
-table of a page is found by its first line and replaced. Sentences with numbers are left as they are, and
+    python -m lab.figures --runs runs_0 runs_1 runs_2 [--mocap mocap_0 mocap_1 mocap_2] [--long runs_long]
+runs_0 ... and mocap_0 ... are runs of train_rft.py, with `python -m lab.continued_sft --run` after each; runs_0 is
+drawn. A table of a page is found by its first line and replaced. Sentences with numbers are left as they are, and
 tests/test_readme.py says which of them no longer agree. Claims, speed and the toy have commands of their own, which
 docs/claims.md, docs/speed.md and toy.py name.
 Read next: seeds.py and pictures.py, which it calls.
@@ -21,8 +21,8 @@ from lab import pictures, seeds
 from lab.table import ROWS
 
 ROOT = Path(__file__).parent.parent
-RUNS = {"motion capture": "metrics_mocap.json", "ten times as long": "metrics_long.json"}
 BEGINS = f"| | {' | '.join(seeds.COLUMNS)} |"  # the table of several seeds
+MOCAP, LONG = "| | motion capture: ", "| | ten times as long: "  # and those of other runs
 DRAWN = ("before_after", "curves", "progression")  # of a long run: what train_rft.py has drawn
 MARKS = (("*R@5 of the true poses*", ("text2pose", "judge_ceiling", "t2p_r5")),
          ("*R@5 of shuffled poses*", ("text2pose", "judge_floor", "t2p_r5")),
@@ -37,12 +37,12 @@ def value(result: dict | None, keys: tuple):
     return result
 
 
-def one_run(name: str, made: dict) -> str:
+def one_run(made: dict, begins: str) -> str:
     """Markdown: of one run's metrics.json what one has without looking (where it was measured), SFT and RFT."""
     stages = {"blind": "floors", "SFT": "sft", "RFT": "rft"}
     columns = {head: made[stage] for head, stage in stages.items() if stage in made}
     first, *others = columns
-    lines = [f"| | {name}: {first} | {' | '.join(others)} |", "| --- |" + " --- |" * len(columns)]
+    lines = [f"{begins}{first} | {' | '.join(others)} |", "| --- |" + " --- |" * len(columns)]
     for title, keys in ROWS + MARKS:
         values = [value(column, keys) for column in columns.values()]
         known = [x for x in values if x is not None]
@@ -68,36 +68,36 @@ def put(page: str, begins: str, table: str) -> str:
 
 def pages(assets: Path, texts: dict[str, str]) -> dict[str, str]:
     """README.md and docs/results.md (name -> text) with the tables of what lies in `assets`."""
-    rows = json.loads((assets / "seeds.json").read_text())["rows"]
+    rows, mocap = (json.loads((assets / f"{name}.json").read_text())["rows"] for name in ("seeds", "seeds_mocap"))
     made = {name: put(text, BEGINS, seeds.table({title: rows[title] for title in rows_shown(text)}))
             for name, text in texts.items()}
-    for name, file in RUNS.items():
-        table = one_run(name, json.loads((assets / file).read_text()))
-        made["docs/results.md"] = put(made["docs/results.md"], f"| | {name}: ", table)
-    return made
+    long = one_run(json.loads((assets / "metrics_long.json").read_text()), LONG)
+    results = put(made["docs/results.md"], MOCAP, MOCAP + seeds.table(mocap).removeprefix("| | "))
+    return made | {"docs/results.md": put(results, LONG, long)}
 
 
 @dataclass
 class FiguresConfig:
     runs: list[str] = field(metadata={"help": "finished runs of several seeds, each with its control"})
-    mocap: str | None = field(default=None, metadata={"help": "a finished run on motion capture"})
+    mocap: list[str] = field(default_factory=list, metadata={"help": "the same on motion capture"})
     long: str | None = field(default=None, metadata={"help": "a finished run of ten times the length"})
 
 
 def main() -> None:
     config, = read_settings(__doc__, FiguresConfig)
-    assets, others = ROOT / "assets", {"motion capture": config.mocap, "ten times as long": config.long}
-    needed = [Path(folder) / "metrics.json" for folder in others.values() if folder]
-    needed += [Path(config.long) / f"{name}.png" for name in DRAWN if config.long]
+    assets = ROOT / "assets"
+    needed = [Path(config.long) / name for name in ("metrics.json", *(f"{name}.png" for name in DRAWN)) if config.long]
     for file in needed:
         if not file.is_file():
             raise FileNotFoundError(f"{file.parent} holds no finished run (no {file.name}): python train_rft.py --out "
                                     f"{file.parent}")
-    seeds.write([Path(folder) for folder in config.runs], assets / "seeds.json")
-    shutil.copyfile(Path(config.runs[0]) / "metrics.json", assets / "metrics.json")
-    for name, folder in others.items():
-        if folder:
-            shutil.copyfile(Path(folder) / "metrics.json", assets / RUNS[name])
+    several = {name: folders for name, folders in (("", config.runs), ("_mocap", config.mocap)) if folders}
+    reports = {name: seeds.report(folders) for name, folders in several.items()}  # all are read before one is written
+    for name, folders in several.items():
+        atomic_write(assets / f"seeds{name}.json", reports[name])
+        shutil.copyfile(Path(folders[0]) / "metrics.json", assets / f"metrics{name}.json")
+    if config.long:
+        shutil.copyfile(Path(config.long) / "metrics.json", assets / "metrics_long.json")
     for name in DRAWN if config.long else ():
         shutil.copyfile(Path(config.long) / f"{name}.png", assets / f"{name}_long.png")
     texts = {name: (ROOT / name).read_text() for name in ("README.md", "docs/results.md")}

@@ -72,23 +72,23 @@ def better_in(rows: dict[str, dict[str, list[float]]]) -> dict[str, int]:
     return found
 
 
-def write(folders: list[Path], file: Path | None) -> None:
-    """Print the table of runs, and write its numbers to `file`. ValueError where two runs are of one seed."""
-    results = [read(folder) for folder in folders]
+def report(folders: list[str]) -> str:
+    """Print the table of runs; its numbers as JSON. ValueError where two runs are of one seed."""
+    results = [read(Path(folder)) for folder in folders]
     rows, seeds = collect(results), [result["seed"] for result in results]
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"--runs: their seeds are {', '.join(map(str, seeds))}; give runs of different seeds")
     print(table(rows))
     for name, count in better_in(rows).items():
         print(f"RFT better than SFT continued in {count} of {len(seeds)} seeds: {name}")
-    if file:
-        atomic_write(file, json.dumps({"seeds": seeds, "steps_continued": [r["steps"] for r in results],
-                                       "rows": rows}, indent=1) + "\n")
+    return json.dumps({"seeds": seeds, "steps_continued": [r["steps"] for r in results], "rows": rows}, indent=1) + "\n"
 
 
 def main() -> None:
     config, = read_settings(__doc__, SeedsConfig)
-    write([Path(folder) for folder in config.runs], config.json and Path(config.json))
+    numbers = report(config.runs)
+    if config.json:
+        atomic_write(Path(config.json), numbers)
 
 
 if __name__ == "__main__":

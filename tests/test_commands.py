@@ -45,10 +45,13 @@ ELSEWHERE = {  # the test that runs it
         "test_train.py::test_sft_of_a_finished_run_is_continued_as_its_control",
     "python -m lab.seeds --runs runs_0 runs_1 runs_2":
         "lab/test_seeds.py::test_mean_and_spread_over_seeds_and_in_how_many_rft_is_better",
-    "python -m lab.figures --runs runs_0 runs_1 runs_2 [--mocap runs_mocap] [--long runs_long]":
+    "python -m lab.figures --runs runs_0 runs_1 runs_2 [--mocap mocap_0 mocap_1 mocap_2] [--long runs_long]":
         "lab/test_figures.py::test_tables_numbers_and_pictures_are_those_of_the_runs_and_other_words_stay",
     "python demo.py": "test_demo.py::test_the_page_is_served_and_answers",
     "python train_rft.py --poses DIR --out runs_mocap": "test_train.py::test_the_chain_runs_on_motion_capture",
+    "python train_rft.py --poses DIR --seed 0 --out mocap_0": "test_train.py::test_the_chain_runs_on_motion_capture",
+    "python -m lab.continued_sft --run mocap_0":
+        "test_train.py::test_sft_of_a_finished_run_is_continued_as_its_control",
     "python -m lab.experiments --start_from runs_0 runs_1 runs_2 --json assets/claims.json --figure assets/claims.png":
         "lab/test_experiments.py::test_a_quick_run_makes_table_json_and_figure_and_is_kept",
     "python -m lab.experiments --stability assets/stability.png --seeds 0 --start_from runs_0 --json assets/stability.json":
