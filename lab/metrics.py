@@ -165,7 +165,7 @@ def respond(policy: PosePolicy, examples: Sequence[Example], samples: int, seed:
     (N, samples, 24, 3, 3)."""
     seeds = np.random.default_rng([seed, 78]).integers(2 ** 62, size=len(examples))
     rows = {"answers": [], "truths": [e.answer for e in as_read(policy, examples)], "mean": [], "samples": []}
-    chunk = min(CHUNK, 8 * policy.images_at_once)  # of a large model as few as a step of training has in parts
+    chunk = min(CHUNK, 8 * policy.images_at_once)  # fewer of a model with large pictures, as in training
     for start in range(0, len(examples), chunk):
         prompt = policy.encode(examples[start:start + chunk])
         rollout = policy.sample(prompt, 1, samples, temperature=0.0 if greedy else 1.0,
