@@ -145,7 +145,7 @@ def calibration(pose: Distribution, true: Tensor) -> dict[str, Tensor]:
     far = white.square().sum(-1).cpu().double()  # (N,) squared Mahalanobis distance, chi-square of D degrees of freedom
     nearer = torch.special.gammainc(torch.full_like(far, D / 2), far / 2).to(true)  # (N,) probability of what is nearer
     inside = {f"inside_{share}": (nearer < share / 100).float() for share in (50, 90)}
-    pit = Normal(pose.mean, pose.stddev).cdf(true)
+    pit = Normal(pose.mean, pose.stddev, validate_args=False).cdf(true)
     return {"nll": -pose.log_prob(true) / D, **inside, "pit": pit}
 
 

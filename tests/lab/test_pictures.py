@@ -78,6 +78,13 @@ def test_the_progression_shows_at_most_five_steps_with_first_and_last(evaluation
     torch.testing.assert_close(columns[f"step {shown[-1]}"], expected)
 
 
+def test_without_the_log_there_is_no_progression_and_no_fault(monkeypatch):
+    monkeypatch.setattr(pictures, "followed_examples", lambda *_: [])
+    monkeypatch.setattr(pictures, "true_poses", lambda *_: {})
+    monkeypatch.setattr(pictures, "grid", lambda *_: pytest.fail("nothing to draw"))
+    pictures.progression(None, [{"step": 3}], None, None)
+
+
 def test_a_smoothed_curve_is_the_mean_of_the_last_steps():
     axis = Figure().subplots()
     curves.plot_smoothed(axis, [(3, 1.0), (5, 3.0), (9, 8.0)], 2)
