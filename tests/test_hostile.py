@@ -343,7 +343,7 @@ def test_no_pickle_is_executed(checkpoints, folder):
 
 
 @pytest.mark.parametrize("model_type", ["llava", "unheard_of"])
-def test_no_code_beside_a_checkpoint_is_run(checkpoints, folder, model_type):
+def test_no_code_beside_a_checkpoint_is_run(checkpoints, folder, model_type, monkeypatch):
     mark = folder / "mark"
     code = f"open({str(mark)!r}, 'w')\nclass Mine: pass\n".encode()
     files = {}
@@ -352,9 +352,10 @@ def test_no_code_beside_a_checkpoint_is_run(checkpoints, folder, model_type):
         config |= {"trust_remote_code": True, "auto_map": {key: "mine.Mine" for key in (
             "AutoConfig", "AutoModelForImageTextToText", "AutoProcessor", "AutoTokenizer", "AutoImageProcessor")}}
         files[name.replace(".", "__")] = json.dumps(config | {"model_type": model_type}).encode()
-    started = time.monotonic()
+    questions = []
+    monkeypatch.setattr("builtins.input", lambda *words: questions.append(words) or "yes")
     sound_or_one_sentence(read_policy, copy_of(checkpoints / "policy", mine__py=code, **files))
-    assert not mark.exists() and time.monotonic() - started < 10  # it did not wait for a "yes" from the terminal
+    assert not mark.exists() and not questions  # on the terminal
 
 
 @pytest.mark.parametrize("floor", [-.02, np.nan, np.inf, 1e300, "0.02", None])
@@ -415,11 +416,11 @@ def png(width: int, height: int) -> bytes:
     (b"P6 9 9 255\n" + bytes(243), "identify"), (b"not a picture", "identify"),
     (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "identify")])  # a program
 def test_images_that_promise_what_they_do_not_hold(folder, content, reason):
-    path, started = folder / "photo.png", time.monotonic()
+    path = folder / "photo.png"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=reason) as error:
         photos.read_image(path)
-    assert str(path) in str(error.value) and time.monotonic() - started < 2
+    assert str(path) in str(error.value)
 
 
 @pytest.mark.parametrize("form, mode", [("GIF", "P"), ("GIF", "L"), ("WEBP", "RGB"), ("WEBP", "RGBA"), ("BMP", "L"),
@@ -500,13 +501,17 @@ def test_a_retriever_places_any_text_on_its_sphere(retriever, text):
     "a", "the ", "the left ", "the person is kneeling on the ", ". ", ", ", "not ", ", or ", " ", "<", "(", "\n", "膝", "<POSE>",
     captions.POSE_ANSWER, ". The SMPL pose of this person is "])
 def test_long_texts_take_no_longer_than_their_length(piece):
-    text, started = (piece * 100_000)[:100_000], time.process_time()
-    captions.parse(text)
-    for task in data.TASKS:
-        rewards.has_form(task, text)
-    rewards.words_of(text)
-    predict.make_prompt("x" + text, None)
-    assert time.process_time() - started < 2
+    def seconds(length):
+        text, started = (piece * length)[:length], time.process_time()
+        captions.parse(text)
+        for task in data.TASKS:
+            rewards.has_form(task, text)
+        rewards.words_of(text)
+        predict.make_prompt("x" + text, None)
+        return time.process_time() - started
+
+    # Eight times the length: eight times the work, where the square would be 64. No machine is slowed three times thrice.
+    assert any(seconds(100_000) < 24 * seconds(12_500) + 0.1 for _ in range(3))
 
 
 def test_a_prompt_longer_than_the_policy_reads_is_refused(policy):
