@@ -42,13 +42,14 @@ def build_tiny(corpus: Sequence[str], hidden_size: int = 128, layers: int = 2) -
         CLIPImageProcessorPil(size={"height": 64, "width": 64}, do_center_crop=False), tokenizer, patch_size=32,
         vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=CHAT_TEMPLATE)
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-                                       num_attention_heads=4, image_size=64,
-                         patch_size=32),
-        text_config=LlamaConfig(vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=2 * hidden_size,
-                    num_hidden_layers=layers, num_attention_heads=4, max_position_embeddings=2048,
-                    pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-                                initializer_range=hidden_size ** -0.5),
+        vision_config=CLIPVisionConfig(
+            hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, image_size=64,
+            patch_size=32),
+        text_config=LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=2 * hidden_size,
+            num_hidden_layers=layers, num_attention_heads=4, max_position_embeddings=2048,
+            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+            initializer_range=hidden_size ** -0.5),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"), image_seq_length=4, vision_feature_layer=-1)
     return LlavaForConditionalGeneration(config), processor, PoseEncoder()
 
