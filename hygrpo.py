@@ -27,6 +27,8 @@ Departures from the paper:
 - Where all answers of a prompt are the same sentence, one is given (G = 1), and the group is its K poses.
 - Delta is one number for a pose in the paper. Here each joint, whose ratio is its own, is compared by the part of a
   reward that it decides: of 24 joints one bends the elbow, and the luck of the others is noise to it.
+- Of `statements` it is multiplied by 1 - mean, what the group lacks, as by the focal loss (Lin et al. 2017): divided by
+  the spread, a statement that 63 of 64 poses hold would teach as much as one that half of them do.
 - F also holds the mean reward of an answer's poses: a description that leads to better poses is a better description.
 - r_d is taken for each token, as in GRPO (Shao et al. 2024), and r_c for each joint: the density ratio of a
   144-dimensional Gaussian leaves any clip range after one small step. `pose_ratio="joint"` is the paper's literal form.
@@ -83,13 +85,15 @@ def group_advantage(reward: Tensor, valid: Tensor, normalize: str = "std", basel
 
 
 def advantages(text_rewards: dict[str, Tensor], pose_rewards: dict[str, Tensor], has_pose: Tensor,
-               weights: dict[str, float], by_joint: dict[str, Tensor] | None = None, **how) -> tuple[Tensor, Tensor]:
+               weights: dict[str, float], by_joint: dict[str, Tensor] | None = None,
+               focal: dict[str, float] | None = None, **how) -> tuple[Tensor, Tensor]:
     """F (B, G) for the answers and Delta for the poses (Pose-RFT eq. 5), rewards normalised one by one.
 
     text_rewards: name -> (B, G). pose_rewards: name -> (B, G, K), read only where `has_pose` (B, G). A NaN marks a
     reward that its task does not have. weights: name -> weight. how: `normalize` and `baseline` of `group_advantage`.
     by_joint: name -> (B, G, K, 24), the part of a reward that each joint decides, NaN where it decides nothing. Delta
     (B, G, K, 24 or 1) then compares each joint by its own part, or by all of a reward without parts; else (B, G, K).
+    focal: name -> gamma, of rewards of poses from 0 to 1: Delta's part of it times (1 - mean of the group)^gamma.
     Delta's baseline is all V x K valid poses of the prompt: with K = 1 this is the paper's normalisation over V.
     F's baseline is all G answers, or those with a pose for the mean reward of an answer's poses.
     """
@@ -101,7 +105,11 @@ def advantages(text_rewards: dict[str, Tensor], pose_rewards: dict[str, Tensor],
         F = F + weights[name] * group_advantage(reward.mean(-1), has_pose & ~reward.isnan().any(-1), **how)
         part = (by_joint or {}).get(name, reward[..., None])  # (B, G, K, 24 or 1)
         valid = has_pose[..., None, None] & ~part.isnan()
-        delta = group_advantage(part.flatten(1, 2).mT, valid.flatten(1, 2).mT, **how)  # (B, 24 or 1, G K)
+        part, valid = part.flatten(1, 2).mT, valid.flatten(1, 2).mT  # (B, 24 or 1, G K)
+        delta = group_advantage(part, valid, **how)
+        if name in (focal or {}):
+            mean = part.masked_fill(~valid, 0.0).sum(-1, keepdim=True) / valid.sum(-1, keepdim=True).clamp_min(1)
+            delta = delta * (1 - mean).clamp_min(0.0) ** focal[name]
         Delta = Delta + weights[name] * delta.mT.unflatten(1, reward.shape[1:])
     return F, Delta if by_joint else Delta.squeeze(-1)
 
@@ -178,8 +186,7 @@ def ratio_metrics(kind: str, log_ratio: Tensor, advantage: Tensor, active: Tenso
 
 
 def aggregate(per_token: Tensor, mask: Tensor, aggregation: str = "grpo", max_tokens: int | None = None) -> Tensor:
-    """One number from the tokens (..., T) of many answers. mask: (..., T), by length: for G = 2 answers of 3 and of 2
-    tokens, [[1, 1, 1], [1, 1, 0]].
+    """One number from the tokens (..., T) of many answers. mask: (..., T), by length: [[1, 1, 1], [1, 1, 0]].
 
     `grpo`: mean of each answer's mean, in which a token of a short answer weighs more; `bnpo`: mean over all tokens;
     `dr_grpo`: sum over answers x `max_tokens`, free of the length bias (Liu et al. 2025). max_tokens: the most that an
@@ -241,26 +248,24 @@ def detached(new, sample: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def loss(new, old_log_prob: Tensor, old_terms: Tensor, reference, rollout, F: Tensor, Delta: Tensor, *, clip_low: float,
-         clip_high: float, pose_clip_low: float | None = None, pose_clip_high: float | None = None, beta_text: float,
-         beta_pose: float, pose_ratio: str = "per_joint", pose_weight: float = 1.0, text_share: float = 1.0,
-         pose_share: float = 1.0, slope: Tensor | None = None, **how) -> tuple[Tensor, dict[str, Tensor]]:
+         clip_high: float, beta_text: float, beta_pose: float, pose_ratio: str = "per_joint", pose_weight: float = 1.0,
+         text_share: float = 1.0, pose_share: float = 1.0, slope: Tensor | None = None, **how) -> tuple[Tensor, dict]:
     """Eq. 6, negated: the discrete half plus `pose_weight` times the continuous half. Returns it and diagnostics of
     both halves: `valid` is the share of answers with a pose, `*_flat_groups` of prompts with nothing to compare.
 
     new, reference: scores with `log_prob` (B, G, T), `log_softmax` (B, G, T, W) and `pose`, a Gaussian of batch shape
     (B, G). old_log_prob (B, G, T), old_terms (B, G, K, D): under the policy that sampled. rollout: `tokens`,
     `token_mask` (B, G, T), `pose` (B, G, K, D) raw samples, `has_pose` (B, G). F: (B, G). Delta: (B, G, K) or
-    (B, G, K, 24); slope: of `pose_loss`. pose_clip_low, pose_clip_high: of poses; None: as of words. text_share,
-    pose_share: where these prompts are a part of a batch, their share of its B G answers and of the V with a pose: the
-    losses of the parts, and their gradients, then add up to those of the batch (but for `bnpo`). how: of `aggregate`.
+    (B, G, K, 24); slope: of `pose_loss`. text_share, pose_share: where these prompts are a part of a batch, their
+    share of its B G answers and of the V with a pose: the losses of the parts, and their gradients, then add up to
+    those of the batch (but for `bnpo`). how: of `aggregate`.
     """
     text, text_metrics = text_loss(
         new.log_prob, old_log_prob, categorical_kl(new.log_softmax, reference.log_softmax), F, rollout.token_mask,
         clip_low=clip_low, clip_high=clip_high, beta=beta_text, **how)
     pose, pose_metrics = pose_loss(
         new.pose, old_terms, reference.pose, rollout.pose, Delta, rollout.has_pose, pose_ratio=pose_ratio,
-        beta=beta_pose, slope=slope, clip_low=clip_low if pose_clip_low is None else pose_clip_low,
-        clip_high=clip_high if pose_clip_high is None else pose_clip_high)
+        clip_low=clip_low, clip_high=clip_high, beta=beta_pose, slope=slope)
     entropy = -(new.log_softmax.detach().exp() * new.log_softmax.detach()).sum(-1)  # (B, G, T) nats
     words = rollout.tokens.masked_fill(~rollout.token_mask, -1)  # (B, G, T)
     alike = (words == words[:, :1]).flatten(1).all(-1)  # (B,): then F compares the luck of poses, and moves no word

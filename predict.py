@@ -71,8 +71,7 @@ class PredictConfig:
 
 def respond(policy: PosePolicy, body, prompt: str, image: np.ndarray | None, config: PredictConfig,
             say: Callable[[str], None] = print) -> list[Path]:
-    """Ask, say what was answered, and write the files of one prediction over those of the last. Returns these; none
-    where the answer gives no pose."""
+    """Ask, say what was answered, and write the files over those of the last time. Returns them, none without pose."""
     prompt = prompt.encode(errors="replace").decode()  # a terminal may send what is no text
     prediction = predict(policy, prompt, image, config.samples, config.seed)
     say(f"asked:  {prompt}\nanswer: {prediction.answer}")

@@ -99,8 +99,7 @@ def informedness(said: Sequence[int], holds: Tensor, base_rates: Tensor) -> floa
 
     said: n different statements. holds: the h_s of this picture. base_rates: the share p_s of pictures in which each
     holds; both (2 S,), of `signed`. A sum of informedness (Powers 2011): whoever does not look earns 0 on average,
-    whatever is said. What is rare counts more. True descriptions make 4 statements on average; the divisor keeps a long
-    list of guesses from earning more than the few best of them.
+    whatever is said. What is rare counts more. True descriptions make 4 statements; more of them must not pay by number.
     """
     said = list(said)
     return ((holds.to(base_rates) - base_rates)[said].sum() / max(len(said), 4)).item()
@@ -141,16 +140,16 @@ class Reward(NamedTuple):
     has_slope: bool = False  # torch can differentiate it by the pose, and `--pose_gradient pathwise` follow that
 
 
-# Little of the form is to be learned, but it must not be lost; where a prompt has one answer, the KL alone keeps it. As
-# answers half right are similar to true ones, a large weight of `text` costs exact answers. A caption may say nothing.
+# Little of the form is to be learned, but it must not be lost. As answers half right are similar to true ones, a large
+# weight of `text` costs exact ones. --focal_gamma makes the advantage of `statements` smaller; a caption may have none.
 REWARDS = {
     "format": Reward(12.0, "words", ("text2pose", "image2pose", "image2text", "vqa"), format_reward),
     "text": Reward(0.5, "words", ("image2text", "vqa"), text_reward),
     "description": Reward(8.0, "words", ("image2text",), description_reward),
     "correct": Reward(1.0, "words", ("vqa",), correct_reward),
-    "joint": Reward(2.0, "poses", ("image2pose", "image2text"), joint_reward, by_joint=joint_by_joint, has_slope=True),
+    "joint": Reward(3.0, "poses", ("image2pose", "image2text"), joint_reward, by_joint=joint_by_joint, has_slope=True),
     "semantic": Reward(0.5, "poses", ("text2pose",), semantic_reward, has_slope=True),
-    "statements": Reward(3.5, "poses", ("text2pose",), statements_reward, lambda e: len(e.statements) > 0,
+    "statements": Reward(14.0, "poses", ("text2pose",), statements_reward, lambda e: len(e.statements) > 0,
                          statements_by_joint),
 }
 

@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -65,8 +66,6 @@ class RFTConfig:
     beta_pose: Number = field(default=0.1, metadata={"help": "weight of the pose's KL to the SFT policy"})
     clip_low: Limit = field(default=0.2, metadata={"help": "clips ratios below 1 - this; inert with one inner epoch"})
     clip_high: Limit = field(default=0.28, metadata={"help": "clips ratios above 1 + this; inert with one inner epoch"})
-    pose_clip_low: Limit | None = field(default=None, metadata={"help": "of poses; default: --clip_low; as inert"})
-    pose_clip_high: Limit | None = field(default=None, metadata={"help": "of poses; default: --clip_high; as inert"})
     pose_ratio: Literal["joint", "per_joint", "mean"] = field(
         default="per_joint", metadata={"help": "numbers a ratio is of; with one inner epoch inert but for --credit"})
     credit: Literal["joint", "pose"] = field(default="joint", metadata={
@@ -75,6 +74,8 @@ class RFTConfig:
         default="std", metadata={"help": "what advantages are divided by: spread of the group, of the batch, nothing"})
     baseline: Literal["leave_one_out", "mean"] = field(
         default="leave_one_out", metadata={"help": "what a reward is compared with: mean of the others, mean of all"})
+    focal_gamma: Number = field(default=1.0, metadata={
+        "help": "power of 1 - mean of the group, by which the advantage of statements is multiplied; 0: as in GRPO"})
     compare: Literal["each", "sum"] = field(default="each", metadata={
         "help": "what advantages are taken of: each reward by itself (GDPO), or their weighed sum (GRPO)"})
     pose_gradient: Literal["score", "pathwise"] = field(default="score", metadata={
@@ -98,7 +99,8 @@ def train_rft(policy: PosePolicy, split: Split | Mixture, retriever: Retriever, 
     """HyGRPO in place. Returns a row of numbers a step, with those of validate(policy) before the first step, at
     intervals and at the end. out: folder for rows, samples, and the state from which a stopped run goes on."""
     weights, base_rates, followed = check(config), split.base_rates(), pathwise.followed(config)
-    compare = {"each": hygrpo, "sum": summed}[config.compare].advantages
+    compare = {"each": partial(hygrpo.advantages, focal={"statements": config.focal_gamma}),
+               "sum": summed.advantages}[config.compare]
     how = {"normalize": config.normalize, "baseline": config.baseline}
     of_joints = (config.credit, config.pose_ratio) == ("joint", "per_joint")  # else a pose has one advantage
     policy.pose_head.sigma_floor = config.sigma_floor
@@ -141,10 +143,9 @@ def train_rft(policy: PosePolicy, split: Split | Mixture, retriever: Retriever, 
                 # 7. Loss, a number, and update.
                 loss, metrics = hygrpo.loss(
                     new, *part.old, part.reference, part.rollout, part.F, part.Delta, **step.shares(part),
-                    clip_low=config.clip_low, clip_high=config.clip_high, pose_clip_low=config.pose_clip_low,
-                    pose_clip_high=config.pose_clip_high, beta_text=config.beta_text, beta_pose=config.beta_pose,
-                    pose_ratio=config.pose_ratio, pose_weight=config.pose_weight, aggregation=config.aggregation,
-                    max_tokens=ANSWER_TOKENS, slope=part.slope)
+                    clip_low=config.clip_low, clip_high=config.clip_high, beta_text=config.beta_text,
+                    beta_pose=config.beta_pose, pose_ratio=config.pose_ratio, pose_weight=config.pose_weight,
+                    aggregation=config.aggregation, max_tokens=ANSWER_TOKENS, slope=part.slope)
                 step.backward(loss, metrics, part, new)
             step.update()
     policy.eval()

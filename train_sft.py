@@ -70,8 +70,7 @@ class SFTConfig:
 
 def sft_loss(policy: PosePolicy, examples: Sequence[Example],
              counts: tuple[int, int] | None = None) -> tuple[Tensor, dict[str, float]]:
-    """Cross-entropy of the answers plus beta-NLL of the poses, where the answer holds one, plus, where there is an
-    image too, joint errors of the mean pose.
+    """Cross-entropy of the answers plus beta-NLL of the poses in them plus, of images, joint errors of the mean pose.
 
     counts: of the tokens and of the poses by which the sums are divided, those of the whole batch where `examples` are
     a part of it, so that the losses of the parts add up; default: those of `examples`."""
@@ -84,8 +83,7 @@ def sft_loss(policy: PosePolicy, examples: Sequence[Example],
     rotmats = [torch.eye(3).expand(24, 3, 3) if e.rotmats is None else e.rotmats for e in examples]  # eye: not used
     true = matrix_to_rot6d(torch.stack(rotmats)).flatten(1).to(policy.device)  # (B, 144)
     terms = gaussian_log_prob_terms(scores.pose, true[:, None])[:, 0]  # (B, 144)
-    # The spread that each term has: with correlations, of a number given those before it. By the marginal one, which is
-    # larger, sigma would grow without end.
+    # With correlations, the spread of a number given those before it: by the marginal one sigma would grow without end.
     spread = scores.pose.stddev if isinstance(scores.pose, Independent) else scores.pose.scale_tril.diagonal(0, -2, -1)
     weight = spread.detach()[:, 0] ** (2 * BETA_NLL)
     pose = -(weight * terms).mean(-1).masked_fill(~has_pose, 0.0).sum() / max(1, pose_count)
@@ -108,8 +106,7 @@ def count_answers(policy: PosePolicy, tokens: Tensor, mask: Tensor) -> tuple[int
 
 def train_sft(policy: PosePolicy, split: Split | Mixture, config: SFTConfig, seed: int,
               state_file: Path | None = None) -> None:
-    """Teach the policy in place on fresh words for the poses of `split`. state_file: from which a run that was stopped
-    goes on."""
+    """Teach the policy in place on fresh words for the poses of `split`. state_file: of a run that was stopped."""
     rng = np.random.default_rng([seed, 10])
     parameters, matrices = [p for p in policy.parameters() if p.requires_grad], []
     groups = [{"params": parameters}]

@@ -15,6 +15,9 @@ MEASURES = {
     "questions": ("vqa_accuracy", None, 1), "form": ("format_rate", None, 1),
     "descriptions": ("description", "informed", 1)}
 
+# What all arms have unless they change it: no focal advantages, as in GRPO, and the weights that go with that.
+BASE = {"focal_gamma": 0.0, "reward_weights": ["joint=2", "statements=3.5"]}
+
 # An arm: the start it goes on from, and the settings of stage two that it changes; None: the start as it is.
 ARMS = {
     "sft": ("gaussian", None), "hygrpo": ("gaussian", {}), "sft continued": ("gaussian", "sft"),
@@ -59,7 +62,7 @@ ARMS |= {name: ARMS[which] for name, (which, _) in EQUAL_TIME.items()}
 
 # Each weight of rewards.py a quarter and four times as large.
 WEIGHED = {f"{name} x {scale:g}": ("gaussian", {"reward_weights": [f"{name}={weight * scale:g}"]})
-           for name, weight in weights().items() for scale in (0.25, 4.0)}
+           for name, weight in weights(BASE["reward_weights"]).items() for scale in (0.25, 4.0)}
 ARMS |= WEIGHED
 
 # What HyGRPO has after a few steps, with a decay of their own: when does it have what SFT continued brings?
@@ -152,3 +155,11 @@ def value(result: dict, measure: str) -> float:
     """A measure's number in what `evaluate.evaluate` returned."""
     first, second, _ = MEASURES[measure]
     return result[first][second] if second else result[first]
+
+
+def settings(changes: dict) -> dict:
+    """What an arm has instead of the defaults of stage two: BASE, and what it changes."""
+    given = changes.get("reward_weights", [])
+    changed = {weight.partition("=")[0] for weight in given} | {changes.get("without")}
+    kept = [weight for weight in BASE["reward_weights"] if weight.partition("=")[0] not in changed]
+    return BASE | changes | {"reward_weights": kept + given}

@@ -43,7 +43,8 @@ from engine.saving import load_policy, save_policy
 from engine.settings import Count, OutputFile, OutputFolder, OutputPicture, SeedNumber, read_settings
 from engine.world import WorldConfig, build_policy, keep_features, load_world
 from lab import agreement, claims_figure, discrete
-from lab.claims import ARMS, BESIDE, CLAIMS, EQUAL_TIME, LONG, MEASURES, SIDE_BY_SIDE, value
+from lab.claims import ARMS, BASE, BESIDE, CLAIMS, EQUAL_TIME, LONG, MEASURES, SIDE_BY_SIDE, value
+from lab.claims import settings as arm_settings
 from lab.claims_table import compare, side_by_side, summary, table
 from lab.continued_sft import ContinuedConfig
 from lab.curves import BLUE, ORANGE, finish, plot_smoothed
@@ -103,7 +104,7 @@ class Seed:
                                  eval_poses=self.size.eval)
         self.config = SFTConfig(encoder_steps=self.size.encoder, sft_steps=self.size.sft)
         check_folder(self.folder, "settings.json", vars(self.size) | {
-            "rft": asdict(RFTConfig(**self.size.rft)), "REWARDS": rewards.weights(),
+            "rft": asdict(RFTConfig(**self.size.rft | BASE)), "REWARDS": rewards.weights(),
             "SFT": constants(vars(stage_one)), "RFT": constants(vars(stage_two))})
         self.features = {}  # of pictures, by the encoders they come from
         if config.start_from:
@@ -183,7 +184,7 @@ class Seed:
             prompts = steps * SFTConfig.sft_batch
             train_sft(policy, self.splits["train"], SFTConfig(sft_steps=steps), own_seed(self.seed, 14))
         elif changes is not None:
-            settings = self.size.rft | changes
+            settings = self.size.rft | arm_settings(changes)
             if arm in EQUAL_TIME:
                 seconds, others = (self.run(name)["seconds"] for name in EQUAL_TIME[arm])
                 settings["rft_steps"] = max(1, round(settings["rft_steps"] * others / seconds))

@@ -186,6 +186,31 @@ def test_nested_advantages_with_several_poses_by_hand():
     torch.testing.assert_close(F, torch.tensor([[10 * 1 + 2 * (1.5 - 4.5), 10 * -.5 + 2 * (4.5 - 1.5), 10 * -.5]]))
 
 
+@pytest.mark.parametrize("gamma, factor", [(0.0, 1.0), (1.0, 0.25), (2.0, 0.0625)])
+def test_a_group_that_has_nearly_all_of_a_reward_learns_little_of_it(gamma, factor):
+    """Three of four poses have it: what the group lacks is a quarter, by whose power the advantage is multiplied."""
+    pose, yes = torch.tensor([[[1.0, 1, 1, 0]]]), torch.ones(1, 1).bool()
+    plain, focal = (hygrpo.advantages({}, {"p": pose, "q": pose}, yes, {"p": 1.0, "q": 10.0}, focal=how)
+                    for how in (None, {"p": gamma}))
+    torch.testing.assert_close(focal[1], plain[1] * (factor + 10) / 11)  # and q is as it was
+    torch.testing.assert_close(focal[0], plain[0])
+
+
+def test_what_a_group_lacks_is_counted_joint_by_joint_and_of_valid_poses():
+    part = torch.tensor([[1.0, 0, torch.nan], [1, 1, torch.nan], [0, 1, 1], [1, 1, torch.nan]]).reshape(1, 1, 4, 3)
+    pose, has_pose = torch.ones(1, 2, 4), torch.tensor([[True, False]])
+    parts = torch.cat([part, torch.zeros_like(part)], 1)  # (1, 2, 4, 3): the second answer holds no pose
+    plain, focal = (hygrpo.advantages({}, {"p": pose}, has_pose, {"p": 1.0}, {"p": parts}, focal=how)[1]
+                    for how in (None, {"p": 1.0}))
+    torch.testing.assert_close(focal, plain * torch.tensor([.25, .25, 0]))
+    assert (plain[0, 0, :, :2] != 0).all() and (focal[0, 1] == 0).all()
+
+
+def test_a_reward_above_one_is_never_turned_round():
+    pose = torch.tensor([[[3.0, 1, 2, 2]]])
+    assert (hygrpo.advantages({}, {"p": pose}, torch.ones(1, 1).bool(), {"p": 1.0}, focal={"p": 1.0})[1] == 0).all()
+
+
 def test_a_pose_without_a_reward_takes_its_answer_out_of_the_comparison_of_answers():
     pose = torch.tensor([[[1.0, 3], [5, torch.nan], [4, 6]]])
     yes, how = torch.ones(1, 3).bool(), {"normalize": "none", "baseline": "mean"}
@@ -409,19 +434,6 @@ def test_what_later_steps_compare_with_is_a_constant_of_the_same_pass():
     assert not log_prob.requires_grad and not terms.requires_grad
     assert torch.equal(log_prob, new.log_prob) and terms.shape == r.pose.shape
     torch.testing.assert_close(terms[:, :, 3], new.pose.base_dist.log_prob(r.pose[:, :, 3]).detach())
-
-
-def test_poses_may_have_a_clip_of_their_own():
-    """It changes the loss of the poses and nothing of the words'; without it the words' clip is both."""
-    r = rollout()
-    new, old = (scores(r, r.logits + shift * r.old_logits, r.mean + shift, r.log_sigma, r.factor) for shift in (0, .3))
-    loss = lambda **clips: hygrpo.loss(new, *hygrpo.detached(old, r.pose), new, r, r.F, r.Delta, beta_text=0,
-                                       beta_pose=0, **clips)[1]
-    both, other, own = (loss(clip_low=.2, clip_high=.28), loss(clip_low=.01, clip_high=.02),
-                        loss(clip_low=.2, clip_high=.28, pose_clip_low=.01, pose_clip_high=.02))
-    assert both["loss_text"] == own["loss_text"] and other["loss_pose"] == own["loss_pose"]
-    assert both["loss_pose"] != own["loss_pose"]
-    assert loss(clip_low=.2, clip_high=.28, pose_clip_low=0.0)["loss_pose"] != both["loss_pose"]  # 0 is a clip, too
 
 
 def test_the_loss_is_its_halves_by_their_weight_and_shares():

@@ -371,8 +371,8 @@ def test_a_run_with_every_option_changed(chain):
     split = make_split(sample_poses(16, rng), rng)
     config = train_rft.RFTConfig(
         rft_steps=3, prompts=3, group_size=2, pose_answers=2, poses_per_answer=1, inner_epochs=2, beta_text=0.0,
-        beta_pose=0.0, pose_ratio="joint", normalize="batch", baseline="mean", aggregation="dr_grpo", pose_clip_low=1e-3,
-        pose_clip_high=1e-3, sigma="frozen", sigma_floor=.01)
+        beta_pose=0.0, pose_ratio="joint", normalize="batch", baseline="mean", aggregation="dr_grpo", clip_low=1e-3,
+        clip_high=1e-3, sigma="frozen", sigma_floor=.01)
     trunk = policy.pose_head.trunk[1].weight.clone()
     policy.vlm.get_output_embeddings().register_forward_hook(  # every token is <POSE>
         lambda module, inputs, logits: logits.index_fill(-1, torch.tensor([policy.pose_id]), 50.0))
