@@ -99,7 +99,7 @@ def informedness(said: Sequence[int], holds: Tensor, base_rates: Tensor) -> floa
 
     said: n different statements. holds: the h_s of this picture. base_rates: the share p_s of pictures in which each
     holds; both (2 S,), of `signed`. A sum of informedness (Powers 2011): whoever does not look earns 0 on average,
-    whatever is said. What is rare counts more. True descriptions make 4 statements; more of them must not pay by number.
+    whatever is said. What is rare counts more. True descriptions make 4; more of them must not pay by number.
     """
     said = list(said)
     return ((holds.to(base_rates) - base_rates)[said].sum() / max(len(said), 4)).item()
