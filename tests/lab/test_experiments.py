@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import rewards
 from engine.start_from import notes_of
 from engine.world import WorldConfig
 from lab import claims_table, experiments
+from train_rft import RFTConfig
 from train_sft import SFTConfig
 
 
@@ -50,6 +52,19 @@ def test_every_arm_and_measure_that_a_claim_names_exists():
         assert text
         for arm, other, measure, relation in comparisons:
             assert {arm, other} <= set(experiments.ARMS) and measure in experiments.MEASURES and relation in ">~"
+
+
+@pytest.mark.parametrize("arm", [arm for arm, (_, changes) in experiments.ARMS.items() if isinstance(changes, dict)])
+def test_every_arm_has_plain_advantages_and_the_weights_that_go_with_them_but_for_what_it_changes(arm):
+    changes = experiments.ARMS[arm][1]
+    config = RFTConfig(**experiments.arm_settings(changes))
+    weights = rewards.weights(config.reward_weights, config.without)
+    changed = dict(weight.split("=") for weight in changes.get("reward_weights", []))
+    changed |= {changes["without"]: 0} if "without" in changes else {}
+    assert config.focal_gamma == 0
+    for name, weight in (rewards.weights() | {"joint": 2.0, "statements": 3.5}).items():
+        assert weights[name] == float(changed.get(name, weight))
+    assert all(getattr(config, name) == value for name, value in changes.items() if name != "reward_weights")
 
 
 def test_a_quick_run_makes_table_json_and_figure_and_is_kept(short_answers, runs, tmp_path, monkeypatch, capsys):
