@@ -14,6 +14,7 @@ import torch
 from torch.distributions import Independent, Normal
 
 import evaluate
+import hygrpo
 import rewards
 import train_rft
 import train_sft
@@ -383,6 +384,25 @@ def test_a_run_with_every_option_changed(chain):
     assert any(row["pose_clip_low"] + row["pose_clip_high"] > 0 for row in rows[1:])
     assert len({row["sigma"] for row in rows[1:]}) == 1 and policy.pose_head.sigma_floor == .01
     assert not torch.equal(policy.pose_head.trunk[1].weight, trunk)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_statements_and_no_other_reward_have_focal_advantages(chain, monkeypatch, gamma):
+    """Of each step: Delta is what plain advantages make of the rewards, each joint's of statements times 1 - mean."""
+    out, _ = chain
+    seen, plain = [], hygrpo.advantages
+    monkeypatch.setattr(hygrpo, "advantages", lambda *given, **how: seen.append((given, plain(*given, **how))) or seen[-1][1])
+    rng = np.random.default_rng(0)
+    config = train_rft.RFTConfig(rft_steps=8, prompts=4, pose_prompts=4, poses_per_answer=8, focal_gamma=gamma)
+    train_rft.train_rft(load_policy(out / "sft"), make_split(sample_poses(16, rng), rng),
+                        Retriever.from_pretrained(out / "reward"), config, 0, lambda policy: {})
+    of_sentences = [(given, Delta) for given, (_, Delta) in seen if not given[1]["statements"].isnan().all()]
+    assert 0 < len(of_sentences) < len(seen) == 8
+    for (words, poses, has_pose, weights, parts), Delta in of_sentences:
+        alone = lambda name: plain(words, poses, has_pose, {other: weights[other] * (other == name) for other in weights},
+                                   parts)[1]
+        lacks = 1 - parts["statements"].nanmean((1, 2), keepdim=True).nan_to_num(1.0)  # (B, 1, 1, 24)
+        torch.testing.assert_close(Delta, alone("semantic") + alone("statements") * lacks ** gamma)
 
 
 def test_words_alone_leave_the_pose_head_as_it_was_and_a_reward_left_out_must_exist(chain):
