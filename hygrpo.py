@@ -54,14 +54,16 @@ LOG_RATIO_LIMIT = 20.0  # exp of more than this says nothing but "far away", and
 
 # ---------------------------------------------------------------- advantages (eq. 5)
 
-def group_advantage(reward: Tensor, valid: Tensor, normalize: str = "std", baseline: str = "leave_one_out") -> Tensor:
+def group_advantage(reward: Tensor, valid: Tensor, normalize: str = "std", baseline: str = "leave_one_out",
+                    focal_gamma: float = 0.0) -> Tensor:
     """How much better each member of a group did than the others: (..., n), zero where not valid or nothing to compare.
 
     reward: (..., n), one group a row. valid: (..., n) bool. baseline: `leave_one_out` compares with the mean of the
     *other* valid members (unbiased; Kool et al. 2019), `mean` with that of all (GRPO; scales the gradient by (n-1)/n).
     normalize: `std` divides by the group's standard deviation (GRPO), which over-weights groups that hardly differ;
     `batch` by the root mean square over all groups with spread, so that rewards of different units can be added;
-    `none` leaves the reward's unit (Dr. GRPO, Liu et al. 2025).
+    `none` leaves the reward's unit (Dr. GRPO, Liu et al. 2025). focal_gamma: of rewards from 0 to 1; the power of what
+    the group lacks, 1 - mean, by which all this is multiplied (as (1 - p)^gamma in the focal loss, Lin et al. 2017).
     """
     if baseline not in ("leave_one_out", "mean"):
         raise ValueError(f"baseline must be leave_one_out or mean, not {baseline!r}")
@@ -78,10 +80,10 @@ def group_advantage(reward: Tensor, valid: Tensor, normalize: str = "std", basel
     if baseline == "leave_one_out":  # r_i - mean of the others = (r_i - mean of all) n / (n - 1)
         advantage = advantage * count / (count - 1).clamp_min(1)
     if normalize == "std":
-        return advantage / (std + 1e-4)
-    if normalize == "batch":
-        return advantage / (advantage.square().sum() / has_spread.sum().clamp_min(1)).sqrt().clamp_min(1e-8)
-    return advantage
+        advantage = advantage / (std + 1e-4)
+    elif normalize == "batch":
+        advantage = advantage / (advantage.square().sum() / has_spread.sum().clamp_min(1)).sqrt().clamp_min(1e-8)
+    return advantage * (1 - mean).clamp_min(0.0) ** focal_gamma
 
 
 def advantages(text_rewards: dict[str, Tensor], pose_rewards: dict[str, Tensor], has_pose: Tensor,
@@ -93,7 +95,7 @@ def advantages(text_rewards: dict[str, Tensor], pose_rewards: dict[str, Tensor],
     reward that its task does not have. weights: name -> weight. how: `normalize` and `baseline` of `group_advantage`.
     by_joint: name -> (B, G, K, 24), the part of a reward that each joint decides, NaN where it decides nothing. Delta
     (B, G, K, 24 or 1) then compares each joint by its own part, or by all of a reward without parts; else (B, G, K).
-    focal: name -> gamma, of rewards of poses from 0 to 1: Delta's part of it times (1 - mean of the group)^gamma.
+    focal: name -> `focal_gamma` for Delta, of rewards of poses that have one.
     Delta's baseline is all V x K valid poses of the prompt: with K = 1 this is the paper's normalisation over V.
     F's baseline is all G answers, or those with a pose for the mean reward of an answer's poses.
     """
@@ -105,11 +107,8 @@ def advantages(text_rewards: dict[str, Tensor], pose_rewards: dict[str, Tensor],
         F = F + weights[name] * group_advantage(reward.mean(-1), has_pose & ~reward.isnan().any(-1), **how)
         part = (by_joint or {}).get(name, reward[..., None])  # (B, G, K, 24 or 1)
         valid = has_pose[..., None, None] & ~part.isnan()
-        part, valid = part.flatten(1, 2).mT, valid.flatten(1, 2).mT  # (B, 24 or 1, G K)
-        delta = group_advantage(part, valid, **how)
-        if name in (focal or {}):
-            mean = part.masked_fill(~valid, 0.0).sum(-1, keepdim=True) / valid.sum(-1, keepdim=True).clamp_min(1)
-            delta = delta * (1 - mean).clamp_min(0.0) ** focal[name]
+        delta = group_advantage(part.flatten(1, 2).mT, valid.flatten(1, 2).mT, **how,
+                                focal_gamma=(focal or {}).get(name, 0.0))  # (B, 24 or 1, G K)
         Delta = Delta + weights[name] * delta.mT.unflatten(1, reward.shape[1:])
     return F, Delta if by_joint else Delta.squeeze(-1)
 

@@ -75,7 +75,7 @@ class RFTConfig:
     baseline: Literal["leave_one_out", "mean"] = field(
         default="leave_one_out", metadata={"help": "what a reward is compared with: mean of the others, mean of all"})
     focal_gamma: Number = field(default=1.0, metadata={
-        "help": "power of 1 - mean of the group, by which the advantage of statements is multiplied; 0: as in GRPO"})
+        "help": "power of 1 - mean of the group that multiplies the advantage of statements; inert with --compare sum"})
     compare: Literal["each", "sum"] = field(default="each", metadata={
         "help": "what advantages are taken of: each reward by itself (GDPO), or their weighed sum (GRPO)"})
     pose_gradient: Literal["score", "pathwise"] = field(default="score", metadata={

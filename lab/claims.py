@@ -157,7 +157,7 @@ def value(result: dict, measure: str) -> float:
     return result[first][second] if second else result[first]
 
 
-def settings(changes: dict) -> dict:
+def arm_settings(changes: dict) -> dict:
     """What an arm has instead of the defaults of stage two: BASE, and what it changes."""
     given = changes.get("reward_weights", [])
     changed = {weight.partition("=")[0] for weight in given} | {changes.get("without")}

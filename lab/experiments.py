@@ -43,8 +43,7 @@ from engine.saving import load_policy, save_policy
 from engine.settings import Count, OutputFile, OutputFolder, OutputPicture, SeedNumber, read_settings
 from engine.world import WorldConfig, build_policy, keep_features, load_world
 from lab import agreement, claims_figure, discrete
-from lab.claims import ARMS, BASE, BESIDE, CLAIMS, EQUAL_TIME, LONG, MEASURES, SIDE_BY_SIDE, value
-from lab.claims import settings as arm_settings
+from lab.claims import ARMS, BASE, BESIDE, CLAIMS, EQUAL_TIME, LONG, MEASURES, SIDE_BY_SIDE, arm_settings, value
 from lab.claims_table import compare, side_by_side, summary, table
 from lab.continued_sft import ContinuedConfig
 from lab.curves import BLUE, ORANGE, finish, plot_smoothed

@@ -510,7 +510,7 @@ def test_long_texts_take_no_longer_than_their_length(piece):
         predict.make_prompt("x" + text, None)
         return time.process_time() - started
 
-    # Eight times the length: eight times the work, where the square would be 64. No machine is slowed three times thrice.
+    # Eight times the length is eight times the work, where its square would be 64. A busy machine gets three tries.
     assert any(seconds(100_000) < 24 * seconds(12_500) + 0.1 for _ in range(3))
 
 
